@@ -1,0 +1,351 @@
+//! The map ABI of blocker's datapath: what the eBPF programs and the daemon agree on.
+//!
+//! Everything that crosses the boundary between kernel and user space is written here, once:
+//! map and program names, keys, values, limits. The daemon depends on this library; the eBPF
+//! programs (`main.rs`, built for `bpfel-unknown-none`) are the other side. Nothing here knows
+//! how to parse a packet or how to load a program.
+//!
+//! Byte order: addresses are in network order, as bytes; every integer is in host order.
+//! Times are nanoseconds of `CLOCK_BOOTTIME` (`bpf_ktime_get_boot_ns`).
+
+#![no_std]
+
+/// Changes whenever a layout below changes in a way that an older daemon would misread.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the eBPF programs in the object.
+pub mod programs {
+    /// XDP, on devices with an Ethernet header.
+    pub const XDP: &str = "blocker_xdp";
+    /// TC ingress, on devices with an Ethernet header.
+    pub const INGRESS: &str = "blocker_ingress";
+    /// TC egress, on devices with an Ethernet header.
+    pub const EGRESS: &str = "blocker_egress";
+    /// TC ingress, on devices without a link-layer header (tun, WireGuard).
+    pub const INGRESS_L3: &str = "blocker_in_l3";
+    /// TC egress, on devices without a link-layer header (tun, WireGuard).
+    pub const EGRESS_L3: &str = "blocker_out_l3";
+    /// All of them.
+    pub const ALL: [&str; 5] = [XDP, INGRESS, EGRESS, INGRESS_L3, EGRESS_L3];
+}
+
+/// Names of the maps in the object.
+pub mod maps {
+    /// `ARRAY` of one [`State`](crate::State), mmapable.
+    pub const STATE: &str = "STATE";
+    /// `ARRAY` of [`IndexBlock`](crate::IndexBlock), mmapable, both banks.
+    pub const V4_INDEX: &str = "V4_INDEX";
+    /// `ARRAY` of [`RangeBlock`](crate::RangeBlock), mmapable, both banks.
+    pub const V4_RANGES: &str = "V4_RANGES";
+    /// `LPM_TRIE` of IPv6 prefixes to rule-list numbers (u32), one a bank.
+    pub const V6: [&str; 2] = ["V6_0", "V6_1"];
+    /// `ARRAY` of [`RuleList`](crate::RuleList), mmapable, both banks.
+    pub const LISTS: &str = "LISTS";
+    /// `ARRAY` of [`Rule`](crate::Rule), mmapable, both banks.
+    pub const RULES: &str = "RULES";
+    /// `ARRAY` of [`PortSet`](crate::PortSet), mmapable, both banks.
+    pub const PORT_SETS: &str = "PORT_SETS";
+    /// `HASH` of [`InterfaceKey`](crate::InterfaceKey) to u8: the interfaces of an interface set.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// `PERCPU_ARRAY` of [`Counters`](crate::Counters), two a slot: ingress, egress.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// `PERCPU_ARRAY` of [`HookCounters`](crate::HookCounters), see [`hook_slot`](crate::hook_slot).
+    pub const HOOKS: &str = "HOOKS";
+    /// `PERCPU_ARRAY` of one [`Bucket`](crate::Bucket): the reply rate limit.
+    pub const BUCKET: &str = "BUCKET";
+    /// `HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`kill`](crate::kill) bits): flows under
+    /// teardown, put there by the daemon; the datapath notes which ends it saw a RST go to.
+    pub const KILLS: &str = "KILLS";
+    /// `PERCPU_ARRAY` of one scratch buffer, private to the datapath.
+    pub const SCRATCH: &str = "SCRATCH";
+}
+
+/// Names of the globals that the daemon sets at load.
+pub mod globals {
+    /// u32: the mark that our own packets carry; random per start, never 0.
+    pub const MARK: &str = "MARK";
+    /// u32: replies a second on each CPU.
+    pub const REPLIES_PER_SECOND: &str = "REPLIES_PER_SECOND";
+    /// u32: index blocks of one bank in [`maps::V4_INDEX`](crate::maps::V4_INDEX).
+    pub const INDEX_BLOCKS: &str = "INDEX_BLOCKS";
+    /// u32: range blocks of one bank in [`maps::V4_RANGES`](crate::maps::V4_RANGES).
+    pub const RANGE_BLOCKS: &str = "RANGE_BLOCKS";
+    /// u32: rule lists of one bank.
+    pub const LISTS_PER_BANK: &str = "LISTS_PER_BANK";
+    /// u32: rules of one bank.
+    pub const RULES_PER_BANK: &str = "RULES_PER_BANK";
+    /// u32: port sets of one bank.
+    pub const PORT_SETS_PER_BANK: &str = "PORT_SETS_PER_BANK";
+    /// u8: the level of the datapath's diagnostics (aya-log); 0 removes them at load.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+}
+
+/// Entries of a rule list: with its length, one cache line.
+pub const RULES_PER_LIST: usize = 31;
+/// The most rules that a bank can hold: rule numbers are u16.
+pub const MAX_RULES: u32 = 65_536;
+/// The most rule lists that a bank can hold: range values are u16, and 0 names no list.
+pub const MAX_LISTS: u32 = 65_535;
+/// The most port sets that a bank can hold; [`ANY_PORTS`] is not one.
+pub const MAX_PORT_SETS: u32 = 1_024;
+/// "Every port", in a rule's port set fields.
+pub const ANY_PORTS: u16 = u16::MAX;
+/// "Every interface", in a rule's interface set field.
+pub const ANY_INTERFACES: u16 = u16::MAX;
+/// "Every protocol", in a rule's protocol field.
+pub const ANY_PROTOCOL: u16 = 256;
+/// "ICMP for IPv4, ICMPv6 for IPv6", in a rule's protocol field.
+pub const ICMP_PROTOCOL: u16 = 257;
+/// [`Rule::percent`] of a rule that takes every packet; the field's unit is 1/2^32.
+pub const ALWAYS: u32 = u32::MAX;
+/// [`Rule::deadline`] of a rule without one.
+pub const NEVER: u64 = u64::MAX;
+
+/// Declares types that are shared as plain memory.
+///
+/// The layout is C's; a type with padding does not compile, since padding would make bytes that
+/// nobody wrote part of a map's key or value.
+macro_rules! shared {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty),* $(,)? })*) => {$(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+        const _: () = assert!(
+            size_of::<$name>() == 0 $(+ size_of::<$ty>())*,
+            concat!(stringify!($name), " has padding"),
+        );
+    )*};
+}
+
+shared! {
+    /// The one word that makes a change atomic, and what describes each bank.
+    pub struct State {
+        /// The bank that the datapath reads: 0 or 1. Written last, alone.
+        pub active: u32,
+        /// Keeps the banks aligned.
+        pub reserved: u32,
+        /// The two banks.
+        pub banks: [Bank; 2],
+    }
+
+    /// What the datapath must know of a bank before it reads it.
+    pub struct Bank {
+        /// How far to shift an IPv4 address right to get its index entry: 32 minus the index width.
+        pub v4_shift: u32,
+        /// Number of IPv6 prefixes in the bank's trie; 0 spares the lookup.
+        pub v6_prefixes: u32,
+        /// Number of the snapshot that the bank holds.
+        pub generation: u64,
+    }
+
+    /// An entry of the IPv4 index: all addresses that share their top bits.
+    pub struct IndexEntry {
+        /// Number of the bucket's first entry in the bank's ranges.
+        pub first: u32,
+        /// How many range starts lie within the bucket, the bucket's own start not counted.
+        pub count: u16,
+        /// The rule-list number from the bucket's start to the first of those; 0 for none.
+        pub value: u16,
+    }
+
+    /// A range of IPv4 addresses within a bucket, up to the next range's start.
+    pub struct Range {
+        /// The low 16 bits of the range's first address (host order).
+        pub start: u16,
+        /// Its rule-list number; 0 for none.
+        pub value: u16,
+    }
+
+    /// The rules whose targets cover a range, in the order in which they are tried.
+    pub struct RuleList {
+        /// How many of `rules` are used.
+        pub len: u16,
+        /// Numbers of rules within the bank.
+        pub rules: [u16; RULES_PER_LIST],
+    }
+
+    /// A compiled rule.
+    pub struct Rule {
+        /// `CLOCK_BOOTTIME` nanoseconds after which the rule no longer matches; [`NEVER`].
+        pub deadline: u64,
+        /// A packet (or flow) is taken if its random number (or hash) is at most this; [`ALWAYS`].
+        pub percent: u32,
+        /// Slot of the rule's counters.
+        pub counter: u32,
+        /// IP protocol number, [`ANY_PROTOCOL`] or [`ICMP_PROTOCOL`].
+        pub protocol: u16,
+        /// Port set that either side's port must be in, or [`ANY_PORTS`].
+        pub ports: u16,
+        /// Port set that the local port must be in, or [`ANY_PORTS`].
+        pub local_ports: u16,
+        /// Port set that the remote port must be in, or [`ANY_PORTS`].
+        pub remote_ports: u16,
+        /// Interface set that the device must be in, or [`ANY_INTERFACES`].
+        pub interfaces: u16,
+        /// [`mode`] number.
+        pub mode: u8,
+        /// [`direction`] bits.
+        pub directions: u8,
+        /// [`flag`] bits.
+        pub flags: u32,
+    }
+
+    /// A set of ports, a bit each: bit `p % 64` of word `p / 64`.
+    pub struct PortSet {
+        /// The bits.
+        pub bits: [u64; 1_024],
+    }
+
+    /// Names one interface of one interface set.
+    pub struct InterfaceKey {
+        /// Number of the set within its bank, with the bank in the top bit.
+        pub set: u32,
+        /// The interface's index.
+        pub ifindex: u32,
+    }
+
+    /// What a rule did in one direction, on one CPU.
+    pub struct Counters {
+        /// Packets that the rule decided. A GSO packet is one.
+        pub packets: u64,
+        /// Their bytes with link-layer header, as the hook saw them.
+        pub bytes: u64,
+        /// Replies sent: RSTs (to the sender and onward) and ICMP errors.
+        pub replies: u64,
+        /// Packets left without a reply by the rate limit.
+        pub suppressed: u64,
+    }
+
+    /// What a hook saw on one device, on one CPU.
+    pub struct HookCounters {
+        /// Packets that the hook saw.
+        pub seen: u64,
+        /// Packets that no rule decided.
+        pub passed: u64,
+        /// Packets whose headers could not be read: they pass.
+        pub malformed: u64,
+        /// Packets of our own that passed by their mark.
+        pub own: u64,
+    }
+
+    /// The token bucket that limits replies, on one CPU.
+    pub struct Bucket {
+        /// When it was last filled.
+        pub filled: u64,
+        /// Replies left.
+        pub tokens: u64,
+    }
+
+    /// A flow as a rule sees it. IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`).
+    pub struct FlowKey {
+        /// The remote's address, network order.
+        pub remote: [u8; 16],
+        /// The local address, network order.
+        pub local: [u8; 16],
+        /// The remote's port.
+        pub remote_port: u16,
+        /// The local port.
+        pub local_port: u16,
+        /// IP protocol number.
+        pub protocol: u32,
+    }
+}
+
+/// Modes, as [`Rule::mode`].
+pub mod mode {
+    /// Silently dropped.
+    pub const DROP: u8 = 0;
+    /// Reset: RST to both ends, ICMP port unreachable for what is not TCP.
+    pub const RESET: u8 = 1;
+    /// Rejected: ICMP administratively prohibited.
+    pub const REJECT: u8 = 2;
+    /// Counted, and passed.
+    pub const AUDIT: u8 = 3;
+}
+
+/// Directions, as [`Rule::directions`], seen from this host.
+pub mod direction {
+    /// From the remote.
+    pub const INGRESS: u8 = 1;
+    /// To the remote.
+    pub const EGRESS: u8 = 2;
+}
+
+/// Bits of [`Rule::flags`].
+pub mod flag {
+    /// RSTs pass: always in reset mode, and where established flows are killed while dropping.
+    pub const PASS_RST: u32 = 1;
+    /// `percent` is decided per flow, not per packet.
+    pub const PER_FLOW: u32 = 2;
+}
+
+/// Bits of a [`maps::KILLS`] value.
+pub mod kill {
+    /// A RST for the flow passed towards the remote.
+    pub const REMOTE: u32 = 1;
+    /// A RST for the flow passed towards the local end.
+    pub const LOCAL: u32 = 2;
+}
+
+/// Range entries in a block: 256 KiB.
+pub const RANGES_PER_BLOCK: usize = 65_536;
+/// Index entries in a block: 256 KiB.
+pub const ENTRIES_PER_BLOCK: usize = 32_768;
+
+/// A block of the IPv4 index, one value of [`maps::V4_INDEX`].
+#[repr(C)]
+pub struct IndexBlock(pub [IndexEntry; ENTRIES_PER_BLOCK]);
+
+/// A block of ranges, one value of [`maps::V4_RANGES`]. No bucket crosses a block.
+#[repr(C)]
+pub struct RangeBlock(pub [Range; RANGES_PER_BLOCK]);
+
+/// Hooks, in the order in which a packet from the wire meets them.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP.
+    Xdp = 0,
+    /// TC ingress.
+    Ingress = 1,
+    /// TC egress.
+    Egress = 2,
+}
+
+/// Devices that have hook counters of their own; those with a higher index share slot 0.
+pub const HOOK_DEVICES: u32 = 1_024;
+
+/// The slot of a hook's counters on a device, in [`maps::HOOKS`].
+#[inline(always)]
+pub const fn hook_slot(hook: Hook, ifindex: u32) -> u32 {
+    let device = if ifindex < HOOK_DEVICES { ifindex } else { 0 };
+    device * 3 + hook as u32
+}
+
+/// The most replies that a CPU may send at once, as a share of its rate: a second's worth.
+pub const BURST_NANOSECONDS: u64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_what_the_datapath_was_measured_with() {
+        assert_eq!(size_of::<IndexBlock>(), 256 * 1024);
+        assert_eq!(size_of::<RangeBlock>(), 256 * 1024);
+        assert_eq!(size_of::<RuleList>(), 64);
+        assert_eq!(size_of::<Rule>(), 32);
+        assert_eq!(size_of::<PortSet>(), 8 * 1024);
+        assert_eq!(size_of::<FlowKey>(), 40);
+    }
+
+    #[test]
+    fn every_device_and_hook_has_a_slot_within_the_map() {
+        for hook in [Hook::Xdp, Hook::Ingress, Hook::Egress] {
+            assert!(hook_slot(hook, HOOK_DEVICES - 1) < HOOK_DEVICES * 3);
+            assert_eq!(hook_slot(hook, HOOK_DEVICES), hook_slot(hook, u32::MAX));
+        }
+        assert_ne!(hook_slot(Hook::Xdp, 7), hook_slot(Hook::Ingress, 7));
+    }
+}

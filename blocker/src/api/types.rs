@@ -1,0 +1,296 @@
+//! What travels over the control API. Field names are a contract: scripts rely on them.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
+
+/// `POST /v1/rules`: one rule to add. Query: `force`, `dry_run`.
+///
+/// The answer is an [`AddResponse`]. A rule that is there already with the same effect is no
+/// error: `created` is false, and a new deadline or comment is taken over.
+pub type AddRequest = RuleSpec;
+
+/// The answer to `POST /v1/rules`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AddResponse {
+    /// The rule as it now is.
+    pub rule: Rule,
+    /// Whether it was not there before.
+    pub created: bool,
+    /// Parts of the targets that were spared, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carved: Vec<Carved>,
+    /// What became of the flows that were established.
+    pub teardown: Account,
+    /// With `dry_run`: the flows that would die. Nothing was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub would_kill: Option<Vec<LiveFlow>>,
+}
+
+/// An address or prefix that a rule's targets cover and the rule spares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carved {
+    /// What is spared.
+    pub target: Target,
+    /// Why: "your own SSH session comes from it", "it is the default gateway on eth0", …
+    pub why: String,
+}
+
+/// A live flow and who owns it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveFlow {
+    /// `tcp`, `udp`, …
+    pub protocol: String,
+    /// The remote's address.
+    pub remote: IpAddr,
+    /// The remote's port.
+    pub remote_port: u16,
+    /// The local address.
+    pub local: IpAddr,
+    /// The local port.
+    pub local_port: u16,
+    /// State of the socket or the tracked connection, such as `ESTABLISHED`.
+    pub state: String,
+    /// Name of a process that holds the socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    /// Its pid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+}
+
+/// The account of a teardown.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Account {
+    /// Flows found.
+    pub found: u64,
+    /// Flows that are dead at both ends, as far as this host can know.
+    pub killed: u64,
+    /// Flows that are not, and why.
+    pub left: Vec<Left>,
+    /// Time taken, in milliseconds.
+    pub elapsed_ms: f64,
+    /// What could not be looked at, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A flow that a teardown could not kill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The flow.
+    #[serde(flatten)]
+    pub flow: LiveFlow,
+    /// Why it is left.
+    pub why: String,
+}
+
+/// `GET /v1/rules`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ListResponse {
+    /// The rules, by id.
+    pub rules: Vec<RuleView>,
+}
+
+/// A rule and how it fares; `GET /v1/rules/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RuleView {
+    /// The rule.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Who put it there.
+    pub owner: Owner,
+    /// When it was put there.
+    pub created: Timestamp,
+    /// Seconds until its deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<u64>,
+    /// What it did, both directions.
+    pub counters: Counters,
+}
+
+/// What a rule did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Packets that it decided.
+    pub packets: u64,
+    /// Their bytes, with link-layer header.
+    pub bytes: u64,
+    /// Replies sent.
+    pub replies: u64,
+    /// Packets left without a reply by the rate limit.
+    pub suppressed: u64,
+}
+
+/// `DELETE /v1/rules/{id}`, and `DELETE /v1/rules?target=ADDRESS` for every rule that has exactly
+/// that target, and `DELETE /v1/rules` for all that the API owns (flush; `?all=true`: the
+/// configuration's too, until the next reload).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeleteResponse {
+    /// The rules that are gone.
+    pub removed: Vec<RuleId>,
+    /// Rules that lost the target and live on with their others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub narrowed: Vec<RuleId>,
+    /// What became of the flows, for rules with `on_lift: reset`.
+    pub teardown: Account,
+}
+
+/// `PUT /v1/ruleset`: replaces all rules of owner `api`, atomically. Query: `force`, `dry_run`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RulesetRequest {
+    /// All the rules that are to be.
+    pub rules: Vec<RuleSpec>,
+}
+
+/// The answer to `PUT /v1/ruleset`: what changed, or would.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RulesetResponse {
+    /// Rules that were not there.
+    pub added: Vec<Rule>,
+    /// Rules that are gone.
+    pub removed: Vec<Rule>,
+    /// Rules that changed.
+    pub changed: Vec<Changed>,
+    /// How many stayed as they were.
+    pub unchanged: u64,
+    /// Parts of targets that were spared, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carved: Vec<Carved>,
+    /// What became of established flows.
+    pub teardown: Account,
+    /// Whether this was a dry run.
+    pub dry_run: bool,
+}
+
+/// A rule that a ruleset changed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Changed {
+    /// As it was.
+    pub before: Rule,
+    /// As it is.
+    pub after: Rule,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The map ABI's version.
+    pub abi: u32,
+    /// The daemon's pid.
+    pub pid: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// The configuration file.
+    pub config: String,
+    /// When it was last loaded, and with what result.
+    pub last_reload: Reload,
+    /// The attached devices.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Rules in force.
+    pub rules: Usage,
+    /// Prefixes in force.
+    pub prefixes: Usage,
+    /// Kernel memory of the maps, in bytes.
+    pub map_bytes: u64,
+    /// Resident memory of the daemon, in bytes.
+    pub resident_bytes: u64,
+    /// What the kernel lacks, and what follows from it.
+    pub lacks: Vec<String>,
+}
+
+/// How the configuration was last loaded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reload {
+    /// When.
+    pub at: Timestamp,
+    /// What was wrong, if it was refused; the configuration before it is in force then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Something with a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Used.
+    pub used: u64,
+    /// Allowed.
+    pub allowed: u64,
+}
+
+/// A device and its hooks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its hooks.
+    pub hooks: Vec<HookStatus>,
+    /// What is not attached there, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// An attached hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// `xdp`, `tc-ingress` or `tc-egress`.
+    pub hook: String,
+    /// How: `native`, `generic`, `tcx` or `clsact`.
+    pub mode: String,
+    /// Packets that the hook saw on this device.
+    pub seen: u64,
+    /// Packets that no rule decided.
+    pub passed: u64,
+    /// Packets whose headers could not be read; they passed.
+    pub malformed: u64,
+}
+
+/// An error: RFC 9457 problem details, with a stable `code`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `about:blank`: `code` tells problems apart.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What went wrong, in a few words.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// What, where, why, and what to do.
+    pub detail: String,
+    /// For programs.
+    pub code: Code,
+}
+
+/// Stable codes of [`Problem`]s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The request could not be read, or a rule in it is wrong (400).
+    InvalidInput,
+    /// A limit would be exceeded (400).
+    LimitExceeded,
+    /// The rule is refused to protect the caller; `force` overrides it (409).
+    Refused,
+    /// The rule is refused, and `force` does not override it (409).
+    Protected,
+    /// An id is taken by a rule that does something else (409).
+    Conflict,
+    /// No such rule (404).
+    NotFound,
+    /// No such path or method (404, 405).
+    NoSuchEndpoint,
+    /// The caller may not (403).
+    Forbidden,
+    /// The kernel or the disk refused; nothing was changed (500).
+    Internal,
+}

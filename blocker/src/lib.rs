@@ -1,0 +1,30 @@
+//! blocker cuts a host off from a peer, and is sure of it.
+//!
+//! The way of a change: YAML, flags or HTTP become a [`rule`], rules make a [`ruleset`], which
+//! [`compile`] turns into a snapshot, which [`datapath`] writes into the idle bank and makes live
+//! by one word; [`teardown`] then kills the flows that were established. [`controller`] is the
+//! sole owner of state and does these steps in order, or none of them.
+//!
+//! | module | owns | doesn't |
+//! |---|---|---|
+//! | [`rule`] | what a rule is, text both ways | know other rules or the host |
+//! | [`config`] | the configuration file | act on it |
+//! | [`ruleset`] | all rules, their diff | know the kernel |
+//! | [`safety`] | what a rule may not touch | match packets |
+//! | [`compile`] | ruleset → snapshot, pure | write maps |
+//! | [`datapath`] | programs, maps, links, pins | know why a rule is there |
+//! | [`teardown`] | killing established flows | decide which rules kill |
+//! | [`state`] | API rules across restarts | decide what is in force |
+//! | [`controller`] | the order of things, rollback | talk HTTP |
+//! | [`api`] | HTTP, JSON, errors | decide |
+
+pub mod api;
+pub mod compile;
+pub mod config;
+pub mod controller;
+pub mod datapath;
+pub mod rule;
+pub mod ruleset;
+pub mod safety;
+pub mod state;
+pub mod teardown;
