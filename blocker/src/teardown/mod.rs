@@ -22,18 +22,23 @@
 //! | [`netns`] | network namespaces |
 //! | [`owners`] | which process holds a socket |
 //! | [`survey`] | what there is to kill |
-//! | [`rounds`] | the order of events, and the account |
+//! | [`ledger`] | what is known of each flow, and the account |
+//! | [`rounds`] | the order of events |
 //!
 //! Everything here blocks; call it from a thread that may. Nothing is held between calls.
 
 mod bytecode;
+mod conntrack;
 mod flow;
+mod ledger;
 mod matching;
 mod netlink;
 mod netns;
 mod owners;
+mod probe;
 mod rounds;
 mod routes;
+mod segment;
 mod sockets;
 mod survey;
 
@@ -143,6 +148,11 @@ pub fn lacks() -> Vec<String> {
         Err(e) => lacks.push(format!(
             "CONFIG_INET_DIAG: established connections of this host can't be listed ({e}); they die at their next segment"
         )),
+    }
+    if let Err(e) = conntrack::open().and_then(|mut netfilter| conntrack::count(&mut netfilter)) {
+        lacks.push(format!(
+            "CONFIG_NF_CT_NETLINK: forwarded connections can't be listed ({e}); they die at their next segment"
+        ));
     }
     lacks
 }

@@ -79,12 +79,8 @@ impl Conversation {
         // Without CAP_NET_ADMIN the default stays, and a batch that fails throughout may lose
         // errors: what it was to kill is then found again by the next list.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
-        setsockopt(
-            &socket,
-            sockopt::ReceiveTimeout,
-            &TimeVal::seconds(5),
-        )
-        .map_err(|errno| error(errno.into()))?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))
+            .map_err(|errno| error(errno.into()))?;
         Ok(Self {
             socket,
             family,
@@ -172,7 +168,13 @@ impl Conversation {
             for request in chunk {
                 let (kind, body) = encode(request);
                 self.sequence = self.sequence.wrapping_add(1);
-                frame(&mut bytes, kind, NLM_F_REQUEST, self.sequence, &[&Raw(body)]);
+                frame(
+                    &mut bytes,
+                    kind,
+                    NLM_F_REQUEST,
+                    self.sequence,
+                    &[&Raw(body)],
+                );
             }
             self.socket
                 .send(&bytes, 0)
@@ -220,7 +222,9 @@ impl Conversation {
         self.received.reserve(RECEIVE);
         let length = self.socket.recv(&mut self.received, flags)?;
         if length > self.received.len() {
-            return Err(io::Error::other("a datagram larger than the kernel's limit"));
+            return Err(io::Error::other(
+                "a datagram larger than the kernel's limit",
+            ));
         }
         Ok(())
     }

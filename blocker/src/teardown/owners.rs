@@ -23,7 +23,12 @@ pub(crate) fn of(inodes: &[u32]) -> (HashMap<u32, Holder>, Option<String>) {
     let mut holders: HashMap<u32, Holder> = HashMap::new();
     let processes = match all_processes() {
         Ok(processes) => processes,
-        Err(e) => return (holders, Some(format!("reading /proc for process names: {e}"))),
+        Err(e) => {
+            return (
+                holders,
+                Some(format!("reading /proc for process names: {e}")),
+            );
+        }
     };
     let wanted: std::collections::HashSet<u64> = inodes
         .iter()
@@ -46,7 +51,10 @@ pub(crate) fn of(inodes: &[u32]) -> (HashMap<u32, Holder>, Option<String>) {
             let FDTarget::Socket(inode) = descriptor.target else {
                 continue;
             };
-            let Some(key) = u32::try_from(inode).ok().filter(|_| wanted.contains(&inode)) else {
+            let Some(key) = u32::try_from(inode)
+                .ok()
+                .filter(|_| wanted.contains(&inode))
+            else {
                 continue;
             };
             let name = name.get_or_insert_with(|| {
@@ -86,10 +94,7 @@ mod tests {
     #[test]
     fn our_own_socket_is_ours() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let path = format!(
-            "/proc/self/fd/{}",
-            std::os::fd::AsRawFd::as_raw_fd(&socket)
-        );
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&socket));
         let inode = std::fs::metadata(path).unwrap().ino();
         let inode = u32::try_from(inode).unwrap();
         let (holders, _) = of(&[inode, 0]);

@@ -1,20 +1,27 @@
-//! The order of events of a teardown, and its account.
+//! The order of events of a teardown.
 //!
-//! A flow is dead when its local end is (its socket destroyed, or a RST seen to go to it) and its
-//! remote end is (a RST seen to go to it, or one seen to come from it). Whatever is not is probed
-//! again, round by round; what is left then is accounted for with the reason.
+//! Look, watch, destroy; then round by round: probe what is not dead, wait for the evidence, look
+//! again. Tracked connections are deleted last, since their NAT must still carry the RSTs to
+//! whoever is behind it. What is known of each flow is in the [`Ledger`].
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use blocker_ebpf::FlowKey;
 
-use super::flow::{State, TCP, Tuple};
-use super::matching::Matcher;
+use super::conntrack::{self, Connection, View};
+use super::flow::Tuple;
+use super::ledger::Ledger;
+use super::matching::{Device, Match, Matcher};
+use super::netlink::Conversation;
+use super::probe::Prober;
+use super::routes::Routes;
+use super::segment::Probe;
 use super::sockets::{self, HostSocket};
 use super::survey::{self, Place, note_once};
 use super::{Evidence, Listing, Progress, Settings, owners};
-use crate::api::types::{Account, Left, LiveFlow};
+use crate::api::types::{Account, LiveFlow};
 use crate::rule::Rule;
 
 /// How long the first look waits for the kernel's own RSTs: they pass the datapath within the
@@ -42,17 +49,23 @@ pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
     let inodes: Vec<u32> = sockets.iter().map(|(_, socket)| socket.inode).collect();
     let (holders, note) = owners::of(&inodes);
     notes.extend(note);
-    let mut flows: Vec<(Tuple, LiveFlow)> = sockets
-        .iter()
-        .map(|(_, socket)| {
-            let mut live = socket.tuple.live(socket.state.name());
-            if let Some(holder) = holders.get(&socket.inode) {
-                live.process = Some(holder.name.clone());
-                live.pid = Some(holder.pid);
-            }
-            (socket.tuple, live)
-        })
-        .collect();
+    let mut flows: Vec<(Tuple, LiveFlow)> = Vec::new();
+    for (_, socket) in &sockets {
+        let mut live = socket.tuple.live(socket.state.name());
+        if let Some(holder) = holders.get(&socket.inode) {
+            live.process = Some(holder.name.clone());
+            live.pid = Some(holder.pid);
+        }
+        flows.push((socket.tuple, live));
+    }
+    let own: HashSet<Tuple> = sockets.iter().map(|(_, socket)| socket.tuple).collect();
+    let mut netfilter = open_tracking(&mut notes);
+    for (connection, views) in tracked(&mut netfilter, &mut places, &matcher, &mut notes) {
+        let known = views.iter().any(|view| own.contains(&view.tuple));
+        if connection.lives() && !known {
+            flows.push((views[0].tuple, views[0].tuple.live(connection.state_name())));
+        }
+    }
     flows.sort_by_key(|(tuple, _)| *tuple);
     Listing {
         flows: flows.into_iter().map(|(_, live)| live).collect(),
@@ -74,139 +87,176 @@ pub(crate) fn kill(
     }
     let mut notes = Vec::new();
     let places = survey::places(settings, &mut notes);
+    let netfilter = open_tracking(&mut notes);
     let mut run = Run {
         matcher: &matcher,
+        mark: settings.mark,
         evidence,
         progress,
         places,
+        netfilter,
+        prober: None,
         notes,
-        flows: Vec::new(),
-        numbers: HashMap::new(),
+        ledger: Ledger::default(),
         watched: Vec::new(),
         blind: None,
     };
-    let listed = run.look();
-    run.destroy(&listed);
-    run.gather(KERNEL_RSTS);
-    for wait in ROUNDS {
-        if run.unfinished() {
-            run.gather(wait);
-        }
-        let listed = run.look();
-        if listed.is_empty() && !run.unfinished() {
-            break;
-        }
-        run.destroy(&listed);
-    }
-    run.gather(KERNEL_RSTS);
+    run.rounds();
     run.close(started)
 }
 
-/// What is known of a flow's local end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LocalEnd {
-    /// A socket that was listed, and not yet destroyed.
-    Alive,
-    /// A socket that is destroyed, or was gone before.
-    Dead,
-    /// A socket that the kernel would not destroy, with the errno.
-    Refused(i32),
-}
-
-/// A flow under teardown.
-#[derive(Debug)]
-struct Flow {
-    tuple: Tuple,
-    state: State,
-    local: LocalEnd,
-    /// Bits of [`blocker_ebpf::kill`] seen so far.
-    seen: u32,
-}
-
-impl Flow {
-    /// Whether the local end is dead.
-    fn local_dead(&self) -> bool {
-        match self.local {
-            LocalEnd::Dead => true,
-            LocalEnd::Alive => false,
-            LocalEnd::Refused(_) => self.seen & blocker_ebpf::kill::LOCAL != 0,
+/// Opens ctnetlink, or notes what follows from its absence.
+fn open_tracking(notes: &mut Vec<String>) -> Option<Conversation> {
+    match conntrack::open() {
+        Ok(netfilter) => Some(netfilter),
+        Err(e) => {
+            notes.push(format!(
+                "{e}: forwarded connections can't be listed, and die at their next segment"
+            ));
+            None
         }
     }
+}
 
-    /// Whether the remote end is dead, or never was.
-    ///
-    /// A RST towards the local end comes from a remote that has no such connection any more, or
-    /// is what the datapath made of a segment of the remote's, along with one for the remote.
-    fn remote_dead(&self) -> bool {
-        self.tuple.protocol != TCP || !self.state.remote_lives() || self.seen != 0
-    }
-
-    fn dead(&self) -> bool {
-        self.local_dead() && self.remote_dead()
-    }
-
-    /// Why it is not.
-    fn why(&self, blind: Option<&str>) -> String {
-        match self.local {
-            LocalEnd::Alive => {
-                "its socket was still there, or there again, when the last list was read".to_owned()
+/// The tracked connections of the rules, each with the views by which they name it (never none).
+fn tracked(
+    netfilter: &mut Option<Conversation>,
+    places: &mut [Place],
+    matcher: &Matcher,
+    notes: &mut Vec<String>,
+) -> Vec<(Connection, Vec<View>)> {
+    let Some(netfilter) = netfilter else {
+        return Vec::new();
+    };
+    let connections = match conntrack::list(netfilter, matcher) {
+        Ok(Some(connections)) => connections,
+        Ok(None) => {
+            if forwards() {
+                note_once(
+                    notes,
+                    "this host forwards packets but tracks no connections: forwarded ones can't be listed, and die at their next segment"
+                        .to_owned(),
+                );
             }
-            LocalEnd::Refused(libc::EOPNOTSUPP) => {
-                "the kernel lacks CONFIG_INET_DIAG_DESTROY and the remote did not answer a probe: it dies at its next segment".to_owned()
-            }
-            LocalEnd::Refused(errno) => {
-                let e = std::io::Error::from_raw_os_error(errno);
-                format!("its socket could not be destroyed ({e}): it dies at its next segment")
-            }
-            LocalEnd::Dead => match blind {
-                Some(error) => format!(
-                    "its socket here is dead; whether the remote got a RST is not known, since the datapath could not be read: {error}"
-                ),
-                None => "its socket here is dead, but no RST was seen to go to the remote, which did not answer a probe either: if it lives, its end dies at its next segment".to_owned(),
-            },
+            return Vec::new();
+        }
+        Err(e) => {
+            note_once(
+                notes,
+                format!("{e}: forwarded connections were not looked at"),
+            );
+            return Vec::new();
+        }
+    };
+    let mut routes = own_routes(places);
+    let mut unsure = false;
+    let mut named = Vec::new();
+    for connection in connections {
+        let mut views = connection.views();
+        views.retain(|view| {
+            let tuple = &view.tuple;
+            let device = || match &mut routes {
+                Some(routes) => routes.device(tuple.remote, tuple.local, 0),
+                None => Device::Unknown,
+            };
+            let answer = matcher.matches(tuple, device);
+            unsure |= answer == Match::Unsure;
+            answer == Match::Yes
+        });
+        if !views.is_empty() {
+            named.push((connection, views));
         }
     }
+    if unsure {
+        note_once(notes, survey::UNSURE.to_owned());
+    }
+    named
+}
+
+/// Whether this network namespace forwards packets.
+fn forwards() -> bool {
+    [
+        "/proc/sys/net/ipv4/ip_forward",
+        "/proc/sys/net/ipv6/conf/all/forwarding",
+    ]
+    .iter()
+    .any(|path| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0"))
+}
+
+/// Routing in the namespace that this program runs in, which is where the datapath is.
+fn own_routes(places: &mut [Place]) -> Option<&mut Routes> {
+    places
+        .iter_mut()
+        .find(|place| place.namespace.is_own())
+        .and_then(|place| place.routes.as_mut())
 }
 
 /// A teardown in progress.
 struct Run<'a> {
     matcher: &'a Matcher,
+    mark: u32,
     evidence: &'a dyn Evidence,
     progress: &'a dyn Fn(Progress),
     places: Vec<Place>,
+    netfilter: Option<Conversation>,
+    prober: Option<Prober>,
     notes: Vec<String>,
-    flows: Vec<Flow>,
-    /// Number of a flow by place and tuple.
-    numbers: HashMap<(usize, Tuple), usize>,
+    ledger: Ledger,
     watched: Vec<FlowKey>,
     /// Why there is no evidence.
     blind: Option<String>,
 }
 
 impl Run<'_> {
+    fn rounds(&mut self) {
+        let listed = self.look();
+        // Before anything dies: what netfilter makes of a RST would hide the connection.
+        let tracked = tracked(
+            &mut self.netfilter,
+            &mut self.places,
+            self.matcher,
+            &mut self.notes,
+        );
+        let keys: Vec<FlowKey> = tracked
+            .iter()
+            .flat_map(|(connection, views)| self.ledger.tracked(connection, views))
+            .collect();
+        self.watch(keys);
+        self.destroy(&listed);
+        self.gather(KERNEL_RSTS);
+        let mut doubtful: Vec<Probe> = tracked
+            .iter()
+            .filter(|(connection, _)| connection.doubtful())
+            .flat_map(|(connection, views)| {
+                let end = views[0].remote_end;
+                [connection.probe_to(end), connection.probe_to(end.other())]
+            })
+            .collect();
+        for wait in ROUNDS {
+            let mut probes = self.ledger.probes();
+            probes.append(&mut doubtful);
+            self.probe(&probes);
+            if self.ledger.unfinished() {
+                self.gather(wait);
+            }
+            let listed = self.look();
+            if listed.is_empty() && !self.ledger.unfinished() {
+                break;
+            }
+            self.destroy(&listed);
+        }
+        self.gather(KERNEL_RSTS);
+        self.untrack(tracked);
+    }
+
     /// Lists sockets, takes in the flows that are new, and has them watched.
     fn look(&mut self) -> Vec<(usize, HostSocket)> {
         let listed = survey::sockets(&mut self.places, self.matcher, &mut self.notes);
-        let mut new = Vec::new();
-        for (place, socket) in &listed {
-            let number = *self
-                .numbers
-                .entry((*place, socket.tuple))
-                .or_insert_with(|| {
-                    new.push(socket.tuple.key());
-                    self.flows.push(Flow {
-                        tuple: socket.tuple,
-                        state: socket.state,
-                        local: LocalEnd::Alive,
-                        seen: 0,
-                    });
-                    self.flows.len() - 1
-                });
-            let flow = &mut self.flows[number];
-            flow.state = socket.state;
-            flow.local = LocalEnd::Alive;
-        }
-        self.watch(new);
+        let keys: Vec<FlowKey> = listed
+            .iter()
+            .filter_map(|(place, socket)| self.ledger.socket(*place, socket.tuple, socket.state))
+            .collect();
+        self.watch(keys);
         self.report();
         listed
     }
@@ -236,29 +286,42 @@ impl Run<'_> {
             if here.is_empty() {
                 continue;
             }
-            let results = match sockets::destroy(&mut place.diag, &here) {
-                Ok(results) => results,
-                Err(e) => {
-                    note_once(
-                        &mut self.notes,
-                        format!("{}: {e}", place.namespace.path.display()),
-                    );
-                    vec![e.errno().unwrap_or(libc::EIO); here.len()]
-                }
-            };
+            let results = sockets::destroy(&mut place.diag, &here).unwrap_or_else(|e| {
+                let path = place.namespace.path.display();
+                note_once(&mut self.notes, format!("{path}: {e}"));
+                vec![e.errno().unwrap_or(libc::EIO); here.len()]
+            });
             for (socket, errno) in here.iter().zip(results) {
-                if let Some(&flow) = self.numbers.get(&(number, socket.tuple)) {
-                    self.flows[flow].local = match errno {
-                        0 | libc::ENOENT => LocalEnd::Dead,
-                        errno => LocalEnd::Refused(errno),
-                    };
-                }
+                self.ledger.destroyed(number, socket.tuple, errno);
             }
         }
     }
 
-    fn unfinished(&self) -> bool {
-        self.flows.iter().any(|flow| !flow.dead())
+    /// Sends probes, from the namespace that the datapath is in.
+    fn probe(&mut self, probes: &[Probe]) {
+        if probes.is_empty() {
+            return;
+        }
+        if self.prober.is_none() {
+            match Prober::open(self.mark) {
+                Ok(prober) => self.prober = Some(prober),
+                Err(e) => note_once(
+                    &mut self.notes,
+                    format!("no flow could be probed: {e} (needs CAP_NET_RAW)"),
+                ),
+            }
+        }
+        let Some(routes) = own_routes(&mut self.places) else {
+            return;
+        };
+        if let Some(prober) = &self.prober
+            && let Some(e) = prober.send(probes, routes).error
+        {
+            note_once(
+                &mut self.notes,
+                format!("some probes could not be sent: {e}"),
+            );
+        }
     }
 
     /// Reads the evidence until every flow is dead or time is up.
@@ -267,7 +330,7 @@ impl Run<'_> {
         loop {
             self.read_evidence();
             self.report();
-            if self.blind.is_some() || !self.unfinished() || Instant::now() >= until {
+            if self.blind.is_some() || !self.ledger.unfinished() || Instant::now() >= until {
                 return;
             }
             std::thread::sleep(POLL);
@@ -275,20 +338,17 @@ impl Run<'_> {
     }
 
     fn read_evidence(&mut self) {
-        let waiting: Vec<usize> = (0..self.flows.len())
-            .filter(|&number| !self.flows[number].dead())
-            .collect();
-        if waiting.is_empty() || self.blind.is_some() {
+        if self.blind.is_some() {
             return;
         }
-        let keys: Vec<FlowKey> = waiting
-            .iter()
-            .map(|&number| self.flows[number].tuple.key())
-            .collect();
+        let (numbers, keys): (Vec<usize>, Vec<FlowKey>) = self.ledger.awaited().into_iter().unzip();
+        if keys.is_empty() {
+            return;
+        }
         match self.evidence.seen(&keys) {
             Ok(bits) => {
-                for (number, bits) in waiting.into_iter().zip(bits) {
-                    self.flows[number].seen |= bits;
+                for (number, bits) in numbers.into_iter().zip(bits) {
+                    self.ledger.saw(number, bits);
                 }
             }
             Err(e) => {
@@ -299,11 +359,37 @@ impl Run<'_> {
         }
     }
 
+    /// Deletes what netfilter tracks of the rules' flows, but for those that are not dead: the
+    /// RSTs that their next segment makes must find their way through NAT.
+    fn untrack(&mut self, tracked: Vec<(Connection, Vec<View>)>) {
+        let over: Vec<Connection> = tracked
+            .into_iter()
+            .filter(|(_, views)| views.iter().all(|view| self.ledger.over(&view.tuple)))
+            .map(|(connection, _)| connection)
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        let Some(netfilter) = &mut self.netfilter else {
+            return;
+        };
+        let kept = match conntrack::delete(netfilter, &over) {
+            Ok(results) => results
+                .into_iter()
+                .find(|errno| !matches!(errno, 0 | &libc::ENOENT))
+                .map(std::io::Error::from_raw_os_error),
+            Err(e) => Some(e.source),
+        };
+        if let Some(e) = kept {
+            self.notes.push(format!(
+                "netfilter's entries of the dead flows could not all be deleted: {e}"
+            ));
+        }
+    }
+
     fn report(&self) {
-        (self.progress)(Progress {
-            found: self.flows.len() as u64,
-            killed: self.flows.iter().filter(|flow| flow.dead()).count() as u64,
-        });
+        let (found, killed) = self.ledger.counts();
+        (self.progress)(Progress { found, killed });
     }
 
     /// Ends the watch and writes the account.
@@ -316,20 +402,11 @@ impl Run<'_> {
                 self.watched.len()
             ));
         }
-        let mut left: Vec<&Flow> = self.flows.iter().filter(|flow| !flow.dead()).collect();
-        left.sort_by_key(|flow| flow.tuple);
-        let left: Vec<Left> = left
-            .into_iter()
-            .map(|flow| Left {
-                flow: flow.tuple.live(flow.state.name()),
-                why: flow.why(self.blind.as_deref()),
-            })
-            .collect();
-        let found = self.flows.len() as u64;
+        let (found, killed) = self.ledger.counts();
         Account {
             found,
-            killed: found - left.len() as u64,
-            left,
+            killed,
+            left: self.ledger.left(self.blind.as_deref()),
             elapsed_ms: started.elapsed().as_secs_f64() * 1e3,
             notes: self.notes,
         }

@@ -155,7 +155,7 @@ impl Routes {
     }
 
     /// How a packet for a hop is handed to its device.
-    pub(crate) fn link(&mut self, hop: &Hop) -> Carriage {
+    pub(crate) fn carriage(&mut self, hop: &Hop) -> Carriage {
         match self.links.get(&hop.device) {
             _ if hop.local => Carriage::Unknown,
             None => Carriage::Unknown,

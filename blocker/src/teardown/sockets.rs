@@ -37,13 +37,12 @@ pub(crate) struct HostSocket {
 /// Lists the sockets of TCP flows, and connected UDP sockets, that the rules name.
 ///
 /// `device` tells a flow's device from its tuple and the device that its socket is bound to
-/// (0 for none). Sockets that a rule would name if their device were known are counted in
-/// `unsure`.
+/// (0 for none). `unsure` is set if a rule would name a socket if only its device were known.
 pub(crate) fn list(
     diag: &mut Conversation,
     matcher: &Matcher,
     mut device: impl FnMut(&Tuple, u32) -> Device,
-    unsure: &mut u64,
+    unsure: &mut bool,
 ) -> Result<Vec<HostSocket>, NetlinkError> {
     let mut found = Vec::new();
     let live = StateFlags::ESTABLISHED
@@ -96,7 +95,7 @@ pub(crate) fn list(
                 let bound = socket.id.interface_id;
                 match matcher.matches(&socket.tuple, || device(&socket.tuple, bound)) {
                     Match::Yes => found.push(socket),
-                    Match::Unsure => *unsure += 1,
+                    Match::Unsure => *unsure = true,
                     Match::No => {}
                 }
             })?;

@@ -14,6 +14,10 @@ use super::routes::Routes;
 use super::sockets::{self, HostSocket};
 use super::{Namespaces, Settings};
 
+/// The note on flows that a rule may name or not.
+pub(crate) const UNSURE: &str =
+    "flows whose interface no route tells were left alone, since the rule is limited to interfaces";
+
 /// A network namespace with the sockets that a teardown needs in it.
 pub(crate) struct Place {
     /// Which it is.
@@ -57,7 +61,7 @@ impl Place {
     fn list(
         &mut self,
         matcher: &Matcher,
-        unsure: &mut u64,
+        unsure: &mut bool,
     ) -> Result<Vec<HostSocket>, NetlinkError> {
         let routes = &mut self.routes;
         let device = |tuple: &Tuple, bound| match routes {
@@ -89,19 +93,15 @@ pub(crate) fn sockets(
     notes: &mut Vec<String>,
 ) -> Vec<(usize, HostSocket)> {
     let mut found = Vec::new();
-    let mut unsure = 0;
+    let mut unsure = false;
     for (number, place) in places.iter_mut().enumerate() {
         match place.list(matcher, &mut unsure) {
             Ok(sockets) => found.extend(sockets.into_iter().map(|socket| (number, socket))),
             Err(e) => note_once(notes, format!("{}: {e}", place.namespace.path.display())),
         }
     }
-    if unsure > 0 {
-        note_once(
-            notes,
-            "flows whose interface no route tells were left alone, since the rule is limited to interfaces"
-                .to_owned(),
-        );
+    if unsure {
+        note_once(notes, UNSURE.to_owned());
     }
     found
 }
