@@ -4,6 +4,8 @@
 //! What a packet meets on its way is told in `docs/packet-flow.md`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// One empty `asm!`, see `packet::opaque`. aya-ebpf needs the feature too.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
 compile_error!(

@@ -11,6 +11,8 @@ use blocker_ebpf::{
     RuleList, State,
 };
 
+use crate::packet::{Packet, Words};
+
 #[map]
 pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
@@ -18,9 +20,9 @@ pub static V4_INDEX: Array<IndexBlock> = Array::with_max_entries(4, BPF_F_MMAPAB
 #[map]
 pub static V4_RANGES: Array<RangeBlock> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
-pub static V6_0: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
+pub static V6_0: LpmTrie<Words, u32> = LpmTrie::with_max_entries(1, 0);
 #[map]
-pub static V6_1: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
+pub static V6_1: LpmTrie<Words, u32> = LpmTrie::with_max_entries(1, 0);
 #[map]
 pub static LISTS: Array<RuleList> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
@@ -28,8 +30,7 @@ pub static RULES: Array<Rule> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static PORT_SETS: Array<PortSet> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
-pub static INTERFACES: HashMap<InterfaceKey, u8> =
-    HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+pub static INTERFACES: HashMap<InterfaceKey, u8> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2, 0);
 #[map]
@@ -38,6 +39,8 @@ pub static HOOKS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(3, 0
 pub static BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static KILLS: HashMap<FlowKey, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
@@ -63,6 +66,15 @@ static RULES_PER_BANK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static PORT_SETS_PER_BANK: Global<u32> = Global::new(1);
 
+/// This CPU's packet. In a map, not on the stack: the stack has little room, and what the verifier
+/// learnt while parsing it forgets here, where every way through the headers meets again.
+#[inline(always)]
+pub fn packet() -> Option<&'static mut Packet> {
+    // SAFETY: the value is this CPU's own. Programs of ours nest only where a reply of ours meets
+    // a hook of ours, which lets it pass by its mark before it asks for the packet.
+    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
+}
+
 /// The mark of our own packets.
 #[inline(always)]
 pub fn mark() -> u32 {
@@ -83,7 +95,11 @@ pub fn active_bank() -> Option<(u32, u32, u32)> {
     // read takes it once, so that one packet sees one bank throughout.
     let bank = unsafe { (&raw const (*state).active).read_volatile() } & 1;
     // SAFETY: `bank` is 0 or 1, so the pointer stays inside the value.
-    let banks = unsafe { (&raw const (*state).banks).cast::<blocker_ebpf::Bank>().add(bank as usize) };
+    let banks = unsafe {
+        (&raw const (*state).banks)
+            .cast::<blocker_ebpf::Bank>()
+            .add(bank as usize)
+    };
     // SAFETY: as above; a live bank's description is not written.
     unsafe { Some((bank, (*banks).v4_shift, (*banks).v6_prefixes)) }
 }
@@ -128,6 +144,9 @@ pub fn port_in(bank: u32, set: u16, port: u16) -> bool {
 #[inline(always)]
 pub fn interface_in(bank: u32, set: u16, ifindex: u32) -> bool {
     INTERFACES
-        .get_ptr(InterfaceKey { set: (bank << 31) | u32::from(set), ifindex })
+        .get_ptr(InterfaceKey {
+            set: (bank << 31) | u32::from(set),
+            ifindex,
+        })
         .is_some()
 }

@@ -5,7 +5,7 @@
 //! bounded by [`Source::read`]; what cannot be read is a [`Odd`], and `docs/packet-flow.md` says
 //! what becomes of each. All integers here are in host order.
 
-use aya_ebpf::helpers::bpf_skb_load_bytes;
+use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use blocker_ebpf::Hook;
 
@@ -32,6 +32,11 @@ const MAX_TAGS: u32 = 2;
 const MAX_EXTENSIONS: u32 = 8;
 /// No header is looked for behind this offset; it also bounds what a reply cuts away.
 pub const MAX_OFFSET: u32 = 248;
+
+/// The most that is read of a header at [`MAX_OFFSET`].
+const MAX_HEADER: u32 = 20;
+/// Enough for a tagged IPv6 packet's headers with options: where so much is linear, all is well.
+const USUAL_HEADERS: u32 = 128;
 
 /// What a device puts in front of the network header.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,12 +133,12 @@ struct Tcp {
 impl Source for XdpContext {
     #[inline(always)]
     fn read<T: Bytes>(&self, offset: u32) -> Option<T> {
-        linear(self.data(), self.data_end(), offset)
+        linear(opaque(self.data()), opaque(self.data_end()), offset)
     }
 
     #[inline(always)]
     fn len(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
+        (opaque(self.data_end()) - opaque(self.data())) as u32
     }
 
     #[inline(always)]
@@ -150,17 +155,7 @@ impl Source for XdpContext {
 impl Source for TcContext {
     #[inline(always)]
     fn read<T: Bytes>(&self, offset: u32) -> Option<T> {
-        if let Some(value) = linear(self.data(), self.data_end(), offset) {
-            return Some(value);
-        }
-        // Behind the linear part, or past the end: the helper knows.
-        let mut value = core::mem::MaybeUninit::<T>::uninit();
-        // SAFETY: the buffer is the value's own, and its size is given.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.skb.skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32)
-        };
-        // SAFETY: on success the helper wrote every byte, and any bytes are a `T`.
-        if result == 0 { Some(unsafe { value.assume_init() }) } else { None }
+        linear(opaque(self.data()), opaque(self.data_end()), offset)
     }
 
     #[inline(always)]
@@ -181,18 +176,47 @@ impl Source for TcContext {
     }
 }
 
+/// Sees to it that a buffer's headers are in its linear part, which is all that [`Source::read`]
+/// reads. Mostly they are; some drivers leave all but the link header in fragments.
+#[inline(always)]
+pub fn linearize(ctx: &TcContext) {
+    let linear = (opaque(ctx.data_end()) - opaque(ctx.data())) as u32;
+    if linear < USUAL_HEADERS && linear < ctx.len() {
+        // SAFETY: the context is valid; no packet pointer is kept across. That it may fail for
+        // want of memory is no matter: what can't be read is malformed then.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, ctx.len().min(MAX_OFFSET + MAX_HEADER)) };
+    }
+}
+
 #[inline(always)]
 fn linear<T: Bytes>(data: usize, end: usize, offset: u32) -> Option<T> {
     if offset > 1024 {
         return None;
     }
     let at = data + offset as usize;
-    if at + size_of::<T>() > end {
+    if opaque(at + size_of::<T>()) > end {
         return None;
     }
     // SAFETY: the bytes from `at` are inside the packet, and any bytes are a `T`; see `Bytes`.
     Some(unsafe { (at as *const T).read() })
 }
+
+/// The same number, of which the compiler knows nothing. It else compares against a lowered
+/// `data_end`, on which the verifier allows no arithmetic, or cuts pointers to the 32 bits that
+/// the context's fields have on paper.
+#[inline(always)]
+pub fn opaque(number: usize) -> usize {
+    let mut number = number;
+    // SAFETY: no instruction at all.
+    unsafe {
+        core::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags))
+    };
+    number
+}
+
+/// An IPv6 address, or an IPv4 address mapped into one: network order, in the halves of words
+/// that packet data is aligned to.
+pub type Words = [u16; 8];
 
 /// Why a packet has no address that a rule could name. It passes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,8 +232,7 @@ pub enum Odd {
 pub enum Address {
     /// Host order.
     V4(u32),
-    /// Network order.
-    V6([u8; 16]),
+    V6(Words),
 }
 
 /// Where the network header is, and the remote's address in it.
@@ -243,8 +266,15 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
             if header.version_length >> 4 != 4 || header.version_length & 15 < 5 {
                 return Err(Odd::Malformed);
             }
-            let address = if at_source { header.source } else { header.destination };
-            Ok(Network { offset, remote: Address::V4(address.get()) })
+            let address = if at_source {
+                header.source
+            } else {
+                header.destination
+            };
+            Ok(Network {
+                offset,
+                remote: Address::V4(address.get()),
+            })
         }
         ETH_IPV6 => {
             if read::<_, u8>(source, offset)? >> 4 != 6 {
@@ -253,8 +283,10 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
             // Both addresses, so that a header cut short is found here.
             let from = read::<_, [u16; 8]>(source, offset + 8)?;
             let to = read::<_, [u16; 8]>(source, offset + 24)?;
-            let address = bytes(if at_source { from } else { to });
-            Ok(Network { offset, remote: Address::V6(address) })
+            Ok(Network {
+                offset,
+                remote: Address::V6(if at_source { from } else { to }),
+            })
         }
         _ => Err(Odd::NotIp),
     }
@@ -263,12 +295,6 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
 #[inline(always)]
 fn read<S: Source, T: Bytes>(source: &S, offset: u32) -> Result<T, Odd> {
     source.read(offset).ok_or(Odd::Malformed)
-}
-
-#[inline(always)]
-fn bytes(words: [u16; 8]) -> [u8; 16] {
-    // SAFETY: same size, and any bytes are bytes.
-    unsafe { core::mem::transmute(words) }
 }
 
 /// What a packet is of a fragmented whole.
@@ -284,10 +310,8 @@ pub enum Fragment {
 
 /// All that rules and replies need of a packet. Addresses are v4-mapped for IPv4.
 pub struct Packet {
-    /// Network order.
-    pub source: [u8; 16],
-    /// Network order.
-    pub destination: [u8; 16],
+    pub source: Words,
+    pub destination: Words,
     /// Offset of the network header.
     pub l3: u32,
     /// Offset of the transport header; meaningless if `!ports` and the protocol is unknown.
@@ -319,13 +343,13 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// A packet of which nothing is known yet.
+    /// Reads the rest of a packet whose address a rule names, over what was read before.
     #[inline(always)]
-    pub fn unread() -> Self {
-        Self {
-            source: [0; 16],
-            destination: [0; 16],
-            l3: 0,
+    pub fn read<S: Source>(&mut self, source: &S, network: &Network) -> Result<(), Odd> {
+        *self = Self {
+            source: [0; 8],
+            destination: [0; 8],
+            l3: network.offset,
             l4: 0,
             length: 0,
             seq: 0,
@@ -341,16 +365,13 @@ impl Packet {
             payload: 0,
             icmp_type: 0,
             hop_limit: 0,
-        }
-    }
-
-    /// Reads the rest of a packet whose address a rule names. In place: the stack has room for
-    /// one packet.
-    #[inline(always)]
-    pub fn read<S: Source>(&mut self, source: &S, network: &Network) -> Result<(), Odd> {
-        self.l3 = network.offset;
+        };
         self.v6 = matches!(network.remote, Address::V6(_));
-        if self.v6 { self.read_v6(source)? } else { self.read_v4(source)? }
+        if self.v6 {
+            self.read_v6(source)?
+        } else {
+            self.read_v4(source)?
+        }
         self.read_transport(source);
         Ok(())
     }
@@ -362,7 +383,11 @@ impl Packet {
         let there = source.len().saturating_sub(self.l3);
         let length = u32::from(header.length.get());
         // A GSO packet's own length may be 0 (BIG TCP); the buffer's length counts then.
-        self.length = if source.is_gso() || length == 0 || length > there { there } else { length };
+        self.length = if source.is_gso() || length == 0 || length > there {
+            there
+        } else {
+            length
+        };
         if self.length < header_length {
             return Err(Odd::Malformed);
         }
@@ -383,9 +408,13 @@ impl Packet {
     fn read_v6<S: Source>(&mut self, source: &S) -> Result<(), Odd> {
         let there = source.len().saturating_sub(self.l3);
         let length = u32::from(read::<_, Be16>(source, self.l3 + 4)?.get());
-        self.length = if source.is_gso() || length == 0 || length + 40 > there { there } else { length + 40 };
-        self.source = bytes(read(source, self.l3 + 8)?);
-        self.destination = bytes(read(source, self.l3 + 24)?);
+        self.length = if source.is_gso() || length == 0 || length + 40 > there {
+            there
+        } else {
+            length + 40
+        };
+        self.source = read(source, self.l3 + 8)?;
+        self.destination = read(source, self.l3 + 24)?;
         let [next, hop_limit] = read::<_, [u8; 2]>(source, self.l3 + 6)?;
         self.hop_limit = hop_limit;
         let mut next = next;
@@ -410,9 +439,10 @@ impl Packet {
                     (u32::from(length) + 2) * 4
                 }
                 44 => {
-                    let (Some([following, _]), Some(field)) =
-                        (source.read::<[u8; 2]>(offset), source.read::<Be16>(offset + 2))
-                    else {
+                    let (Some([following, _]), Some(field)) = (
+                        source.read::<[u8; 2]>(offset),
+                        source.read::<Be16>(offset + 2),
+                    ) else {
                         return Ok(());
                     };
                     next = following;
@@ -449,9 +479,10 @@ impl Packet {
         }
         match self.protocol {
             TCP | UDP => {
-                let (Some(from), Some(to)) =
-                    (source.read::<Be16>(self.l4), source.read::<Be16>(self.l4 + 2))
-                else {
+                let (Some(from), Some(to)) = (
+                    source.read::<Be16>(self.l4),
+                    source.read::<Be16>(self.l4 + 2),
+                ) else {
                     return;
                 };
                 self.source_port = from.get();
@@ -485,12 +516,15 @@ impl Packet {
     /// demands a hop limit of 255, so that it can't come from beyond the link.
     #[inline(always)]
     pub fn is_neighbour_discovery(&self) -> bool {
-        self.v6 && self.protocol == ICMPV6 && self.hop_limit == 255 && (self.icmp_type == 135 || self.icmp_type == 136)
+        self.v6
+            && self.protocol == ICMPV6
+            && self.hop_limit == 255
+            && (self.icmp_type == 135 || self.icmp_type == 136)
     }
 }
 
 #[inline(always)]
-fn mapped(address: Be32) -> [u8; 16] {
-    let [a, b, c, d] = address.get().to_be_bytes();
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+fn mapped(address: Be32) -> Words {
+    let Be32([high, low]) = address;
+    [0, 0, 0, 0, 0, 0xffff, high, low]
 }

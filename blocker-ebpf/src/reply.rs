@@ -9,15 +9,15 @@ use aya_ebpf::bindings::{
     bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_csum_diff, bpf_csum_level, bpf_ktime_get_boot_ns,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_csum_diff, bpf_csum_level, bpf_ktime_get_boot_ns, bpf_skb_adjust_room,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::warn;
 use blocker_ebpf::{BURST_NANOSECONDS, Hook, mode};
 
 use crate::maps::{self, Scratch};
-use crate::packet::{self, Fragment, Link, MAX_OFFSET, Packet, Source};
+use crate::packet::{self, Fragment, Link, MAX_OFFSET, Packet, Source, Words, opaque};
 use crate::verdict;
 
 /// What was sent for a packet.
@@ -51,7 +51,11 @@ pub fn answer(reply: &Reply<'_>) -> Sent {
     let packet = reply.packet;
     let ctx = TcContext::new(reply.skb);
     let reset = reply.mode == mode::RESET && packet.protocol == packet::TCP;
-    let due = if reset { resettable(packet) } else { reportable(packet) };
+    let due = if reset {
+        resettable(packet)
+    } else {
+        reportable(packet)
+    };
     if !due || !deliverable(&ctx, packet) {
         return Sent::default();
     }
@@ -59,11 +63,17 @@ pub fn answer(reply: &Reply<'_>) -> Sent {
         return Sent::default();
     }
     if !within_rate(packet, reply.hook) {
-        return Sent { suppressed: true, ..Sent::default() };
+        return Sent {
+            suppressed: true,
+            ..Sent::default()
+        };
     }
     let sent = if reset { reply.reset() } else { reply.report() };
     sent.unwrap_or_else(|error| {
-        warn!(&ctx, "no reply on device {}: error {}", reply.ifindex, error);
+        warn!(
+            &ctx,
+            "no reply on device {}: error {}", reply.ifindex, error
+        );
         Sent::default()
     })
 }
@@ -105,13 +115,13 @@ fn deliverable(ctx: &TcContext, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-fn unicast(address: &[u8; 16], v6: bool) -> bool {
+fn unicast(address: &Words, v6: bool) -> bool {
     if v6 {
         // Multicast is ff00::/8; the unspecified address is all zeros.
-        address[0] != 0xff && *address != [0; 16]
+        u16::from_be(address[0]) >> 8 != 0xff && *address != [0; 8]
     } else {
         // 0.0.0.0/8 is no sender (RFC 6890); 224.0.0.0/4 and above are groups or reserved.
-        address[12] != 0 && address[12] < 224
+        (1..224).contains(&(u16::from_be(address[6]) >> 8))
     }
 }
 
@@ -166,8 +176,15 @@ fn checksum_holds(ctx: &TcContext, packet: &Packet) -> bool {
         return true;
     }
     let length = packet.length.saturating_sub(packet.l4 - packet.l3);
-    let pseudo = Pseudo::new(&packet.source, &packet.destination, length, packet.protocol as u8).sum();
-    fold(pseudo) == field || sum_packet(ctx, packet.l4, length, pseudo).is_some_and(|sum| fold(sum) == 0xffff)
+    let pseudo = Pseudo::new(
+        &packet.source,
+        &packet.destination,
+        length,
+        packet.protocol as u8,
+    )
+    .sum();
+    fold(pseudo) == field
+        || sum_packet(ctx, packet.l4, length, pseudo).is_some_and(|sum| fold(sum) == 0xffff)
 }
 
 /// The one's-complement sum of bytes of the packet, added to a seed.
@@ -179,28 +196,30 @@ fn sum_packet(ctx: &TcContext, offset: u32, length: u32, seed: u32) -> Option<u3
     const CHUNKS: u32 = 20;
     let scratch = maps::SCRATCH.get_ptr_mut(0)?.cast::<u8>();
     let mut sum = seed;
-    let mut done = 0;
-    for _ in 0..CHUNKS {
-        let left = length.saturating_sub(done);
-        if left == 0 {
+    for chunk in 0..CHUNKS {
+        let done = chunk * CHUNK;
+        if done >= length {
             return Some(sum);
         }
-        let take = left.min(CHUNK);
-        if take < CHUNK {
-            // The last chunk: what pads it to whole words must be zero.
-            // SAFETY: `take` is less than 512, so four bytes from its last word are inside.
-            unsafe { scratch.add((take & 0x1fc) as usize).cast::<u32>().write(0) };
-        }
+        let take = (length - done).min(CHUNK);
+        // What pads the last chunk to whole words must be zero.
+        // SAFETY: `take` is at most 512, so four bytes from its last word are inside.
+        unsafe { scratch.add((take & 0x3fc) as usize).cast::<u32>().write(0) };
         load(ctx.skb.skb, offset + done, scratch, take, CHUNK)?;
         sum = add(sum, scratch, (take + 3) & 0x3fc, CHUNK)?;
-        done += take;
     }
-    if done >= length { Some(sum) } else { None }
+    if length <= CHUNKS * CHUNK {
+        Some(sum)
+    } else {
+        None
+    }
 }
 
 /// Loads `length` bytes, at least 1 and at most `most`, in a way that the verifier can follow.
 #[inline(always)]
 fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32, most: u32) -> Option<()> {
+    // Opaque: what the compiler knows of the length already, the verifier must still be shown.
+    let length = opaque(length as usize) as u32;
     if length == 0 || length > most {
         return None;
     }
@@ -211,6 +230,7 @@ fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32, most: u32) -
 
 #[inline(always)]
 fn add(seed: u32, from: *mut u8, length: u32, most: u32) -> Option<u32> {
+    let length = opaque(length as usize) as u32;
     if length > most {
         return None;
     }
@@ -230,15 +250,15 @@ fn fold(sum: u32) -> u16 {
 /// 9293 3.1's: the two `0xffff` that they add are zero in one's complement.
 #[repr(C, align(4))]
 struct Pseudo {
-    source: [u8; 16],
-    destination: [u8; 16],
+    source: Words,
+    destination: Words,
     length: u32,
     protocol: u32,
 }
 
 impl Pseudo {
     #[inline(always)]
-    fn new(source: &[u8; 16], destination: &[u8; 16], length: u32, protocol: u8) -> Self {
+    fn new(source: &Words, destination: &Words, length: u32, protocol: u8) -> Self {
         Self {
             source: *source,
             destination: *destination,
@@ -258,7 +278,15 @@ impl Pseudo {
 fn sum_of<T>(header: &T, seed: u32) -> u32 {
     let from = core::ptr::from_ref(header).cast_mut();
     // SAFETY: the header is on the stack, initialised, and a multiple of 4 bytes long.
-    unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), size_of::<T>() as u32, seed) as u32 }
+    unsafe {
+        bpf_csum_diff(
+            core::ptr::null_mut(),
+            0,
+            from.cast(),
+            size_of::<T>() as u32,
+            seed,
+        ) as u32
+    }
 }
 
 #[repr(C, align(4))]
@@ -271,8 +299,8 @@ struct Ipv4Header {
     ttl: u8,
     protocol: u8,
     checksum: u16,
-    source: [u8; 4],
-    destination: [u8; 4],
+    source: [u16; 2],
+    destination: [u16; 2],
 }
 
 #[repr(C, align(4))]
@@ -281,8 +309,8 @@ struct Ipv6Header {
     length: u16,
     next: u8,
     hop_limit: u8,
-    source: [u8; 16],
-    destination: [u8; 16],
+    source: Words,
+    destination: Words,
 }
 
 #[repr(C, align(4))]
@@ -337,13 +365,24 @@ impl Reply<'_> {
         let (seq, ack, flags) = if acknowledges {
             (packet.ack, 0, packet::RST)
         } else {
-            let controls = u32::from(packet.flags & packet::SYN != 0) + u32::from(packet.flags & packet::FIN != 0);
-            (0, packet.seq.wrapping_add(packet.payload).wrapping_add(controls), packet::RST | packet::ACK)
+            let controls = u32::from(packet.flags & packet::SYN != 0)
+                + u32::from(packet.flags & packet::FIN != 0);
+            (
+                0,
+                packet
+                    .seq
+                    .wrapping_add(packet.payload)
+                    .wrapping_add(controls),
+                packet::RST | packet::ACK,
+            )
         };
         self.write_rst(End::Sender, seq, ack, flags)?;
         self.write_macs(macs, End::Sender)?;
         self.send(End::Sender)?;
-        let mut sent = Sent { replies: 1, ..Sent::default() };
+        let mut sent = Sent {
+            replies: 1,
+            ..Sent::default()
+        };
         let flow = verdict::flow(packet, self.hook);
         verdict::note(&flow, self.hook == Hook::Egress);
         if !acknowledges {
@@ -366,14 +405,19 @@ impl Reply<'_> {
     }
 
     /// An ICMP or ICMPv6 destination unreachable to the sender.
-    #[inline(never)]
+    #[inline(always)]
     fn report(&self) -> Result<Sent, i32> {
         let packet = self.packet;
         let most = if packet.v6 { QUOTE_V6 } else { QUOTE_V4 };
         let quoted = packet.length.min(most);
         let scratch = maps::SCRATCH.get_ptr_mut(0).ok_or(0)?.cast::<u8>();
         // SAFETY: `quoted` is at most 1,232; the last word's four bytes are inside.
-        unsafe { scratch.add((quoted & 0x7fc) as usize).cast::<u32>().write(0) };
+        unsafe {
+            scratch
+                .add((quoted & 0x7fc) as usize)
+                .cast::<u32>()
+                .write(0)
+        };
         load(self.skb, packet.l3, scratch, quoted, QUOTE_V6).ok_or(0)?;
         let macs = self.macs()?;
         let ip = self.ip_header();
@@ -381,24 +425,42 @@ impl Reply<'_> {
         self.resize(ip + length)?;
 
         let port_unreachable = self.mode == mode::RESET;
-        let mut icmp = IcmpHeader { kind: 3, code: if port_unreachable { 3 } else { 13 }, checksum: 0, unused: 0 };
+        let mut icmp = IcmpHeader {
+            kind: 3,
+            code: if port_unreachable { 3 } else { 13 },
+            checksum: 0,
+            unused: 0,
+        };
         let mut sum = 0;
         if packet.v6 {
             icmp.kind = 1;
             icmp.code = if port_unreachable { 4 } else { 1 };
-            sum = Pseudo::new(&packet.destination, &packet.source, length, packet::ICMPV6 as u8).sum();
+            sum = Pseudo::new(
+                &packet.destination,
+                &packet.source,
+                length,
+                packet::ICMPV6 as u8,
+            )
+            .sum();
         }
         sum = sum_of(&icmp, sum);
         sum = self.sum_quote(scratch, quoted, sum).ok_or(0)?;
         icmp.checksum = !fold(sum);
 
-        let protocol = if packet.v6 { packet::ICMPV6 } else { packet::ICMP };
+        let protocol = if packet.v6 {
+            packet::ICMPV6
+        } else {
+            packet::ICMP
+        };
         self.write_ip(End::Sender, length, protocol as u8)?;
         self.store(packet.l3 + ip, &icmp)?;
         self.store_quote(packet.l3 + ip + 8, scratch, quoted)?;
         self.write_macs(macs, End::Sender)?;
         self.send(End::Sender)?;
-        Ok(Sent { replies: 1, ..Sent::default() })
+        Ok(Sent {
+            replies: 1,
+            ..Sent::default()
+        })
     }
 
     #[inline(always)]
@@ -412,7 +474,12 @@ impl Reply<'_> {
                 break;
             }
             // SAFETY: `done` is a multiple of 512 below 1,536, the scratch has 4,096 bytes.
-            sum = add(sum, unsafe { scratch.add(done as usize) }, take & 0x3fc, CHUNK)?;
+            sum = add(
+                sum,
+                unsafe { scratch.add(done as usize) },
+                take & 0x3fc,
+                CHUNK,
+            )?;
             done += CHUNK;
         }
         Some(sum)
@@ -420,6 +487,7 @@ impl Reply<'_> {
 
     #[inline(always)]
     fn store_quote(&self, offset: u32, scratch: *mut u8, quoted: u32) -> Result<(), i32> {
+        let quoted = opaque(quoted as usize) as u32;
         if quoted == 0 || quoted > QUOTE_V6 {
             return Err(0);
         }
@@ -447,8 +515,18 @@ impl Reply<'_> {
         // SAFETY: the context is valid; lengths are bounded; no packet pointer is kept across.
         unsafe {
             check(bpf_skb_change_tail(skb, self.packet.l3 + length + CUT, 0))?;
-            check(bpf_skb_adjust_room(skb, -((CUT - LAST_CUT) as i32), BPF_ADJ_ROOM_MAC, 0))?;
-            check(bpf_skb_adjust_room(skb, -(LAST_CUT as i32), BPF_ADJ_ROOM_MAC, 0))
+            check(bpf_skb_adjust_room(
+                skb,
+                -((CUT - LAST_CUT) as i32),
+                BPF_ADJ_ROOM_MAC,
+                0,
+            ))?;
+            check(bpf_skb_adjust_room(
+                skb,
+                -(LAST_CUT as i32),
+                BPF_ADJ_ROOM_MAC,
+                0,
+            ))
         }
     }
 
@@ -468,7 +546,11 @@ impl Reply<'_> {
             return Ok(());
         }
         let [a, b, c, d, e, f] = macs;
-        let macs = if end == End::Sender { [d, e, f, a, b, c] } else { macs };
+        let macs = if end == End::Sender {
+            [d, e, f, a, b, c]
+        } else {
+            macs
+        };
         self.store(0, &macs)
     }
 
@@ -535,7 +617,15 @@ impl Reply<'_> {
         let from = core::ptr::from_ref(header).cast();
         let size = size_of::<T>() as u32;
         // SAFETY: the header is on the stack, initialised, without padding.
-        check(unsafe { bpf_skb_store_bytes(self.skb, offset, from, size, u64::from(BPF_F_INVALIDATE_HASH)) })
+        check(unsafe {
+            bpf_skb_store_bytes(
+                self.skb,
+                offset,
+                from,
+                size,
+                u64::from(BPF_F_INVALIDATE_HASH),
+            )
+        })
     }
 
     /// Sends a copy of the buffer, marked as ours: back out of the device that it came in by, or
@@ -556,7 +646,7 @@ impl Reply<'_> {
 }
 
 #[inline(always)]
-fn addresses(packet: &Packet, end: End) -> (&[u8; 16], &[u8; 16]) {
+fn addresses(packet: &Packet, end: End) -> (&Words, &Words) {
     match end {
         End::Sender => (&packet.destination, &packet.source),
         End::Receiver => (&packet.source, &packet.destination),
@@ -564,13 +654,17 @@ fn addresses(packet: &Packet, end: End) -> (&[u8; 16], &[u8; 16]) {
 }
 
 #[inline(always)]
-fn v4(mapped: &[u8; 16]) -> [u8; 4] {
-    [mapped[12], mapped[13], mapped[14], mapped[15]]
+fn v4(mapped: &Words) -> [u16; 2] {
+    [mapped[6], mapped[7]]
 }
 
 #[inline(always)]
 fn check(result: i64) -> Result<(), i32> {
-    if result == 0 { Ok(()) } else { Err(result as i32) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(result as i32)
+    }
 }
 
 const _: () = assert!(size_of::<Scratch>() >= 2 * QUOTE_V6 as usize);

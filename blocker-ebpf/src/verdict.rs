@@ -13,7 +13,7 @@ use blocker_ebpf::{
     ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill, mode,
 };
 
-use crate::packet::{self, Link, Odd, Packet, Source};
+use crate::packet::{self, Link, Odd, Packet, Source, Words};
 use crate::{maps, reply, table};
 
 const XDP_DROP: u32 = 1;
@@ -39,10 +39,12 @@ enum Verdict {
 pub fn xdp(ctx: &XdpContext) -> u32 {
     // SAFETY: the context is valid for the program's run.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let mut packet = Packet::unread();
-    let verdict = decide(ctx, &mut packet, Hook::Xdp, Link::Ethernet, ifindex);
+    let Some(packet) = maps::packet() else {
+        return XDP_PASS;
+    };
+    let verdict = decide(ctx, packet, Hook::Xdp, Link::Ethernet, ifindex);
     if let Verdict::Ruled(rule) = verdict
-        && settles(rule, &packet)
+        && settles(rule, packet)
     {
         count_hook(Hook::Xdp, ifindex, |hook| hook.seen += 1);
         count_rule(rule, Hook::Xdp, ctx.len(), reply::Sent::default());
@@ -81,12 +83,20 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         count_hook(hook, ifindex, |counters| counters.own += 1);
         return NEXT;
     }
-    let mut packet = Packet::unread();
-    let verdict = decide(ctx, &mut packet, hook, link, ifindex);
+    packet::linearize(ctx);
+    let Some(packet) = maps::packet() else {
+        return NEXT;
+    };
+    let verdict = decide(ctx, packet, hook, link, ifindex);
     let Verdict::Ruled(rule) = verdict else {
         let malformed = matches!(verdict, Verdict::Odd(Odd::Malformed));
         if malformed {
-            debug!(ctx, "malformed packet of {} bytes on device {}", ctx.len(), ifindex);
+            debug!(
+                ctx,
+                "malformed packet of {} bytes on device {}",
+                ctx.len(),
+                ifindex
+            );
         }
         count_hook(hook, ifindex, |counters| {
             counters.seen += 1;
@@ -98,7 +108,7 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     let passes_reset = rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST);
     if passes_reset || packet.is_neighbour_discovery() {
         if passes_reset {
-            note(&flow(&packet, hook), hook == Hook::Ingress);
+            note(&flow(packet, hook), hook == Hook::Ingress);
         }
         count_hook(hook, ifindex, |counters| {
             counters.seen += 1;
@@ -110,7 +120,14 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     let (action, sent) = match rule.mode {
         mode::AUDIT => (NEXT, reply::Sent::default()),
         mode::RESET | mode::REJECT => {
-            let reply = reply::Reply { skb: ctx.skb.skb, packet: &packet, mode: rule.mode, hook, link, ifindex };
+            let reply = reply::Reply {
+                skb: ctx.skb.skb,
+                packet,
+                mode: rule.mode,
+                hook,
+                link,
+                ifindex,
+            };
             let sent = reply::answer(&reply);
             (if sent.onward { NEXT } else { SHOT }, sent)
         }
@@ -165,7 +182,11 @@ fn decide<S: Source>(
 /// Whether a rule takes a packet. Its address is settled by the table.
 #[inline(always)]
 fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) -> bool {
-    let bit = if hook == Hook::Egress { direction::EGRESS } else { direction::INGRESS };
+    let bit = if hook == Hook::Egress {
+        direction::EGRESS
+    } else {
+        direction::INGRESS
+    };
     if rule.directions & bit == 0 {
         return false;
     }
@@ -179,7 +200,12 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
         rule.protocol == ANY_PROTOCOL
             || rule.protocol == protocol
             || (rule.protocol == ICMP_PROTOCOL
-                && protocol == if packet.v6 { packet::ICMPV6 } else { packet::ICMP })
+                && protocol
+                    == if packet.v6 {
+                        packet::ICMPV6
+                    } else {
+                        packet::ICMP
+                    })
     };
     if !protocol_fits || !ports_fit(rule, packet, hook, bank, unknown) {
         return false;
@@ -227,24 +253,34 @@ fn ports_fit(rule: &Rule, packet: &Packet, hook: Hook, bank: u32, unknown: bool)
 /// The flow of a packet as a rule sees it, the same for both directions.
 #[inline(always)]
 pub fn flow(packet: &Packet, hook: Hook) -> FlowKey {
-    let protocol = u32::from(packet.protocol);
-    if hook == Hook::Egress {
-        FlowKey {
-            remote: packet.destination,
-            local: packet.source,
-            remote_port: packet.destination_port,
-            local_port: packet.source_port,
-            protocol,
-        }
+    let (remote, local, remote_port, local_port) = if hook == Hook::Egress {
+        (
+            &packet.destination,
+            &packet.source,
+            packet.destination_port,
+            packet.source_port,
+        )
     } else {
-        FlowKey {
-            remote: packet.source,
-            local: packet.destination,
-            remote_port: packet.source_port,
-            local_port: packet.destination_port,
-            protocol,
-        }
+        (
+            &packet.source,
+            &packet.destination,
+            packet.source_port,
+            packet.destination_port,
+        )
+    };
+    FlowKey {
+        remote: bytes(remote),
+        local: bytes(local),
+        remote_port,
+        local_port,
+        protocol: u32::from(packet.protocol),
     }
+}
+
+#[inline(always)]
+fn bytes(words: &Words) -> [u8; 16] {
+    // SAFETY: same size, and any bytes are bytes.
+    unsafe { core::mem::transmute(*words) }
 }
 
 /// A hash of a flow that any bit of it changes: FNV-1a over its words, then a finaliser.
