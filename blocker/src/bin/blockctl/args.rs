@@ -107,7 +107,7 @@ pub(crate) enum Color {
 pub(crate) enum Command {
     /// Block targets.
     #[command(after_help = ADD_EXAMPLES)]
-    Add(AddArgs),
+    Add(Box<AddArgs>),
     #[command(about = "Lift rules by id, or take targets out of rules", long_about = DEL_ABOUT)]
     Del {
         /// A rule's id, or a target: an address or prefix.

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use blocker::api::types::RulesetRequest;
 use blocker::rule::{Defaults, RuleError, RuleId, RuleSpec, Target};
 use jiff::Timestamp;
+use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
 use crate::args::AddArgs;
 
@@ -183,10 +184,9 @@ pub(crate) fn ruleset(name: &str, text: &str, now: Timestamp) -> Result<RulesetR
         ));
     }
     let request: RulesetRequest = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text).map_err(|e| at_name(e.to_string()))?
+        serde_json::from_str(text).map_err(|e| json_flaw(name, &e))?
     } else {
-        serde_yaml::from_str_with_options(text, yaml_options())
-            .map_err(|e| at_name(e.to_string()))?
+        serde_yaml::from_str_with_options(text, yaml_options()).map_err(|e| yaml_flaw(name, &e))?
     };
     let mut flaws = Flaws::new();
     for (index, spec) in request.rules.iter().enumerate() {
@@ -208,7 +208,25 @@ pub(crate) fn ruleset(name: &str, text: &str, now: Timestamp) -> Result<RulesetR
 /// The parser's budget is meant against strangers' documents. This one is the caller's own, and
 /// may hold a million prefixes.
 fn yaml_options() -> serde_yaml::Options {
-    serde_yaml::options! { budget: None }
+    serde_yaml::options! { budget: None, with_snippet: false }
+}
+
+/// `FILE:LINE:COLUMN: …`, as compilers write it.
+fn yaml_flaw(name: &str, error: &serde_yaml::Error) -> Flaws {
+    let message = DefaultMessageFormatter.format_message(error);
+    vec![match error.location() {
+        Some(at) => format!("{name}:{}:{}: {message}", at.line(), at.column()),
+        None => format!("{name}: {message}"),
+    }]
+}
+
+/// As [`yaml_flaw`]. `serde_json` ends its message with the place, which comes first here.
+fn json_flaw(name: &str, error: &serde_json::Error) -> Flaws {
+    let (line, column) = (error.line(), error.column());
+    let message = error.to_string();
+    let place = format!(" at line {line} column {column}");
+    let message = message.strip_suffix(&place).unwrap_or(&message);
+    vec![format!("{name}:{line}:{column}: {message}")]
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ const COLUMNS: &[Column] = &[
     Column::new("ID", Fit::Whole),
     Column::new("TARGETS", Fit::Whole),
     Column::new("MODE", Fit::Whole),
-    Column::optional("MATCH", Fit::Cut, 2),
+    Column::filled("MATCH", Fit::Cut),
     Column::optional("UNTIL", Fit::Whole, 1),
     Column::optional("PACKETS", Fit::Number, 3),
     Column::optional("BYTES", Fit::Number, 6),
@@ -70,7 +70,7 @@ pub(crate) fn show(rule: &RuleView, view: View) -> String {
         for (i, value) in values.iter().enumerate() {
             let name = if i == 0 { name } else { "" };
             // Writing to a String does not fail.
-            let _ = writeln!(out, "{name:<13}{}", printable(value));
+            let _ = writeln!(out, "{name:<14}{}", printable(value));
         }
     }
     out

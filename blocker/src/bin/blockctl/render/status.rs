@@ -42,16 +42,13 @@ pub(crate) fn status(status: &Status, view: View) -> String {
     );
     match &status.last_reload.error {
         None => line("loaded", &when),
-        Some(error) => line(
-            "loaded",
-            &styled(
-                BAD,
-                &format!(
-                    "REFUSED {when}, what was in force before still is: {}",
-                    printable(error)
-                ),
-            ),
-        ),
+        Some(error) => {
+            let refused = format!("REFUSED {when}; what was in force before still is:");
+            line("loaded", &styled(BAD, &refused));
+            for text in error.lines() {
+                line("", &styled(BAD, &printable(text)));
+            }
+        }
     }
     line("rules", &usage(status.rules));
     line("prefixes", &usage(status.prefixes));

@@ -28,7 +28,7 @@ impl Fit {
     fn least(self, natural: u16) -> u16 {
         match self {
             Self::Whole | Self::Number => natural,
-            Self::Cut => natural.min(12),
+            Self::Cut => natural.min(8),
             Self::Wrap => natural.min(24),
         }
     }
@@ -39,19 +39,39 @@ impl Fit {
 pub(crate) struct Column {
     name: &'static str,
     fit: Fit,
-    /// Columns of higher rank are left out earlier; 0 never is.
-    rank: u8,
+    rank: Rank,
+}
+
+/// When a column may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// Never.
+    Always,
+    /// When it is empty.
+    Filled,
+    /// When it is empty, or when there is no room; the highest number first.
+    Room(u8),
 }
 
 impl Column {
+    const fn ranked(name: &'static str, fit: Fit, rank: Rank) -> Self {
+        Self { name, fit, rank }
+    }
+
     /// A column that is always there.
     pub(crate) const fn new(name: &'static str, fit: Fit) -> Self {
-        Self { name, fit, rank: 0 }
+        Self::ranked(name, fit, Rank::Always)
+    }
+
+    /// A column that is left out only when it is empty: a row would seem to say another thing
+    /// without it.
+    pub(crate) const fn filled(name: &'static str, fit: Fit) -> Self {
+        Self::ranked(name, fit, Rank::Filled)
     }
 
     /// A column that is left out when it is empty or when there is no room, the highest rank first.
     pub(crate) const fn optional(name: &'static str, fit: Fit, rank: u8) -> Self {
-        Self { name, fit, rank }
+        Self::ranked(name, fit, Rank::Room(rank))
     }
 }
 
@@ -94,7 +114,7 @@ const GAP: u16 = 2;
 /// leaves every column as wide as its content.
 pub(crate) fn draw(columns: &[Column], rows: Vec<Vec<Cell>>, width: Option<u16>) -> String {
     let used: Vec<bool> = (0..columns.len())
-        .map(|i| columns[i].rank == 0 || rows.iter().any(|row| !row[i].text.is_empty()))
+        .map(|i| columns[i].rank == Rank::Always || rows.iter().any(|row| !row[i].text.is_empty()))
         .collect();
     let one_line = columns.iter().all(|column| column.fit != Fit::Wrap);
     let mut table = Table::new();
@@ -138,7 +158,8 @@ fn arrange(table: &mut Table, columns: &[Column], mut shown: Vec<bool>, width: O
     let least = |i: usize| columns[i].fit.least(natural[i]);
     if let Some(width) = width {
         while total(&shown, &least) > u32::from(width) {
-            let candidates = (0..columns.len()).filter(|&i| shown[i] && columns[i].rank > 0);
+            let candidates =
+                (0..columns.len()).filter(|&i| shown[i] && columns[i].rank > Rank::Filled);
             let Some(drop) = candidates.max_by_key(|&i| columns[i].rank) else {
                 break;
             };
@@ -192,23 +213,39 @@ mod tests {
 
     #[test]
     fn whole_where_there_is_room() {
-        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(80)), @"");
+        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(80)), @"
+        ID        N  OWNER   COMMENT
+        dev01     7  config  a comment that is long
+        b      1234  api
+        ");
         assert_eq!(draw(COLUMNS, rows(), None), draw(COLUMNS, rows(), Some(80)));
     }
 
     #[test]
     fn cuts_before_it_leaves_out() {
-        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(36)), @"");
+        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(36)), @"
+        ID        N  OWNER   COMMENT
+        dev01     7  config  a comment that…
+        b      1234  api
+        ");
     }
 
     #[test]
     fn leaves_out_the_highest_rank_first() {
-        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(26)), @"");
+        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(26)), @"
+        ID        N  COMMENT
+        dev01     7  a comment…
+        b      1234
+        ");
     }
 
     #[test]
     fn never_hides_what_identifies() {
-        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(5)), @"");
+        insta::assert_snapshot!(draw(COLUMNS, rows(), Some(5)), @"
+        ID        N
+        dev01     7
+        b      1234
+        ");
     }
 
     #[test]
@@ -221,7 +258,11 @@ mod tests {
             "[2001:db8::1]:443".into(),
             "the kernel has no SOCK_DESTROY and the probe was not answered".into(),
         ]];
-        insta::assert_snapshot!(draw(COLUMNS, rows, Some(50)), @"");
+        insta::assert_snapshot!(draw(COLUMNS, rows, Some(50)), @"
+        REMOTE             WHY
+        [2001:db8::1]:443  the kernel has no SOCK_DESTROY
+                           and the probe was not answered
+        ");
     }
 
     #[test]
@@ -231,6 +272,9 @@ mod tests {
             vec![vec!["a\u{1b}[2Jb\nc".into()]],
             Some(80),
         );
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @"
+        ID
+        a�[2Jb c
+        ");
     }
 }
