@@ -4,11 +4,15 @@
 
 mod build;
 mod command;
+mod demo;
+#[path = "../../blocker/tests/lab/mod.rs"]
+mod lab;
 mod setup;
 mod test;
 #[path = "../../blocker/build/toolchain.rs"]
 mod toolchain;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +38,12 @@ enum Task {
     },
     /// Build `blocker` and `blockctl` for use (release profile)
     Build,
+    /// Show, in namespaces of its own, how iptables fails to cut a host off and how blocker does it
+    Demo {
+        /// Where the programs are, if they are built already
+        #[arg(long, hide = true)]
+        programs: Option<PathBuf>,
+    },
     /// Run all tests, those that need root and a kernel included
     Test {
         /// Only tests whose name contains one of these
@@ -46,6 +56,7 @@ fn main() -> ExitCode {
         Task::Setup { check: true } => setup::check(setup::Purpose::Test),
         Task::Setup { check: false } => setup::install(setup::Purpose::Test),
         Task::Build => build::release(),
+        Task::Demo { programs } => demo::demo(programs),
         Task::Test { filter } => test::run(&filter),
     };
     match result {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
@@ -32,6 +32,9 @@ pub(super) enum Leftover {
 }
 
 static LEFTOVERS: Mutex<Vec<Leftover>> = Mutex::new(Vec::new());
+/// Held for as long as everything is being undone.
+static CLEANING: Mutex<()> = Mutex::new(());
+static CLOSED: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static SWEEP: Once = Once::new();
 
@@ -42,9 +45,18 @@ pub(super) fn unique(label: &str) -> String {
     format!("{PREFIX}{}-{number}-{label}", std::process::id())
 }
 
-/// Notes that something was made.
+/// Notes that something is about to be made, or was. Once everything is being undone it does not
+/// return: the process is about to end, and nothing more is made.
 pub(super) fn made(what: Leftover) {
-    list().push(what);
+    let mut list = list();
+    if CLOSED.load(Ordering::SeqCst) {
+        drop(list);
+        what.undo();
+        loop {
+            std::thread::park();
+        }
+    }
+    list.push(what);
 }
 
 /// Undoes something, if it was not undone yet.
@@ -65,9 +77,15 @@ pub(super) fn gone(what: &Leftover) {
     list().retain(|other| other != what);
 }
 
-/// Undoes everything, last things first. For a process that is about to end by a signal.
+/// Undoes everything. For a process that is about to end, by a signal or not: nothing can be made
+/// after it. Whoever calls it while another thread is at it waits.
 pub(crate) fn clean_up() {
-    let mut everything = std::mem::take(&mut *list());
+    let _cleaning = CLEANING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut everything = {
+        let mut list = list();
+        CLOSED.store(true, Ordering::SeqCst);
+        std::mem::take(&mut *list)
+    };
     // A namespace lives on as long as a process is in it.
     everything.sort_by_key(|what| match what {
         Leftover::Process(_) => 0,

@@ -19,7 +19,7 @@ mod topology;
 #[allow(unused_imports)]
 pub(crate) use capture::Capture;
 #[allow(unused_imports)]
-pub(crate) use connection::{Connection, Death, End, Listener, connect_timed};
+pub(crate) use connection::{Connection, Death, End, Listener, connect_timed, wait_dead};
 #[allow(unused_imports)]
 pub(crate) use daemon::{Daemon, Output, Programs};
 #[allow(unused_imports)]

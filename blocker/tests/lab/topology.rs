@@ -83,10 +83,10 @@ pub(crate) struct Routed {
 
 impl Routed {
     /// The client's addresses.
-    pub(crate) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 48, 22, 2));
+    pub(crate) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 171, 170, 104));
     pub(crate) const CLIENT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2));
     /// The server's addresses.
-    pub(crate) const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 171, 170, 2));
+    pub(crate) const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 48, 22, 221));
     pub(crate) const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2));
 
     /// Makes the three, joins them and lets the router forward.
@@ -101,17 +101,17 @@ impl Routed {
         };
         join((&scene.client, "eth0"), (&scene.router, "left"))?;
         join((&scene.server, "eth0"), (&scene.router, "right"))?;
-        address(&scene.client, "eth0", "10.48.22.2/24")?;
+        address(&scene.client, "eth0", "10.171.170.104/24")?;
         address(&scene.client, "eth0", "2001:db8:1::2/64")?;
-        address(&scene.router, "left", "10.48.22.1/24")?;
+        address(&scene.router, "left", "10.171.170.1/24")?;
         address(&scene.router, "left", "2001:db8:1::1/64")?;
-        address(&scene.router, "right", "10.171.170.1/24")?;
+        address(&scene.router, "right", "10.48.22.1/24")?;
         address(&scene.router, "right", "2001:db8:2::1/64")?;
-        address(&scene.server, "eth0", "10.171.170.2/24")?;
+        address(&scene.server, "eth0", "10.48.22.221/24")?;
         address(&scene.server, "eth0", "2001:db8:2::2/64")?;
         for (host, v4, v6) in [
-            (&scene.client, "10.48.22.1", "2001:db8:1::1"),
-            (&scene.server, "10.171.170.1", "2001:db8:2::1"),
+            (&scene.client, "10.171.170.1", "2001:db8:1::1"),
+            (&scene.server, "10.48.22.1", "2001:db8:2::1"),
         ] {
             host.run(&["ip", "route", "add", "default", "via", v4])?;
             host.run(&["ip", "-6", "route", "add", "default", "via", v6])?;
