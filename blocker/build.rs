@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[path = "build/toolchain.rs"]
-#[allow(dead_code, unreachable_pub)] // xtask uses the rest, and builds it as a module of its own
 mod toolchain;
 
 use toolchain::Toolchain;

@@ -10,37 +10,37 @@ use std::process::Command;
 
 /// The bpf-linker that the datapath is built and tested with. Later ones need an LLVM development
 /// package that Debian 12 lacks.
-pub const BPF_LINKER: &str = "0.10.1";
+pub(crate) const BPF_LINKER: &str = "0.10.1";
 
 /// The LLVM that this bpf-linker speaks: a compiler of another LLVM writes bitcode that it may
 /// misread.
-pub const LLVM_MAJOR: u32 = 22;
+pub(crate) const LLVM_MAJOR: u32 = 22;
 
 /// Everything that building the eBPF object takes.
 #[derive(Debug)]
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     /// The compiler.
-    pub compiler: Compiler,
+    pub(crate) compiler: Compiler,
     /// The linker.
-    pub linker: PathBuf,
+    pub(crate) linker: PathBuf,
     /// The directory of the `libLLVM` that the linker loads.
-    pub llvm: PathBuf,
+    pub(crate) llvm: PathBuf,
 }
 
 /// A compiler that can build `core`.
 #[derive(Debug)]
-pub struct Compiler {
+pub(crate) struct Compiler {
     /// `rustc` itself, not rustup's proxy.
-    pub rustc: PathBuf,
+    pub(crate) rustc: PathBuf,
     /// The `cargo` that belongs to it.
-    pub cargo: PathBuf,
+    pub(crate) cargo: PathBuf,
     /// Where its libraries and their source lie.
-    pub sysroot: PathBuf,
+    pub(crate) sysroot: PathBuf,
 }
 
 /// What is not there. Several parts may be missing at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Missing {
+pub(crate) enum Missing {
     /// No compiler of the right LLVM has the source of `core`.
     CoreSource,
     /// No bpf-linker of the right version.
@@ -69,7 +69,7 @@ impl fmt::Display for Missing {
 ///
 /// # Errors
 /// All that is missing.
-pub fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
+pub(crate) fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
     match (compiler(rustc), linker(), llvm(rustc)) {
         (Some(compiler), Some(linker), Some(llvm)) => Ok(Toolchain {
             compiler,
@@ -90,7 +90,7 @@ pub fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
 
 /// Finds a compiler: the workspace's own if it has `rust-src`, else the distribution's.
 #[must_use]
-pub fn compiler(rustc: &Path) -> Option<Compiler> {
+pub(crate) fn compiler(rustc: &Path) -> Option<Compiler> {
     let candidates = [sysroot(rustc), Some(PathBuf::from("/usr"))];
     candidates.into_iter().flatten().find_map(|sysroot| {
         let compiler = Compiler {
@@ -107,7 +107,7 @@ pub fn compiler(rustc: &Path) -> Option<Compiler> {
 /// Finds bpf-linker: in the cache that `cargo xtask setup` fills, in Cargo's own directory, on
 /// the PATH.
 #[must_use]
-pub fn linker() -> Option<PathBuf> {
+pub(crate) fn linker() -> Option<PathBuf> {
     let named = |directory: PathBuf| directory.join("bpf-linker");
     let cache = cache().map(|root| named(root.join("bin")));
     let cargo = cargo_home().map(|home| named(home.join("bin")));
@@ -123,7 +123,7 @@ pub fn linker() -> Option<PathBuf> {
 
 /// Where `cargo xtask setup` installs bpf-linker.
 #[must_use]
-pub fn cache() -> Option<PathBuf> {
+pub(crate) fn cache() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.filter(|path| path.is_absolute());
     let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
@@ -136,7 +136,7 @@ pub fn cache() -> Option<PathBuf> {
 
 /// Finds the directory whose `libLLVM` bpf-linker is to load: it carries none of its own.
 #[must_use]
-pub fn llvm(rustc: &Path) -> Option<PathBuf> {
+pub(crate) fn llvm(rustc: &Path) -> Option<PathBuf> {
     let directory = sysroot(rustc)?.join("lib");
     let ours = |name: &str| {
         let version = name
