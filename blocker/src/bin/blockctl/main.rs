@@ -1,1 +1,191 @@
-fn main() {}
+//! `blockctl`: the daemon's control socket for people and scripts.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`args`] | the command line |
+//! | [`input`] | flags, files and arguments → API types, every error at once |
+//! | [`lift`] | what `del` names, all of it or nothing |
+//! | [`render`] | answers → words and tables |
+//! | [`output`] | streams, colours, JSON and YAML |
+//! | [`failure`] | errors → messages and exit codes |
+//!
+//! What a rule means is the library's, what becomes of it the daemon's.
+
+mod args;
+mod failure;
+mod input;
+mod lift;
+mod output;
+mod render;
+
+use std::process::ExitCode;
+
+use blocker::api::client::{Change, Client};
+use blocker::api::types::Account;
+use clap::{CommandFactory as _, Parser as _};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::args::{Cli, Command, Global, Output};
+use crate::failure::{Exit, Failure};
+use crate::render::View;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    output::set_color(cli.global.color);
+    let result = run(&cli).await.and_then(|done| {
+        output::print(&done.text)?;
+        if let Some(left) = done.left.filter(|_| cli.global.quiet) {
+            output::error(&left);
+        }
+        Ok(done.exit)
+    });
+    let exit = result.unwrap_or_else(|failure| {
+        for message in failure.messages() {
+            output::error(&message);
+        }
+        failure.exit()
+    });
+    ExitCode::from(exit as u8)
+}
+
+/// `--help` and `--version` are results, the rest of what clap has to say are errors.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        output::error(text.strip_prefix("error: ").unwrap_or(&text));
+        return ExitCode::from(Exit::Invalid as u8);
+    }
+    let printed = output::print(&error.render().ansi().to_string());
+    ExitCode::from(printed.map_or_else(|failure| failure.exit(), |()| Exit::Done) as u8)
+}
+
+/// What a command that came to its end says.
+struct Done {
+    text: String,
+    exit: Exit,
+    /// What was left, in a line: even `--quiet` does not keep that to itself.
+    left: Option<String>,
+}
+
+impl Done {
+    fn new(text: String) -> Self {
+        Self {
+            text,
+            exit: Exit::Done,
+            left: None,
+        }
+    }
+
+    /// Flows that were to die and did not make a change a partial one.
+    fn after(self, account: &Account) -> Self {
+        if account.left.is_empty() {
+            return self;
+        }
+        Self {
+            exit: Exit::Partly,
+            left: Some(render::left(account)),
+            ..self
+        }
+    }
+}
+
+async fn run(cli: &Cli) -> Result<Done, Failure> {
+    let now = Timestamp::now();
+    let global = &cli.global;
+    let view = View {
+        width: output::width(),
+        now,
+    };
+    let mut client = Client::new(&global.socket);
+    if let Ok(connection) = std::env::var("SSH_CONNECTION") {
+        client = client.with_ssh_connection(&connection);
+    }
+    match &cli.command {
+        Command::Add(args) => {
+            let spec = input::spec(args, now)?;
+            let change = Change {
+                force: args.force,
+                dry_run: args.dry_run,
+            };
+            let answer = client.add(&spec, change).await?;
+            let text = if global.quiet {
+                format!("{}\n", answer.rule.id)
+            } else {
+                form(global, &answer, || {
+                    render::added(&answer, &spec, args.dry_run, view)
+                })?
+            };
+            Ok(Done::new(text).after(&answer.teardown))
+        }
+        Command::Del { what } => {
+            let (answer, gone) = lift::lift(&client, &input::named(what)?).await?;
+            if !global.quiet {
+                gone.iter().for_each(|line| output::warning(line));
+            }
+            let text = form(global, &answer, || render::lifted(&answer, view))?;
+            Ok(Done::new(text).after(&answer.teardown))
+        }
+        Command::List => {
+            let answer = client.list().await?;
+            Ok(Done::new(form(global, &answer, || {
+                render::list(&answer, view)
+            })?))
+        }
+        Command::Show { id } => {
+            let answer = client.rule(&input::id(id)?).await?;
+            Ok(Done::new(form(global, &answer, || {
+                render::show(&answer, view)
+            })?))
+        }
+        Command::Flush { all } => {
+            let answer = client.flush(*all).await?;
+            let text = form(global, &answer, || render::lifted(&answer, view))?;
+            Ok(Done::new(text).after(&answer.teardown))
+        }
+        Command::Apply {
+            file,
+            dry_run,
+            force,
+        } => {
+            let (name, text) = input::read_file(file)?;
+            let rules = input::ruleset(&name, &text, now)?;
+            let change = Change {
+                force: *force,
+                dry_run: *dry_run,
+            };
+            let answer = client.replace(&rules, change).await?;
+            let text = form(global, &answer, || render::applied(&answer, view))?;
+            Ok(Done::new(text).after(&answer.teardown))
+        }
+        Command::Status => {
+            let answer = client.status().await?;
+            Ok(Done::new(form(global, &answer, || {
+                render::status(&answer, view)
+            })?))
+        }
+        Command::Completions { shell } => {
+            // Into memory first: clap_complete panics when its stream breaks.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "blockctl", &mut script);
+            Ok(Done::new(String::from_utf8_lossy(&script).into_owned()))
+        }
+    }
+}
+
+/// The answer in the form that was asked for.
+fn form<T: Serialize>(
+    global: &Global,
+    answer: &T,
+    table: impl FnOnce() -> String,
+) -> Result<String, Failure> {
+    match global.output {
+        _ if global.quiet => Ok(String::new()),
+        Output::Table => Ok(table()),
+        exact => output::exact(answer, exact),
+    }
+}

@@ -1,0 +1,246 @@
+//! The command line: what may be written, and what `--help` says about it.
+//!
+//! Owns names, defaults of the client's own options and help texts. A rule's fields stay text
+//! here: [`crate::input`] reads them, so that every error in them is reported at once.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  usage or invalid input; nothing was changed
+  3  the daemon is not reachable; nothing was changed
+  4  no such rule; nothing was changed
+  5  refused to protect you (--force overrides); nothing was changed
+  6  partly enforced: the rule is in force, but some established flows were left";
+
+const ADD_EXAMPLES: &str = "\
+Examples:
+  blockctl add 10.48.22.221 --mode reset          both ends of every flow die, new ones fail
+  blockctl add 10.171.0.0/16 --except 10.171.0.9  drop a network but for one host
+  blockctl add 2001:db8::7 --protocol tcp --remote-port 443,8080-8085 --for 5m
+  blockctl add 10.48.22.221 --mode reset --dry-run    which flows would die?";
+
+const DEL_ABOUT: &str = "\
+Lift rules by id, or take targets out of all rules that name them.
+
+An argument is an id if there is a rule of exactly that id. Otherwise, if it is an address or a \
+prefix, it is a target: it is taken out of every rule that names exactly it, and a rule that has \
+no other target is gone. With several arguments all are looked up first; if one is unknown, \
+nothing is changed.";
+
+const APPLY_ABOUT: &str = "\
+Make the API's rules exactly those of a file, as one change.
+
+The file is YAML or JSON: `rules:` and a list of rules, with the fields that the configuration \
+file has. Rules that are in force but not in the file are lifted; the configuration's own rules \
+are not touched. What changes is printed as a diff: + added, - removed, ~ changed.";
+
+/// Block and unblock peers, through the blocker daemon.
+#[derive(Debug, Parser)]
+#[command(name = "blockctl", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The daemon's control socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "BLOCKER_SOCKET",
+        default_value = "/run/blocker/control.sock"
+    )]
+    pub(crate) socket: PathBuf,
+    /// How results are printed; json is the API's own.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    /// Colours; auto: on a terminal, unless NO_COLOR is set.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t = Color::Auto
+    )]
+    pub(crate) color: Color,
+    /// Print nothing but errors; `add` prints the rule's id alone.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// Forms of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// The API's JSON, every number exact.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Block targets.
+    #[command(after_help = ADD_EXAMPLES)]
+    Add(Box<AddArgs>),
+    #[command(about = "Lift rules by id, or take targets out of rules", long_about = DEL_ABOUT)]
+    Del {
+        /// A rule's id, or a target: an address or prefix.
+        #[arg(required = true, value_name = "ID|TARGET")]
+        what: Vec<String>,
+    },
+    /// List all rules.
+    List,
+    /// Show one rule in full.
+    Show {
+        /// The rule's id.
+        id: String,
+    },
+    /// Lift every rule that came over the API.
+    Flush {
+        /// The configuration's rules too, until its next reload.
+        #[arg(long)]
+        all: bool,
+    },
+    #[command(about = "Make the API's rules exactly those of a file", long_about = APPLY_ABOUT)]
+    Apply {
+        /// YAML or JSON; - reads standard input.
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Print what would change, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Override the refusals that protect you (never `protect` and loopback).
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the daemon's state: devices, limits, the last reload, what the kernel lacks.
+    Status,
+    /// Print a shell's completion script.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+/// A rule, as flags.
+#[derive(Debug, Default, Args)]
+pub(crate) struct AddArgs {
+    /// Remotes: addresses or prefixes, IPv4 or IPv6.
+    #[arg(required = true, value_name = "TARGET")]
+    pub(crate) targets: Vec<String>,
+    /// The rule's name; made up if absent.
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// What is done with packets; by default what the configuration says, drop if nothing.
+    ///
+    /// drop: silence. reset: RST to both ends of TCP, ICMP port unreachable for the rest.
+    /// reject: ICMP administratively prohibited. audit: counted, and passed.
+    #[arg(long, value_parser = PossibleValuesParser::new(["drop", "reset", "reject", "audit"]))]
+    pub(crate) mode: Option<String>,
+    /// Which way a packet must go, seen from this host [default: both].
+    #[arg(long, value_parser = PossibleValuesParser::new(["both", "ingress", "egress"]))]
+    pub(crate) direction: Option<String>,
+    /// any, tcp, udp, icmp or a number from 0 to 255 [default: any].
+    #[arg(long)]
+    pub(crate) protocol: Option<String>,
+    /// Ports of either side: 80 or 8080-8085; several by commas or by repeating the flag.
+    #[arg(
+        long = "port",
+        visible_alias = "ports",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
+    pub(crate) ports: Vec<String>,
+    /// Ports of this host's side.
+    #[arg(
+        long = "local-port",
+        visible_alias = "local-ports",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
+    pub(crate) local_ports: Vec<String>,
+    /// Ports of the remote's side.
+    #[arg(
+        long = "remote-port",
+        visible_alias = "remote-ports",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
+    pub(crate) remote_ports: Vec<String>,
+    /// Devices, by name or glob [default: every attached one].
+    #[arg(
+        long = "interface",
+        visible_alias = "interfaces",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub(crate) interfaces: Vec<String>,
+    /// How many of a hundred packets (flows, for reset) are taken [default: 100].
+    #[arg(long, value_name = "1-100")]
+    pub(crate) percent: Option<String>,
+    /// What becomes of established flows [default: kill for reset, else keep].
+    #[arg(long, value_parser = PossibleValuesParser::new(["kill", "keep"]))]
+    pub(crate) established: Option<String>,
+    /// What becomes of blocked flows when the rule ends [default: resume].
+    ///
+    /// reset kills what was seen during the block, so that nothing stale is delivered.
+    #[arg(long, value_parser = PossibleValuesParser::new(["resume", "reset"]))]
+    pub(crate) on_lift: Option<String>,
+    /// How long the rule lives: 30s, 5m, 1h30m, 2d [default: until it is lifted].
+    #[arg(long = "for", value_name = "DURATION")]
+    pub(crate) lifetime: Option<String>,
+    /// When the rule ends: RFC 3339, such as 2026-01-31T18:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) expires: Option<String>,
+    /// Why the rule is there: "INC-1234".
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) comment: Option<String>,
+    /// Parts of the targets to leave alone.
+    #[arg(long, value_name = "TARGET", value_delimiter = ',')]
+    pub(crate) except: Vec<String>,
+    /// Override the refusals that protect you (never `protect` and loopback).
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// List the live flows that would die, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,155 @@
+//! Why a command did not do what it was asked: the text for people, the exit code for scripts.
+
+use blocker::api::client::{Absence, ClientError};
+use blocker::api::types::Code;
+use blocker::rule::RuleId;
+
+use crate::input::Flaws;
+use crate::render::printable;
+
+/// The exit codes, which are a contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed.
+    Failed = 1,
+    /// Usage or invalid input.
+    Invalid = 2,
+    /// The daemon is not reachable.
+    Unreachable = 3,
+    /// No such rule.
+    Unknown = 4,
+    /// Refused to protect the caller.
+    Refused = 5,
+    /// In force, but some established flows were left.
+    Partly = 6,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// What was written is wrong; nothing was sent.
+    Input(Flaws),
+    /// Arguments that name no rule; nothing was changed.
+    Unknown(Vec<String>),
+    /// The daemon could not be asked, or objects.
+    Client(ClientError),
+    /// As `Client`, after some of several rules were lifted already.
+    HalfWay {
+        /// The rules that are gone or narrowed.
+        done: Vec<RuleId>,
+        /// What went wrong with the next one.
+        error: ClientError,
+    },
+    /// The result could not be written; the command itself is done.
+    Output(String),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<Flaws> for Failure {
+    fn from(flaws: Flaws) -> Self {
+        Self::Input(flaws)
+    }
+}
+
+impl Failure {
+    /// The exit code.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Input(_) => Exit::Invalid,
+            Self::Unknown(_) => Exit::Unknown,
+            Self::Client(error) => exit_of(error),
+            // Something was changed, which every other code denies.
+            Self::HalfWay { .. } | Self::Output(_) => Exit::Failed,
+        }
+    }
+
+    /// What to tell, a message each; a message's further lines are hints.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        match self {
+            Self::Input(flaws) => flaws.clone(),
+            Self::Unknown(names) => names
+                .iter()
+                .map(|name| format!("no rule has the id or the target {name}: nothing was changed"))
+                .collect(),
+            Self::Client(error) => vec![message(error)],
+            Self::HalfWay { done, error } => {
+                let done: Vec<_> = done.iter().map(RuleId::as_str).collect();
+                vec![
+                    message(error),
+                    format!("done before that: {}", done.join(", ")),
+                ]
+            }
+            Self::Output(error) => vec![error.clone()],
+        }
+    }
+}
+
+fn exit_of(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::NotBlocker { .. } => Exit::Unreachable,
+        ClientError::TooLarge { .. } => Exit::Invalid,
+        ClientError::Lost { .. }
+        | ClientError::Timeout { .. }
+        | ClientError::Garbled { .. }
+        | ClientError::Unwritable { .. } => Exit::Failed,
+        ClientError::Problem(problem) => match problem.code {
+            Code::InvalidInput | Code::LimitExceeded | Code::Conflict => Exit::Invalid,
+            Code::Refused | Code::Protected => Exit::Refused,
+            Code::NotFound => Exit::Unknown,
+            Code::NoSuchEndpoint | Code::Forbidden | Code::Internal => Exit::Failed,
+        },
+    }
+}
+
+fn message(error: &ClientError) -> String {
+    let text: Vec<_> = error.to_string().lines().map(printable).collect();
+    let mut text = text.join("\n");
+    if let Some(hint) = hint(error) {
+        text.push('\n');
+        text += &hint;
+    }
+    text
+}
+
+/// The way out, where the error itself does not show one.
+fn hint(error: &ClientError) -> Option<String> {
+    const START: &str = "start the daemon: systemctl start blocker, or blocker run --config /etc/blocker/blocker.yaml\nif it listens elsewhere: --socket PATH, or BLOCKER_SOCKET";
+    const NAME: &str = "name the daemon's control socket: --socket PATH, or BLOCKER_SOCKET";
+    const LOOK: &str = "whether the change was made is not known: see blockctl list";
+    Some(match error {
+        ClientError::Unreachable { why, .. } => match why {
+            Absence::NoSocket | Absence::Stale => START.to_owned(),
+            Absence::NotASocket => NAME.to_owned(),
+            Absence::Denied {
+                group,
+                group_may: true,
+                ..
+            } => format!(
+                "run as root, or join group {group}: usermod -aG {group} USER, then log in again"
+            ),
+            Absence::Denied { .. } => "run as root: its mode lets no group in".to_owned(),
+            Absence::Other => return None,
+        },
+        ClientError::NotBlocker { .. } => NAME.to_owned(),
+        ClientError::Lost { request, .. } | ClientError::Timeout { request }
+            if !request.starts_with("GET") =>
+        {
+            LOOK.to_owned()
+        }
+        ClientError::Garbled { request, .. } if !request.starts_with("GET") => LOOK.to_owned(),
+        ClientError::Problem(problem)
+            if problem.code == Code::Refused && !problem.detail.contains("--force") =>
+        {
+            "--force overrides this".to_owned()
+        }
+        _ => return None,
+    })
+}

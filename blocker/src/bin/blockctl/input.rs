@@ -1,0 +1,233 @@
+//! From what a person wrote (flags, files, arguments of `del`) to the types that the API takes.
+//!
+//! Pure, but for [`read_file`]. Checks everything that can be checked without the daemon and
+//! reports all that is wrong at once, each with its place. What only the daemon knows (its limits,
+//! what it protects) is left to it.
+
+use std::fmt::Display;
+use std::io::Read as _;
+use std::path::Path;
+use std::str::FromStr;
+
+use blocker::api::types::RulesetRequest;
+use blocker::rule::{Defaults, RuleError, RuleId, RuleSpec, Target};
+use jiff::Timestamp;
+use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
+
+use crate::args::AddArgs;
+
+/// Everything that is wrong with an input, a line each: place, what, why, way out.
+pub(crate) type Flaws = Vec<String>;
+
+/// Reads the flags of `add`.
+pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<RuleSpec, Flaws> {
+    let mut flaws = Flaws::new();
+    let spec = RuleSpec {
+        id: one(&mut flaws, "--id", args.id.as_deref(), parse),
+        targets: many(&mut flaws, "TARGET", &args.targets),
+        except: many(&mut flaws, "--except", &args.except),
+        mode: one(&mut flaws, "--mode", args.mode.as_deref(), parse),
+        direction: one(&mut flaws, "--direction", args.direction.as_deref(), parse),
+        protocol: one(&mut flaws, "--protocol", args.protocol.as_deref(), parse),
+        ports: many(&mut flaws, "--port", &args.ports),
+        local_ports: many(&mut flaws, "--local-port", &args.local_ports),
+        remote_ports: many(&mut flaws, "--remote-port", &args.remote_ports),
+        interfaces: args.interfaces.clone(),
+        percent: one(&mut flaws, "--percent", args.percent.as_deref(), percent),
+        established: one(
+            &mut flaws,
+            "--established",
+            args.established.as_deref(),
+            parse,
+        ),
+        on_lift: one(&mut flaws, "--on-lift", args.on_lift.as_deref(), parse),
+        lifetime: one(&mut flaws, "--for", args.lifetime.as_deref(), parse),
+        expires: one(&mut flaws, "--expires", args.expires.as_deref(), time),
+        comment: args.comment.clone(),
+    };
+    // A part that is missing because it was wrong would make the whole look wrong too.
+    if flaws.is_empty()
+        && let Err(error) = check(&spec, now)
+    {
+        flaws.push(match whole_rule_place(&error) {
+            Some(place) => format!("{place}: {error}"),
+            None => error.to_string(),
+        });
+    }
+    if flaws.is_empty() {
+        Ok(spec)
+    } else {
+        Err(flaws)
+    }
+}
+
+fn one<T, E: Display>(
+    flaws: &mut Flaws,
+    place: &str,
+    text: Option<&str>,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Option<T> {
+    read(text?)
+        .map_err(|error| flaws.push(format!("{place}: {error}")))
+        .ok()
+}
+
+fn many<T: FromStr<Err = RuleError>>(flaws: &mut Flaws, place: &str, texts: &[String]) -> Vec<T> {
+    texts
+        .iter()
+        .filter_map(|text| one(flaws, place, Some(text.trim()), parse))
+        .collect()
+}
+
+fn parse<T: FromStr<Err = RuleError>>(text: &str) -> Result<T, RuleError> {
+    text.parse()
+}
+
+fn percent(text: &str) -> Result<u64, String> {
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    digits
+        .parse()
+        .map_err(|_| format!("percent {text:?} is not valid: a whole number from 1 to 100"))
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| {
+        format!("time {text:?} is not valid: write RFC 3339 with its offset, such as 2026-01-31T18:00:00Z or 2026-01-31T19:00:00+01:00")
+    })
+}
+
+/// Checks what only the whole rule can tell.
+///
+/// The daemon's default mode is not known here. `drop`, which stands in for it, contradicts
+/// nothing, so no rule is refused that the daemon would take.
+fn check(spec: &RuleSpec, now: Timestamp) -> Result<(), RuleError> {
+    let id = || "unnamed".parse().expect("\"unnamed\" follows the grammar");
+    spec.clone()
+        .resolve(id, Defaults::default(), now)
+        .map(|_| ())
+}
+
+/// The flag that a whole-rule error speaks of, where it does not say so itself.
+fn whole_rule_place(error: &RuleError) -> Option<&'static str> {
+    match error {
+        RuleError::Percent(_) => Some("--percent"),
+        RuleError::Interface(_) => Some("--interface"),
+        RuleError::Comment => Some("--comment"),
+        RuleError::Expired(_) => Some("--expires"),
+        RuleError::TwoDeadlines => Some("--for, --expires"),
+        RuleError::PortsWithout(_) => Some("--port, --protocol"),
+        _ => None,
+    }
+}
+
+/// An argument of `del`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// Can only be an id.
+    Id(RuleId),
+    /// Can only be a target.
+    Target(Target),
+    /// Is a target, unless there is a rule of exactly that id: `10.0.0.1` follows both grammars.
+    Either(RuleId, Target),
+}
+
+/// Reads the arguments of `del`.
+pub(crate) fn named(arguments: &[String]) -> Result<Vec<Named>, Flaws> {
+    let mut flaws = Flaws::new();
+    let mut all = Vec::new();
+    for text in arguments {
+        match (text.parse::<RuleId>(), text.parse::<Target>()) {
+            (Ok(id), Ok(target)) => all.push(Named::Either(id, target)),
+            (Ok(id), Err(_)) => all.push(Named::Id(id)),
+            (Err(_), Ok(target)) => all.push(Named::Target(target)),
+            // What begins like a prefix is told what is wrong with it as a prefix.
+            (Err(_), Err(error)) if text.contains(['/', ':']) => flaws.push(error.to_string()),
+            (Err(_), Err(_)) => flaws.push(format!(
+                "{text:?} is neither a rule's id nor an address or prefix: see `blockctl list`"
+            )),
+        }
+    }
+    if flaws.is_empty() {
+        Ok(all)
+    } else {
+        Err(flaws)
+    }
+}
+
+/// Reads a rule's id.
+pub(crate) fn id(text: &str) -> Result<RuleId, Flaws> {
+    text.parse().map_err(|e: RuleError| vec![e.to_string()])
+}
+
+/// Reads the file of `apply`; `-` is standard input. Gives its name for messages, and its text.
+pub(crate) fn read_file(path: &Path) -> Result<(String, String), Flaws> {
+    let (name, text) = if path == Path::new("-") {
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        ("standard input".to_owned(), read.map(|_| text))
+    } else {
+        (path.display().to_string(), std::fs::read_to_string(path))
+    };
+    match text {
+        Ok(text) => Ok((name, text)),
+        Err(error) => Err(vec![format!("cannot read {name}: {error}")]),
+    }
+}
+
+/// Reads a ruleset, YAML or JSON: what begins with a brace is read as JSON, whose parser is the
+/// faster one and knows the better errors for it.
+pub(crate) fn ruleset(name: &str, text: &str, now: Timestamp) -> Result<RulesetRequest, Flaws> {
+    let at_name = |error: String| vec![format!("{name}: {error}")];
+    if text.trim().is_empty() {
+        return Err(at_name(
+            "is empty: write `rules: []` to lift every rule of the API".to_owned(),
+        ));
+    }
+    let request: RulesetRequest = if text.trim_start().starts_with('{') {
+        serde_json::from_str(text).map_err(|e| json_flaw(name, &e))?
+    } else {
+        serde_yaml::from_str_with_options(text, yaml_options()).map_err(|e| yaml_flaw(name, &e))?
+    };
+    let mut flaws = Flaws::new();
+    for (index, spec) in request.rules.iter().enumerate() {
+        if let Err(error) = check(spec, now) {
+            let which = match &spec.id {
+                Some(id) => format!("rules[{index}] ({id})"),
+                None => format!("rules[{index}]"),
+            };
+            flaws.push(format!("{name}: {which}: {error}"));
+        }
+    }
+    if flaws.is_empty() {
+        Ok(request)
+    } else {
+        Err(flaws)
+    }
+}
+
+/// The parser's budget is meant against strangers' documents. This one is the caller's own, and
+/// may hold a million prefixes.
+fn yaml_options() -> serde_yaml::Options {
+    serde_yaml::options! { budget: None, with_snippet: false }
+}
+
+/// `FILE:LINE:COLUMN: …`, as compilers write it.
+fn yaml_flaw(name: &str, error: &serde_yaml::Error) -> Flaws {
+    let message = DefaultMessageFormatter.format_message(error);
+    vec![match error.location() {
+        Some(at) => format!("{name}:{}:{}: {message}", at.line(), at.column()),
+        None => format!("{name}: {message}"),
+    }]
+}
+
+/// As [`yaml_flaw`]. `serde_json` ends its message with the place, which comes first here.
+fn json_flaw(name: &str, error: &serde_json::Error) -> Flaws {
+    let (line, column) = (error.line(), error.column());
+    let message = error.to_string();
+    let place = format!(" at line {line} column {column}");
+    let message = message.strip_suffix(&place).unwrap_or(&message);
+    vec![format!("{name}:{line}:{column}: {message}")]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! `del`: which of its arguments are ids and which are targets, and all of them or none.
+//!
+//! An argument is the id of the rule that has exactly that id, if there is one, and otherwise the
+//! target that it reads as: an id may look like an address (`10.0.0.1`), but whoever named a rule
+//! so means the rule. Several arguments are looked up first, so that a typing error in the last
+//! one changes nothing.
+
+use std::collections::BTreeSet;
+
+use blocker::api::client::{Client, ClientError};
+use blocker::api::types::{Account, Code, DeleteResponse};
+use blocker::rule::{RuleId, Target};
+
+use crate::failure::Failure;
+use crate::input::Named;
+
+/// What one argument came out to be.
+enum Found {
+    Rule(RuleId),
+    Target(Target),
+}
+
+/// Lifts what the arguments name. Gives one account of it all, and a line for each that went away
+/// by itself in the meantime.
+pub(crate) async fn lift(
+    client: &Client,
+    named: &[Named],
+) -> Result<(DeleteResponse, Vec<String>), Failure> {
+    // One id needs no looking up: the daemon's own answer says whether it is there.
+    if let [Named::Id(id)] = named {
+        return Ok((client.delete(id).await?, Vec::new()));
+    }
+    let found = look_up(client, named).await?;
+    let mut whole = DeleteResponse {
+        removed: Vec::new(),
+        narrowed: Vec::new(),
+        teardown: Account::default(),
+    };
+    let mut gone = Vec::new();
+    for one in found {
+        let answer = match &one {
+            Found::Rule(id) => client.delete(id).await,
+            Found::Target(target) => client.delete_target(*target).await,
+        };
+        match answer {
+            Ok(answer) => add(&mut whole, answer),
+            // Expired since it was looked up, or lifted with an earlier argument: as asked.
+            Err(ClientError::Problem(p)) if p.code == Code::NotFound => gone.push(match one {
+                Found::Rule(id) => format!("rule {id} was gone already"),
+                Found::Target(target) => format!("no rule had target {target} any more"),
+            }),
+            Err(error) if whole.removed.is_empty() && whole.narrowed.is_empty() => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                let done = [whole.removed, whole.narrowed].concat();
+                return Err(Failure::HalfWay { done, error });
+            }
+        }
+    }
+    // A rule that lost one target and later its last one is gone, not narrowed.
+    let removed: BTreeSet<_> = whole.removed.iter().collect();
+    whole.narrowed.retain(|id| !removed.contains(id));
+    whole.narrowed.sort_unstable();
+    whole.narrowed.dedup();
+    Ok((whole, gone))
+}
+
+async fn look_up(client: &Client, named: &[Named]) -> Result<Vec<Found>, Failure> {
+    let mut ids = BTreeSet::new();
+    let mut targets = BTreeSet::new();
+    for view in client.list().await?.rules {
+        ids.insert(view.rule.id);
+        targets.extend(view.rule.targets);
+    }
+    let mut found = Vec::new();
+    let mut unknown = Vec::new();
+    for one in named {
+        match one {
+            Named::Id(id) | Named::Either(id, _) if ids.contains(id) => {
+                found.push(Found::Rule(id.clone()));
+            }
+            Named::Target(target) | Named::Either(_, target) if targets.contains(target) => {
+                found.push(Found::Target(*target));
+            }
+            Named::Id(id) => unknown.push(id.to_string()),
+            Named::Target(target) | Named::Either(_, target) => unknown.push(target.to_string()),
+        }
+    }
+    if unknown.is_empty() {
+        Ok(found)
+    } else {
+        Err(Failure::Unknown(unknown))
+    }
+}
+
+/// Joins two accounts into one of the same form.
+fn add(whole: &mut DeleteResponse, part: DeleteResponse) {
+    whole.removed.extend(part.removed);
+    whole.narrowed.extend(part.narrowed);
+    let (sum, one) = (&mut whole.teardown, part.teardown);
+    sum.found += one.found;
+    sum.killed += one.killed;
+    sum.left.extend(one.left);
+    sum.elapsed_ms += one.elapsed_ms;
+    for note in one.notes {
+        if !sum.notes.contains(&note) {
+            sum.notes.push(note);
+        }
+    }
+}

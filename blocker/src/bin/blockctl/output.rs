@@ -1,0 +1,68 @@
+//! Where results and errors go: results to standard output, errors to standard error, colours only
+//! where they are wanted.
+
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::args::{Color, Output};
+use crate::failure::Failure;
+use crate::render::{BAD, WARN, styled};
+
+/// Decides once for the whole process whether colours are shown.
+pub(crate) fn set_color(color: Color) {
+    match color {
+        Color::Auto => anstream::ColorChoice::Auto,
+        Color::Always => anstream::ColorChoice::Always,
+        Color::Never => anstream::ColorChoice::Never,
+    }
+    .write_global();
+    // Tables are painted in any case and anstream strips them; without this, crossterm would obey
+    // NO_COLOR on its own, even where --color always overrides it.
+    crossterm::style::force_color_output(true);
+}
+
+/// The terminal's width in characters; `None` if standard output is no terminal.
+pub(crate) fn width() -> Option<u16> {
+    comfy_table::Table::new().width().filter(|width| *width > 0)
+}
+
+/// An answer as the API gave it. Indented always, so that a pipe changes nothing.
+pub(crate) fn exact<T: Serialize>(answer: &T, form: Output) -> Result<String, Failure> {
+    let cannot = |error: String| Failure::Output(format!("cannot write the result: {error}"));
+    if form == Output::Yaml {
+        serde_yaml::to_string(answer).map_err(|e| cannot(e.to_string()))
+    } else {
+        let mut text = serde_json::to_string_pretty(answer).map_err(|e| cannot(e.to_string()))?;
+        text.push('\n');
+        Ok(text)
+    }
+}
+
+/// Writes a result. A reader that has seen enough (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Reports an error. Its further lines are indented under the first.
+pub(crate) fn error(message: &str) {
+    say(&styled(BAD, "blockctl: "), message);
+}
+
+/// Reports what is worth knowing and no error.
+pub(crate) fn warning(message: &str) {
+    say(&styled(WARN, "blockctl: "), message);
+}
+
+fn say(label: &str, message: &str) {
+    let message = message.trim_end().replace('\n', "\n  ");
+    // Where standard error is closed there is nobody left to tell; the exit code still does.
+    let _ = writeln!(anstream::stderr(), "{label}{message}");
+}

@@ -1,0 +1,30 @@
+//! The API's answers in words and tables, for people.
+//!
+//! Pure: an answer, the terminal's width and the wall clock go in, text comes out. Colours are
+//! always in the text; the stream that it goes to takes them out where none are wanted. Scripts
+//! get JSON or YAML, which [`crate::output`] writes without any of this.
+
+mod change;
+mod rules;
+mod status;
+mod table;
+mod text;
+
+use jiff::Timestamp;
+
+pub(crate) use change::{added, applied, left, lifted};
+pub(crate) use rules::{list, show};
+pub(crate) use status::status;
+pub(crate) use text::{BAD, WARN, printable, styled};
+
+/// What rendering depends on beside the answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View {
+    /// The terminal's width in characters; `None`: no terminal, nothing is cut.
+    pub(crate) width: Option<u16>,
+    /// The wall clock.
+    pub(crate) now: Timestamp,
+}
+
+#[cfg(test)]
+mod tests;
