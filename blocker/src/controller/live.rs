@@ -87,7 +87,12 @@ impl Live {
             };
             let deadline = match old {
                 // A clock that was set must not move a deadline that did not change.
-                Some(old) if old.rule.expires == rule.expires => old.deadline,
+                Some(old)
+                    if old.rule.expires == rule.expires
+                        && lifts_actively(&old.rule) == lifts_actively(&rule) =>
+                {
+                    old.deadline
+                }
                 _ => rule
                     .expires
                     .map(|expires| boot_deadline(&rule, expires, now)),

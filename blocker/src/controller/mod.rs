@@ -26,6 +26,7 @@ use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec, Target};
 use crate::safety::{self, HostFacts, Refusal};
 use crate::state;
 use crate::teardown;
+use lift::Change;
 use live::{Live, Wanted};
 
 /// Why a request failed. Nothing was changed, unless a variant says otherwise.
@@ -195,7 +196,7 @@ impl Controller {
         }));
         tracing::info!(rules, "rules in force");
         controller.make_good(kept.expired).await;
-        controller.kill(killing).await;
+        controller.kill_resets(killing).await;
         Ok(controller)
     }
 
@@ -271,7 +272,11 @@ impl Controller {
             });
         }
         let wanted = self.with(&rule);
-        self.commit(wanted, now)?;
+        let change = Change {
+            starting: vec![rule.clone()],
+            ..Change::to(wanted)
+        };
+        let account = self.change(change, now).await?;
         drop(writer);
         tracing::info!(
             who = asking.who, rule = %rule.id, mode = %rule.mode, targets = rule.targets.len(), created,
@@ -527,24 +532,36 @@ impl Controller {
             .removed
             .iter()
             .cloned()
-            .chain(change.changed.iter().map(|changed| changed.before.clone()))
+            .chain(ending_changes(&change))
             .collect();
-        self.settle_ending(&ending, now).await?;
         wanted.extend(rules.into_iter().map(|rule| Wanted {
             rule,
             owner: Owner::Config,
         }));
+        let starting: Vec<Rule> = change
+            .added
+            .iter()
+            .cloned()
+            .chain(change.changed.iter().map(|changed| changed.after.clone()))
+            .collect();
         let devices = devices::list().await?;
-        {
-            let mut live = self.live();
-            live.config = config;
-            if let Err(error) = live.put(wanted, now) {
-                live.config = old;
-                return Err(error);
-            }
-            for error in live.follow(&devices, now) {
-                tracing::error!("{error}");
-            }
+        self.live().config = config;
+        let carried = self
+            .change(
+                Change {
+                    ending,
+                    starting: starting.clone(),
+                    wanted,
+                },
+                now,
+            )
+            .await;
+        if let Err(error) = carried {
+            self.live().config = old;
+            return Err(error);
+        }
+        for error in self.live().follow(&devices, now) {
+            tracing::error!("{error}");
         }
         tracing::info!(
             added = change.added.len(),
@@ -553,12 +570,7 @@ impl Controller {
             unchanged = change.unchanged,
             "configuration reloaded"
         );
-        let starting: Vec<Rule> = change
-            .added
-            .into_iter()
-            .chain(change.changed.into_iter().map(|changed| changed.after))
-            .collect();
-        self.kill(starting).await;
+        self.kill_resets(starting).await;
         Ok(())
     }
 
@@ -576,31 +588,14 @@ impl Controller {
             .into_iter()
             .map(|wanted| wanted.rule)
             .collect();
-        if let Err(error) = self.settle_ending(&ending, Timestamp::now()).await {
+        // What the API's rules are after a restart stays on disk; only the datapath forgets them.
+        if let Err(error) = self.end(&ending, Timestamp::now()).await {
             tracing::error!("{error}");
         }
         for error in self.live().datapath.detach() {
             tracing::error!("{error}");
         }
         tracing::info!("stopped: all rules are lifted");
-    }
-
-    /// Puts rules in force and keeps the API's on disk; both or neither.
-    fn commit(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
-        let mut live = self.live();
-        let before = kept(&live.wanted());
-        let after = kept(&wanted);
-        let state_dir = live.config.state_dir.clone();
-        if before != after {
-            state::save(&state_dir, &after)?;
-        }
-        live.put(wanted, now).inspect_err(|_| {
-            if before != after
-                && let Err(error) = state::save(&state_dir, &before)
-            {
-                tracing::error!("{error}");
-            }
-        })
     }
 
     /// The rules in force and this one, in place of the one of its id.
@@ -725,6 +720,15 @@ fn difference(
         }
     }
     response
+}
+
+/// Rules that a change ends as they were: those that do something else from then on.
+fn ending_changes(response: &RulesetResponse) -> impl Iterator<Item = Rule> {
+    let changed = response
+        .changed
+        .iter()
+        .filter(|changed| !changed.before.same_effect(&changed.after));
+    changed.map(|changed| changed.before.clone())
 }
 
 fn facts(asking: &Asking) -> HostFacts {
