@@ -86,18 +86,16 @@ impl Controller {
     pub(super) async fn change(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
         let before = self.live().wanted();
         let state_dir = self.live().config.state_dir.clone();
-        let (old, new) = (kept(&before), kept(&change.wanted));
-        if old != new {
-            state::save(&state_dir, &new)?;
+        let differs = kept(&before) != kept(&change.wanted);
+        if differs {
+            state::save(&state_dir, kept(&change.wanted))?;
         }
         let result = self.carry_out(change, now).await;
         if result.is_err() {
-            if let Err(error) = self.live().put(before, now) {
+            if let Err(error) = self.live().put(before.clone(), now) {
                 tracing::error!("the rules before a failed change cannot be put back: {error}");
             }
-            if old != new
-                && let Err(error) = state::save(&state_dir, &old)
-            {
+            if differs && let Err(error) = state::save(&state_dir, kept(&before)) {
                 tracing::error!("{error}");
             }
         }
@@ -123,7 +121,7 @@ impl Controller {
                 .iter()
                 .map(|rule| as_reset(rule, rule.expires))
                 .collect();
-            let mut interim = clone(&wanted);
+            let mut interim = wanted.clone();
             for wanted in &mut interim {
                 if let Some(rule) = rules.iter().find(|rule| rule.id == wanted.rule.id) {
                     wanted.rule = rule.clone();
@@ -144,7 +142,7 @@ impl Controller {
         now: Timestamp,
     ) -> (Vec<Wanted>, Vec<Rule>) {
         let expires = now.checked_add(LIFTING).ok();
-        let mut interim = clone(before);
+        let mut interim = before.to_vec();
         let mut rules = Vec::new();
         for ending in ending {
             let mut rule = as_reset(ending, expires);
@@ -165,6 +163,7 @@ impl Controller {
                     interim.push(Wanted {
                         rule: rule.clone(),
                         owner: Owner::Api,
+                        created: now,
                     });
                 }
             }
@@ -203,12 +202,9 @@ impl Controller {
                     });
                     let rule = Rule {
                         targets,
-                        ..wanted.rule
+                        ..wanted.rule.clone()
                     };
-                    change.wanted.push(Wanted {
-                        rule,
-                        owner: wanted.owner,
-                    });
+                    change.wanted.push(Wanted { rule, ..wanted });
                 }
             }
         }
@@ -255,7 +251,7 @@ impl Controller {
         {
             Ok(_) => tracing::info!(rules = names(&ids), "rules expired"),
             Err(error) => {
-                tracing::error!("expired rules cannot be removed, but no longer match: {error}")
+                tracing::error!("expired rules cannot be removed, but no longer match: {error}");
             }
         }
     }
@@ -272,7 +268,7 @@ impl Controller {
             "rules expired while no daemon was there"
         );
         let wanted = self.live().wanted();
-        let rules = kept(&wanted);
+        let staying = wanted.clone();
         let state_dir = self.live().config.state_dir.clone();
         let done = self
             .change(
@@ -286,7 +282,7 @@ impl Controller {
         // They are in the file still, and in no rule set that could differ from it.
         if let Err(error) = done
             .map(drop)
-            .and_then(|()| Ok(state::save(&state_dir, &rules)?))
+            .and_then(|()| Ok(state::save(&state_dir, kept(&staying))?))
         {
             tracing::error!("{error}");
         }
@@ -326,16 +322,6 @@ fn as_reset(rule: &Rule, expires: Option<Timestamp>) -> Rule {
         expires,
         ..rule.clone()
     }
-}
-
-fn clone(wanted: &[Wanted]) -> Vec<Wanted> {
-    wanted
-        .iter()
-        .map(|wanted| Wanted {
-            rule: wanted.rule.clone(),
-            owner: wanted.owner.clone(),
-        })
-        .collect()
 }
 
 fn names(ids: &[RuleId]) -> String {
