@@ -315,18 +315,25 @@ fn del_changes_nothing_if_one_is_unknown() {
 
 #[test]
 fn del_takes_an_address_for_a_target_unless_a_rule_is_named_so() {
+    let none = "there is no such rule";
     let daemon = Daemon::start()
-        .on(
-            "GET /v1/rules",
-            &json!({"rules": [view("10.0.0.1", &["192.0.2.7"]), view("b", &["10.0.0.1", "10.0.0.2"])]}),
-        )
+        .on("DELETE /v1/rules/10.0.0.1", &lifted(&["10.0.0.1"]))
+        .refuse("DELETE /v1/rules/10.0.0.2", 404, "not_found", none)
+        .on("DELETE /v1/rules?target=10.0.0.2", &lifted(&["b"]))
+        .refuse("DELETE /v1/rules?target=10.0.0.0/8", 404, "not_found", none);
+    let lifts = |target| daemon.run(&["del", target]).out;
+    assert_eq!(lifts("10.0.0.1"), "lifted rule 10.0.0.1\n");
+    assert_eq!(lifts("10.0.0.2"), "lifted rule b\n");
+    assert_eq!(daemon.run(&["del", "10.0.0.0/8"]).code, 4);
+
+    let rules =
+        json!({"rules": [view("10.0.0.1", &["192.0.2.7"]), view("b", &["10.0.0.1", "10.0.0.2"])]});
+    let daemon = Daemon::start()
+        .on("GET /v1/rules", &rules)
         .on("DELETE /v1/rules/10.0.0.1", &lifted(&["10.0.0.1"]))
         .on("DELETE /v1/rules?target=10.0.0.2", &lifted(&["b"]));
-    assert_eq!(
-        daemon.run(&["del", "10.0.0.1"]).out,
-        "lifted rule 10.0.0.1\n"
-    );
-    assert_eq!(daemon.run(&["del", "10.0.0.2"]).out, "lifted rule b\n");
+    let ran = daemon.run(&["del", "10.0.0.1", "10.0.0.2"]);
+    assert_eq!(ran.out, "lifted 2 rules: 10.0.0.1, b\n");
 }
 
 #[test]
