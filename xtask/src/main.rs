@@ -1,1 +1,69 @@
-fn main() {}
+//! The tasks of this workspace, one module each. `cargo xtask help` lists them.
+//!
+//! Depends on nothing that needs the eBPF toolchain, so that `cargo xtask setup` can install it.
+
+mod build;
+mod command;
+mod demo;
+#[path = "../../blocker/tests/lab/mod.rs"]
+mod lab;
+mod setup;
+mod test;
+#[path = "../../blocker/build/toolchain.rs"]
+mod toolchain;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "The tasks of blocker's workspace"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need, and say so; does nothing if all is there
+    Setup {
+        /// Only say what is missing; fails if anything is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build `blocker` and `blockctl` for use (release profile)
+    Build,
+    /// Show, in namespaces of its own, how iptables fails to cut a host off and how blocker does it
+    Demo {
+        /// Where the programs are, if they are built already
+        #[arg(long, hide = true)]
+        programs: Option<PathBuf>,
+    },
+    /// Run all tests, those that need root and a kernel included
+    Test {
+        /// Only tests whose name contains one of these
+        filter: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup { check: true } => setup::check(setup::Purpose::Test),
+        Task::Setup { check: false } => setup::install(setup::Purpose::Test),
+        Task::Build => build::release(),
+        Task::Demo { programs } => demo::demo(programs),
+        Task::Test { filter } => test::run(&filter),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,313 @@
-//! Not written yet.
+//! Compiles a ruleset into a snapshot: the tables that the datapath reads, as plain memory.
+//!
+//! Pure: no maps, no clock, no interfaces by name. [`compile`] either gives a whole [`Snapshot`]
+//! that fits the [`Limits`], or a [`CompileError`] and nothing. Writing it into a bank is
+//! [`crate::datapath`]'s.
+//!
+//! # What an address's rules are
+//!
+//! For every address, the rules whose targets cover it are listed in the order in which the
+//! datapath tries them; the first that matches the packet decides:
+//!
+//! 1. the rule whose most specific covering target is the longer prefix goes first;
+//! 2. among equals, the narrower match ([`rank`]);
+//! 3. among equals, the smaller id.
+//!
+//! An `except` prefix takes its rule off the list for every address inside it, whatever else of
+//! that rule covers the address or lies inside the exception: an exception always wins over the
+//! targets of its own rule, and never touches another rule. Inside a `protect` prefix the list is
+//! empty, whatever is nested there.
+//!
+//! # How
+//!
+//! Prefixes either nest or are disjoint, so one pass over them in order, with a stack of those
+//! that are open, cuts the address space into segments ([`sweep`]); what applies in a segment is
+//! a state that depends on the parent's state and on what the prefix adds ([`states`]), computed
+//! once for each such pair. Equal lists are kept once ([`lists`]). IPv4 segments become a range
+//! table ([`v4`]), IPv6 prefixes nodes of a trie ([`v6`]).
+
+mod lists;
+mod ports;
+mod rank;
+mod rules;
+mod states;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod v4;
+mod v6;
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use blocker_ebpf as abi;
+use ipnet::IpNet;
+
+pub use rank::{Rank, rank};
+pub use v4::V4Table;
+
+use crate::rule::{Rule, RuleId};
+use sweep::{Claim, What};
+
+/// A ruleset, ready to be compiled.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The rules. A rule's number in the snapshot is its index here.
+    pub rules: &'a [RuleInput<'a>],
+    /// Prefixes that no rule may touch.
+    pub protect: &'a [IpNet],
+}
+
+/// A rule and what the rule itself does not say.
+#[derive(Debug, Clone)]
+pub struct RuleInput<'a> {
+    /// The rule.
+    pub rule: &'a Rule,
+    /// `CLOCK_BOOTTIME` nanoseconds after which it no longer matches, or [`abi::NEVER`].
+    pub deadline: u64,
+    /// Slot of its counters.
+    pub counter: u32,
+    /// Indexes of the devices that the rule's `interfaces` mean now; `None`: every device.
+    /// An empty list is no mistake: none of them is there now, and the rule matches nothing.
+    pub interfaces: Option<Vec<u32>>,
+}
+
+/// What a bank holds. A snapshot that does not fit is refused as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Prefixes: targets and exceptions of all rules, and protected ones.
+    pub prefixes: u32,
+    /// Rules; at most [`abi::MAX_RULES`].
+    pub rules: u32,
+    /// Slots for rule lists, the empty one (number 0) included.
+    pub lists: u32,
+    /// Port sets; at most [`abi::MAX_PORT_SETS`].
+    pub port_sets: u32,
+    /// Blocks of the IPv4 index.
+    pub index_blocks: u32,
+    /// Blocks of IPv4 ranges.
+    pub range_blocks: u32,
+}
+
+impl Limits {
+    /// Limits of a bank that has room for any `rules` and `prefixes`, as the configuration's
+    /// `limits:` ask for, overlaps aside: these may need more rule lists than there are numbers.
+    #[must_use]
+    pub fn sized(prefixes: u32, rules: u32) -> Self {
+        Self {
+            prefixes,
+            rules: rules.min(abi::MAX_RULES),
+            lists: abi::MAX_LISTS,
+            port_sets: abi::MAX_PORT_SETS,
+            index_blocks: v4::index_blocks(prefixes),
+            range_blocks: v4::range_blocks(prefixes),
+        }
+    }
+}
+
+/// A compiled ruleset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The rules; a rule's number is its index.
+    pub rules: Vec<abi::Rule>,
+    /// The rule lists; a list's number is its index. Number 0 is the empty list.
+    pub lists: Vec<abi::RuleList>,
+    /// The port sets that rules name.
+    pub port_sets: Vec<abi::PortSet>,
+    /// The interface sets that rules name: indexes of devices, sorted.
+    pub interface_sets: Vec<Vec<u32>>,
+    /// The IPv4 range table.
+    pub v4: V4Table,
+    /// IPv6 prefixes and their lists, sorted by address, then length. The longest that covers an
+    /// address gives its list, which is 0 where a prefix is a hole in a wider one.
+    pub v6: Vec<(Ipv6Addr, u8, u32)>,
+    /// How many of [`Limits::prefixes`] are used.
+    pub prefixes: u64,
+}
+
+impl Snapshot {
+    /// The numbers of the rules that apply to an address, in trial order, found as the datapath
+    /// finds them.
+    #[must_use]
+    pub fn lookup(&self, address: IpAddr) -> &[u16] {
+        let list = match address {
+            IpAddr::V4(address) => usize::from(self.v4.list(address)),
+            IpAddr::V6(address) => v6::list(&self.v6, address) as usize,
+        };
+        let list = &self.lists[list];
+        &list.rules[..usize::from(list.len)]
+    }
+}
+
+/// Why a ruleset does not compile. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// Too many rules.
+    #[error(
+        "{found} rules are more than the {limit} allowed: raise limits.rules (at most {})",
+        abi::MAX_RULES
+    )]
+    Rules {
+        /// How many there are.
+        found: u64,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// Too many prefixes.
+    #[error(
+        "{found} prefixes (targets and exceptions of all rules, and protected ones) are more than the {limit} allowed: raise limits.prefixes"
+    )]
+    Prefixes {
+        /// How many there are.
+        found: u64,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// Too many rules on one address.
+    #[error(
+        "{address} is covered by {found} rules ({}), but at most {} can be tried on one address: merge some of them, or narrow their targets", some_of(.rules), abi::RULES_PER_LIST
+    )]
+    RulesOnAddress {
+        /// The lowest such address.
+        address: IpAddr,
+        /// How many rules cover it.
+        found: usize,
+        /// The first few of them, in trial order.
+        rules: Vec<RuleId>,
+    },
+    /// Rules overlap in too many different ways.
+    #[error(
+        "the rules overlap in more than {limit} different ways (the first that does not fit is at {address}): let fewer rules overlap, or merge rules that do the same"
+    )]
+    Lists {
+        /// Where the first rule list that does not fit begins.
+        address: IpAddr,
+        /// How many different lists are allowed.
+        limit: u32,
+    },
+    /// Too many different sets of ports.
+    #[error(
+        "rule {rule} needs one more set of ports than the {limit} different ones allowed: let rules share their port lists"
+    )]
+    PortSets {
+        /// The first rule whose set does not fit.
+        rule: RuleId,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// Too many different sets of interfaces.
+    #[error(
+        "rule {rule} needs one more set of interfaces than the {limit} different ones allowed: let rules share their interface lists"
+    )]
+    InterfaceSets {
+        /// The first rule whose set does not fit.
+        rule: RuleId,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// The IPv4 index does not fit.
+    #[error(
+        "the IPv4 index needs {needed} blocks, but the datapath was loaded with {limit}: raise limits.prefixes and restart"
+    )]
+    IndexBlocks {
+        /// Blocks needed at least.
+        needed: u32,
+        /// Blocks there are.
+        limit: u32,
+    },
+    /// The IPv4 ranges do not fit.
+    #[error(
+        "{ranges} IPv4 ranges do not fit the {limit} blocks that the datapath was loaded with: raise limits.prefixes and restart"
+    )]
+    RangeBlocks {
+        /// Ranges there are.
+        ranges: usize,
+        /// Blocks there are.
+        limit: u32,
+    },
+}
+
+/// How many rules an error names.
+const NAMED: usize = 3;
+
+fn some_of(rules: &[RuleId]) -> String {
+    let names: Vec<&str> = rules.iter().map(RuleId::as_str).collect();
+    format!("{}, …", names.join(", "))
+}
+
+/// Compiles a ruleset.
+///
+/// # Errors
+/// A [`CompileError`] if the ruleset does not fit the limits; it names what and where.
+pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileError> {
+    let prefixes = check_counts(input, limits)?;
+    let compiled = rules::compile(input.rules, limits)?;
+
+    let order = rank::trial_order(input.rules);
+    let (claims_v4, claims_v6) = claims(input, &order);
+    let mut lists = lists::Lists::new(input.rules, &order, limits.lists);
+    let v4 = v4::compile(claims_v4, &mut lists, limits)?;
+    let v6 = v6::compile(claims_v6, &mut lists)?;
+
+    Ok(Snapshot {
+        rules: compiled.rules,
+        lists: lists.into_lists(),
+        port_sets: compiled.port_sets,
+        interface_sets: compiled.interface_sets,
+        v4,
+        v6,
+        prefixes,
+    })
+}
+
+/// Checks the counts that need no compiling; gives that of prefixes.
+fn check_counts(input: &Input<'_>, limits: &Limits) -> Result<u64, CompileError> {
+    let allowed = limits.rules.min(abi::MAX_RULES);
+    if input.rules.len() as u64 > u64::from(allowed) {
+        return Err(CompileError::Rules {
+            found: input.rules.len() as u64,
+            limit: allowed,
+        });
+    }
+    let of_rules = |rule: &RuleInput<'_>| rule.rule.targets.len() + rule.rule.except.len();
+    let prefixes = input.rules.iter().map(of_rules).sum::<usize>() + input.protect.len();
+    if prefixes as u64 > u64::from(limits.prefixes) {
+        return Err(CompileError::Prefixes {
+            found: prefixes as u64,
+            limit: limits.prefixes,
+        });
+    }
+    Ok(prefixes as u64)
+}
+
+/// Every prefix with what it asks for, by family.
+fn claims(input: &Input<'_>, order: &[u16]) -> (Vec<Claim<u32>>, Vec<Claim<u128>>) {
+    let mut v4 = Vec::new();
+    let mut v6 = Vec::new();
+    let mut claim = |net: IpNet, what, place| match net {
+        IpNet::V4(net) => v4.push(Claim {
+            start: u32::from(net.network()),
+            length: net.prefix_len(),
+            what,
+            place,
+        }),
+        IpNet::V6(net) => v6.push(Claim {
+            start: u128::from(net.network()),
+            length: net.prefix_len(),
+            what,
+            place,
+        }),
+    };
+    for net in input.protect {
+        claim(*net, What::Protect, 0);
+    }
+    for (place, number) in (0..=u16::MAX).zip(order) {
+        let rule = input.rules[usize::from(*number)].rule;
+        for target in &rule.targets {
+            claim(target.net(), What::Target, place);
+        }
+        for target in &rule.except {
+            claim(target.net(), What::Except, place);
+        }
+    }
+    (v4, v6)
+}

@@ -1,0 +1,152 @@
+//! The maps and globals of the datapath: their definitions, and the reads that need no thought.
+//!
+//! Sizes here are the least; the daemon sizes every map at load. Layouts are the ABI's.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use blocker_ebpf::{
+    Bucket, Counters, FlowKey, HookCounters, IndexBlock, InterfaceKey, PortSet, RangeBlock, Rule,
+    RuleList, State,
+};
+
+use crate::packet::{Packet, Words};
+
+#[map]
+pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static V4_INDEX: Array<IndexBlock> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+#[map]
+pub static V4_RANGES: Array<RangeBlock> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static V6_0: LpmTrie<Words, u32> = LpmTrie::with_max_entries(1, 0);
+#[map]
+pub static V6_1: LpmTrie<Words, u32> = LpmTrie::with_max_entries(1, 0);
+#[map]
+pub static LISTS: Array<RuleList> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static RULES: Array<Rule> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static PORT_SETS: Array<PortSet> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
+pub static INTERFACES: HashMap<InterfaceKey, u8> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+pub static HOOKS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(3, 0);
+#[map]
+pub static BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static KILLS: HashMap<FlowKey, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for what does not fit the stack: the packet that an ICMP error quotes, or the chunk
+/// that a checksum is taken of.
+#[repr(C, align(8))]
+pub struct Scratch(pub [u8; SCRATCH_BYTES]);
+/// Twice what is read into it, so that a bounded offset plus a bounded length stays inside.
+pub const SCRATCH_BYTES: usize = 4096;
+
+#[unsafe(no_mangle)]
+static MARK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static REPLIES_PER_SECOND: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static INDEX_BLOCKS: Global<u32> = Global::new(2);
+#[unsafe(no_mangle)]
+static RANGE_BLOCKS: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+static LISTS_PER_BANK: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+static RULES_PER_BANK: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+static PORT_SETS_PER_BANK: Global<u32> = Global::new(1);
+
+/// This CPU's packet. In a map, not on the stack: the stack has little room, and what the verifier
+/// learnt while parsing it forgets here, where every way through the headers meets again.
+#[inline(always)]
+pub fn packet() -> Option<&'static mut Packet> {
+    // SAFETY: the value is this CPU's own. Programs of ours nest only where a reply of ours meets
+    // a hook of ours, which lets it pass by its mark before it asks for the packet.
+    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
+}
+
+/// The mark of our own packets.
+#[inline(always)]
+pub fn mark() -> u32 {
+    MARK.load()
+}
+
+/// Replies a second on this CPU.
+#[inline(always)]
+pub fn replies_per_second() -> u64 {
+    u64::from(REPLIES_PER_SECOND.load())
+}
+
+/// The bank that is live, as every other map of this packet must be read.
+#[inline(always)]
+pub fn active_bank() -> Option<(u32, u32, u32)> {
+    let state = STATE.get_ptr(0)?;
+    // SAFETY: `get_ptr` gave a valid pointer. The daemon writes `active` alone, last; a volatile
+    // read takes it once, so that one packet sees one bank throughout.
+    let bank = unsafe { (&raw const (*state).active).read_volatile() } & 1;
+    // SAFETY: `bank` is 0 or 1, so the pointer stays inside the value.
+    let banks = unsafe {
+        (&raw const (*state).banks)
+            .cast::<blocker_ebpf::Bank>()
+            .add(bank as usize)
+    };
+    // SAFETY: as above; a live bank's description is not written.
+    unsafe { Some((bank, (*banks).v4_shift, (*banks).v6_prefixes)) }
+}
+
+/// A block of the live bank's IPv4 index.
+#[inline(always)]
+pub fn index_block(bank: u32, block: u32) -> Option<*const IndexBlock> {
+    V4_INDEX.get_ptr(bank * INDEX_BLOCKS.load() + block)
+}
+
+/// A block of the live bank's ranges.
+#[inline(always)]
+pub fn range_block(bank: u32, block: u32) -> Option<*const RangeBlock> {
+    V4_RANGES.get_ptr(bank * RANGE_BLOCKS.load() + block)
+}
+
+/// A rule list of the live bank.
+#[inline(always)]
+pub fn list(bank: u32, number: u32) -> Option<&'static RuleList> {
+    LISTS.get(bank * LISTS_PER_BANK.load() + number)
+}
+
+/// A rule of the live bank.
+#[inline(always)]
+pub fn rule(bank: u32, number: u16) -> Option<&'static Rule> {
+    RULES.get(bank * RULES_PER_BANK.load() + u32::from(number))
+}
+
+/// Whether a port is in a port set of the live bank.
+#[inline(always)]
+pub fn port_in(bank: u32, set: u16, port: u16) -> bool {
+    let Some(set) = PORT_SETS.get_ptr(bank * PORT_SETS_PER_BANK.load() + u32::from(set)) else {
+        return false;
+    };
+    let word = usize::from(port >> 6) & 1023;
+    // SAFETY: `word` is less than the 1,024 words of a set.
+    let bits = unsafe { (&raw const (*set).bits).cast::<u64>().add(word).read() };
+    (bits >> (port & 63)) & 1 == 1
+}
+
+/// Whether a device is in an interface set of the live bank.
+#[inline(always)]
+pub fn interface_in(bank: u32, set: u16, ifindex: u32) -> bool {
+    INTERFACES
+        .get_ptr(InterfaceKey {
+            set: (bank << 31) | u32::from(set),
+            ifindex,
+        })
+        .is_some()
+}

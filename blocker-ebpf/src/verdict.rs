@@ -1,0 +1,332 @@
+//! From a packet to a verdict, and the one exit that counts it.
+//!
+//! A verdict is reached in [`decide`]; nothing else looks at rules. Each hook turns it into its
+//! own action, and counts: per device and hook always, per rule where a rule decided. What XDP
+//! leaves to TC (whatever needs a reply or a second look) it doesn't count for the rule, so that
+//! a packet is counted once.
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_log_ebpf::debug;
+use blocker_ebpf::{
+    ALWAYS, ANY_INTERFACES, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, Hook, HookCounters,
+    ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill, mode,
+};
+
+use crate::packet::{self, Link, Odd, Packet, Source, Words};
+use crate::{maps, reply, table};
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+/// Both `TCX_NEXT` and `TC_ACT_UNSPEC`: whoever else is on the hook gets the packet.
+/// `TC_ACT_OK` would end the chain.
+const NEXT: i32 = -1;
+/// Both `TCX_DROP` and `TC_ACT_SHOT`.
+const SHOT: i32 = 2;
+
+/// What is done with a packet.
+enum Verdict {
+    /// No rule decides it.
+    Pass,
+    /// Its headers name no address.
+    Odd(Odd),
+    /// This rule decides it.
+    Ruled(&'static Rule),
+}
+
+/// The XDP program: settles what is dropped without a reply, leaves the rest to TC.
+#[inline(always)]
+pub fn xdp(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is valid for the program's run.
+    let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
+    let Some(packet) = maps::packet() else {
+        return XDP_PASS;
+    };
+    let verdict = decide(ctx, packet, Hook::Xdp, Link::Ethernet, ifindex);
+    if let Verdict::Ruled(rule) = verdict
+        && settles(rule, packet)
+    {
+        count_hook(Hook::Xdp, ifindex, |hook| hook.seen += 1);
+        count_rule(rule, Hook::Xdp, ctx.len(), reply::Sent::default());
+        return XDP_DROP;
+    }
+    count_hook(Hook::Xdp, ifindex, |hook| {
+        hook.seen += 1;
+        hook.passed += 1;
+        hook.malformed += u64::from(matches!(verdict, Verdict::Odd(Odd::Malformed)));
+    });
+    XDP_PASS
+}
+
+/// Whether XDP may end a packet: dropped without a reply, and without a die that TC would cast
+/// again.
+#[inline(always)]
+fn settles(rule: &Rule, packet: &Packet) -> bool {
+    rule.mode == mode::DROP
+        && rule.percent == ALWAYS
+        && !packet.is_neighbour_discovery()
+        && !(rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST))
+}
+
+/// A TC program.
+#[inline(always)]
+pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid for the program's run.
+    let (mark, ifindex) = unsafe { ((*skb).mark, (*skb).ifindex) };
+    if mark == maps::mark() {
+        // Ours. Coming in, the mark has done its work; going out, devices below (VLAN, bond) must
+        // know it too, and it stays in this host's memory: no mark is on any wire.
+        if hook == Hook::Ingress {
+            ctx.skb.set_mark(0);
+        }
+        count_hook(hook, ifindex, |counters| counters.own += 1);
+        return NEXT;
+    }
+    packet::linearize(ctx);
+    let Some(packet) = maps::packet() else {
+        return NEXT;
+    };
+    let verdict = decide(ctx, packet, hook, link, ifindex);
+    let Verdict::Ruled(rule) = verdict else {
+        let malformed = matches!(verdict, Verdict::Odd(Odd::Malformed));
+        if malformed {
+            debug!(
+                ctx,
+                "malformed packet of {} bytes on device {}",
+                ctx.len(),
+                ifindex
+            );
+        }
+        count_hook(hook, ifindex, |counters| {
+            counters.seen += 1;
+            counters.passed += 1;
+            counters.malformed += u64::from(malformed);
+        });
+        return NEXT;
+    };
+    let passes_reset = rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST);
+    if passes_reset || packet.is_neighbour_discovery() {
+        if passes_reset {
+            note(&flow(packet, hook), hook == Hook::Ingress);
+        }
+        count_hook(hook, ifindex, |counters| {
+            counters.seen += 1;
+            counters.passed += 1;
+        });
+        return NEXT;
+    }
+    let length = ctx.len();
+    let (action, sent) = match rule.mode {
+        mode::AUDIT => (NEXT, reply::Sent::default()),
+        mode::RESET | mode::REJECT => {
+            let reply = reply::Reply {
+                skb: ctx.skb.skb,
+                packet,
+                mode: rule.mode,
+                hook,
+                link,
+                ifindex,
+            };
+            let sent = reply::answer(&reply);
+            (if sent.onward { NEXT } else { SHOT }, sent)
+        }
+        _ => (SHOT, reply::Sent::default()),
+    };
+    count_hook(hook, ifindex, |counters| counters.seen += 1);
+    count_rule(rule, hook, length, sent);
+    action
+}
+
+/// Finds the rule that decides a packet.
+#[inline(always)]
+fn decide<S: Source>(
+    source: &S,
+    packet: &mut Packet,
+    hook: Hook,
+    link: Link,
+    ifindex: u32,
+) -> Verdict {
+    let network = match packet::network(source, hook, link) {
+        Ok(network) => network,
+        Err(odd) => return Verdict::Odd(odd),
+    };
+    let Some((bank, v4_shift, v6_prefixes)) = maps::active_bank() else {
+        return Verdict::Pass;
+    };
+    let number = table::lookup(&network.remote, bank, v4_shift, v6_prefixes);
+    if number == 0 {
+        return Verdict::Pass;
+    }
+    let Some(list) = maps::list(bank, number) else {
+        return Verdict::Pass;
+    };
+    if let Err(odd) = packet.read(source, &network) {
+        return Verdict::Odd(odd);
+    }
+    let length = usize::from(list.len);
+    for place in 0..RULES_PER_LIST {
+        if place >= length {
+            break;
+        }
+        let Some(rule) = maps::rule(bank, list.rules[place]) else {
+            break;
+        };
+        if matches(rule, packet, hook, ifindex, bank) {
+            return Verdict::Ruled(rule);
+        }
+    }
+    Verdict::Pass
+}
+
+/// Whether a rule takes a packet. Its address is settled by the table.
+#[inline(always)]
+fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) -> bool {
+    let bit = if hook == Hook::Egress {
+        direction::EGRESS
+    } else {
+        direction::INGRESS
+    };
+    if rule.directions & bit == 0 {
+        return false;
+    }
+    // Where the transport header is out of reach, a rule that blocks takes the packet (fail
+    // closed), and one that only counts doesn't.
+    let unknown = rule.mode != mode::AUDIT;
+    let protocol = packet.protocol;
+    let protocol_fits = if protocol == packet::UNKNOWN {
+        rule.protocol == ANY_PROTOCOL || unknown
+    } else {
+        rule.protocol == ANY_PROTOCOL
+            || rule.protocol == protocol
+            || (rule.protocol == ICMP_PROTOCOL
+                && protocol
+                    == if packet.v6 {
+                        packet::ICMPV6
+                    } else {
+                        packet::ICMP
+                    })
+    };
+    if !protocol_fits || !ports_fit(rule, packet, hook, bank, unknown) {
+        return false;
+    }
+    if rule.interfaces != ANY_INTERFACES && !maps::interface_in(bank, rule.interfaces, ifindex) {
+        return false;
+    }
+    // SAFETY: the helpers take no arguments and can't fail.
+    if rule.deadline != NEVER && unsafe { bpf_ktime_get_boot_ns() } > rule.deadline {
+        return false;
+    }
+    if rule.percent == ALWAYS {
+        return true;
+    }
+    let number = if rule.flags & flag::PER_FLOW != 0 {
+        flow_hash(&flow(packet, hook))
+    } else {
+        // SAFETY: as above.
+        unsafe { bpf_get_prandom_u32() }
+    };
+    number <= rule.percent
+}
+
+#[inline(always)]
+fn ports_fit(rule: &Rule, packet: &Packet, hook: Hook, bank: u32, unknown: bool) -> bool {
+    if rule.ports & rule.local_ports & rule.remote_ports == ANY_PORTS {
+        return true;
+    }
+    if !packet.ports {
+        // Only TCP and UDP have ports; of another protocol none fits.
+        return unknown && matches!(packet.protocol, packet::TCP | packet::UDP | packet::UNKNOWN);
+    }
+    let (local, remote) = if hook == Hook::Egress {
+        (packet.source_port, packet.destination_port)
+    } else {
+        (packet.destination_port, packet.source_port)
+    };
+    (rule.ports == ANY_PORTS
+        || maps::port_in(bank, rule.ports, local)
+        || maps::port_in(bank, rule.ports, remote))
+        && (rule.local_ports == ANY_PORTS || maps::port_in(bank, rule.local_ports, local))
+        && (rule.remote_ports == ANY_PORTS || maps::port_in(bank, rule.remote_ports, remote))
+}
+
+/// The flow of a packet as a rule sees it, the same for both directions.
+#[inline(always)]
+pub fn flow(packet: &Packet, hook: Hook) -> FlowKey {
+    let (remote, local, remote_port, local_port) = if hook == Hook::Egress {
+        (
+            &packet.destination,
+            &packet.source,
+            packet.destination_port,
+            packet.source_port,
+        )
+    } else {
+        (
+            &packet.source,
+            &packet.destination,
+            packet.source_port,
+            packet.destination_port,
+        )
+    };
+    FlowKey {
+        remote: bytes(remote),
+        local: bytes(local),
+        remote_port,
+        local_port,
+        protocol: u32::from(packet.protocol),
+    }
+}
+
+#[inline(always)]
+fn bytes(words: &Words) -> [u8; 16] {
+    // SAFETY: same size, and any bytes are bytes.
+    unsafe { core::mem::transmute(*words) }
+}
+
+/// A hash of a flow that any bit of it changes: FNV-1a over its words, then a finaliser.
+#[inline(always)]
+fn flow_hash(flow: &FlowKey) -> u32 {
+    let words: [u32; 10] = {
+        // SAFETY: `FlowKey` is 40 bytes without padding.
+        unsafe { core::mem::transmute(*flow) }
+    };
+    let mut hash = 0x811c_9dc5_u32;
+    for word in words {
+        hash = (hash ^ word).wrapping_mul(0x0100_0193);
+        hash ^= hash >> 15;
+    }
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^ (hash >> 13)
+}
+
+/// Notes that a RST of a flow under teardown went to its local end, or to the remote.
+#[inline(always)]
+pub fn note(flow: &FlowKey, to_local: bool) {
+    if let Some(seen) = maps::KILLS.get_ptr_mut(flow) {
+        let bit = if to_local { kill::LOCAL } else { kill::REMOTE };
+        // Two CPUs may race for the two bits; the loser's bit is set again by the next probe.
+        // SAFETY: the pointer is to a live map value; the program holds the RCU read lock.
+        unsafe { *seen |= bit };
+    }
+}
+
+#[inline(always)]
+fn count_hook(hook: Hook, ifindex: u32, add: impl FnOnce(&mut HookCounters)) {
+    if let Some(counters) = maps::HOOKS.get_ptr_mut(hook_slot(hook, ifindex)) {
+        // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one.
+        add(unsafe { &mut *counters });
+    }
+}
+
+#[inline(always)]
+fn count_rule(rule: &Rule, hook: Hook, length: u32, sent: reply::Sent) {
+    let slot = rule.counter * 2 + u32::from(hook == Hook::Egress);
+    if let Some(counters) = maps::COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: as in `count_hook`.
+        let counters: &mut Counters = unsafe { &mut *counters };
+        counters.packets += 1;
+        counters.bytes += u64::from(length);
+        counters.replies += u64::from(sent.replies);
+        counters.suppressed += u64::from(sent.suppressed);
+    }
+}

@@ -1,0 +1,104 @@
+//! The trial order of rules whose covering targets are equally specific: the narrower match first.
+
+use crate::rule::{Direction, Ports, Protocol, Rule};
+
+use super::RuleInput;
+
+/// How narrow a rule's match is; the smaller, the narrower, the earlier it is tried.
+///
+/// The criteria, in the order in which they decide:
+///
+/// 1. a rule for one protocol before a rule for any;
+/// 2. the fewer ports, the earlier (the sizes of the three port sets added, "any" counting as
+///    one more than all ports);
+/// 3. a rule limited to interfaces before one that isn't;
+/// 4. a rule for one direction before a rule for both;
+/// 5. the smaller percentage first, since the other way round it would never see a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    any_protocol: bool,
+    ports: u32,
+    any_interface: bool,
+    both_directions: bool,
+    percent: u8,
+}
+
+/// How narrow a rule's match is.
+#[must_use]
+pub fn rank(rule: &Rule) -> Rank {
+    Rank {
+        any_protocol: rule.protocol == Protocol::Any,
+        ports: [&rule.ports, &rule.local_ports, &rule.remote_ports]
+            .map(|set| breadth(set))
+            .iter()
+            .sum(),
+        any_interface: rule.interfaces.is_empty(),
+        both_directions: rule.direction == Direction::Both,
+        percent: rule.percent,
+    }
+}
+
+/// How many ports a set admits; an empty one means any.
+fn breadth(set: &[Ports]) -> u32 {
+    if set.is_empty() {
+        return 65_537;
+    }
+    super::ports::normalise(set)
+        .iter()
+        .map(|range| u32::from(range.last) - u32::from(range.first) + 1)
+        .sum()
+}
+
+/// The numbers of the rules in trial order, as far as their targets are equally specific.
+pub(super) fn trial_order(rules: &[RuleInput<'_>]) -> Vec<u16> {
+    // As many as the caller has checked to be at most `abi::MAX_RULES`.
+    let mut order: Vec<u16> = (0..=u16::MAX).take(rules.len()).collect();
+    order.sort_by_cached_key(|number| {
+        let rule = rules[usize::from(*number)].rule;
+        (rank(rule), &rule.id)
+    });
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::rule;
+
+    /// Each pair: the first rule is tried before the second.
+    #[test]
+    fn the_narrower_match_goes_first() {
+        for (narrow, wide) in [
+            ("{protocol: tcp}", "{}"),
+            ("{protocol: tcp}", "{ports: [80]}"),
+            ("{ports: [80]}", "{}"),
+            ("{ports: [80]}", "{ports: [80, 81]}"),
+            ("{ports: [80, 80-81]}", "{ports: [80-82]}"),
+            ("{ports: [0-65535]}", "{}"),
+            (
+                "{local_ports: [80], remote_ports: [1-9]}",
+                "{local_ports: [80]}",
+            ),
+            ("{ports: [80]}", "{interfaces: [eth0]}"),
+            ("{interfaces: [eth0]}", "{direction: egress}"),
+            ("{direction: ingress}", "{percent: 1}"),
+            ("{percent: 1}", "{percent: 2}"),
+            ("{percent: 99}", "{}"),
+        ] {
+            let (a, b) = (
+                rule("a", "10.0.0.0/8", narrow),
+                rule("b", "10.0.0.0/8", wide),
+            );
+            assert!(rank(&a) < rank(&b), "{narrow} before {wide}");
+        }
+    }
+
+    #[test]
+    fn what_is_done_does_not_count() {
+        let (a, b) = (
+            rule("a", "10.0.0.0/8", "{mode: audit, comment: x}"),
+            rule("b", "10.0.0.1", "{mode: reset}"),
+        );
+        assert_eq!(rank(&a), rank(&b));
+    }
+}

@@ -1,0 +1,263 @@
+//! One rule's match and mode in the datapath's terms. Which addresses it applies to is not here.
+
+use std::collections::HashMap;
+
+use blocker_ebpf as abi;
+
+use super::ports::PortSets;
+use super::{CompileError, Limits, RuleInput};
+use crate::rule::{Direction, Mode, Ports, Protocol, Rule};
+
+/// The rules, and the sets that they name.
+pub(super) struct Compiled {
+    pub(super) rules: Vec<abi::Rule>,
+    pub(super) port_sets: Vec<abi::PortSet>,
+    pub(super) interface_sets: Vec<Vec<u32>>,
+}
+
+pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compiled, CompileError> {
+    let port_limit = limits.port_sets.min(abi::MAX_PORT_SETS);
+    let mut ports = PortSets::new(port_limit);
+    let mut interfaces = InterfaceSets::default();
+    let mut rules = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let rule = input.rule;
+        let mut set = |list: &[Ports]| {
+            ports.number(list).ok_or_else(|| CompileError::PortSets {
+                rule: rule.id.clone(),
+                limit: port_limit,
+            })
+        };
+        rules.push(abi::Rule {
+            deadline: input.deadline,
+            percent: threshold(rule.percent),
+            counter: input.counter,
+            protocol: protocol(rule.protocol),
+            ports: set(&rule.ports)?,
+            local_ports: set(&rule.local_ports)?,
+            remote_ports: set(&rule.remote_ports)?,
+            interfaces: interfaces
+                .number(input.interfaces.as_deref())
+                .ok_or_else(|| CompileError::InterfaceSets {
+                    rule: rule.id.clone(),
+                    limit: u32::from(abi::ANY_INTERFACES),
+                })?,
+            mode: mode(rule.mode),
+            directions: directions(rule.direction),
+            flags: flags(rule),
+        });
+    }
+    Ok(Compiled {
+        rules,
+        port_sets: ports.into_sets(),
+        interface_sets: interfaces.sets,
+    })
+}
+
+/// A percentage as the largest 32-bit number that is still taken, numbers being uniform: `n`
+/// stands for a share of `(n + 1) / 2^32`, and 100 for [`abi::ALWAYS`].
+fn threshold(percent: u8) -> u32 {
+    let share = (u64::from(percent.clamp(1, 100)) << 32) / 100;
+    u32::try_from(share - 1).unwrap_or(abi::ALWAYS)
+}
+
+/// With ports, "any" means TCP and UDP: the datapath finds ports in no other packet.
+fn protocol(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Any => abi::ANY_PROTOCOL,
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Icmp => abi::ICMP_PROTOCOL,
+        Protocol::Number(number) => u16::from(number),
+    }
+}
+
+fn mode(mode: Mode) -> u8 {
+    match mode {
+        Mode::Drop => abi::mode::DROP,
+        Mode::Reset => abi::mode::RESET,
+        Mode::Reject => abi::mode::REJECT,
+        Mode::Audit => abi::mode::AUDIT,
+    }
+}
+
+fn directions(direction: Direction) -> u8 {
+    match direction {
+        Direction::Both => abi::direction::INGRESS | abi::direction::EGRESS,
+        Direction::Ingress => abi::direction::INGRESS,
+        Direction::Egress => abi::direction::EGRESS,
+    }
+}
+
+/// A RST that ends a flow must not be eaten by the rule that wants the flow ended.
+fn flags(rule: &Rule) -> u32 {
+    let mut flags = 0;
+    if rule.mode == Mode::Reset || rule.kills() {
+        flags |= abi::flag::PASS_RST;
+    }
+    if rule.mode == Mode::Reset && rule.percent < 100 {
+        flags |= abi::flag::PER_FLOW;
+    }
+    flags
+}
+
+/// The interface sets of a snapshot, equal ones kept once.
+#[derive(Default)]
+struct InterfaceSets {
+    sets: Vec<Vec<u32>>,
+    numbers: HashMap<Vec<u32>, u16>,
+}
+
+impl InterfaceSets {
+    /// The number of the set of these devices; `None` if the set is one too many.
+    fn number(&mut self, devices: Option<&[u32]>) -> Option<u16> {
+        let Some(devices) = devices else {
+            return Some(abi::ANY_INTERFACES);
+        };
+        let mut devices = devices.to_vec();
+        devices.sort_unstable();
+        devices.dedup();
+        if let Some(number) = self.numbers.get(&devices) {
+            return Some(*number);
+        }
+        let number = u16::try_from(self.sets.len())
+            .ok()
+            .filter(|number| *number != abi::ANY_INTERFACES)?;
+        self.sets.push(devices.clone());
+        self.numbers.insert(devices, number);
+        Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::{LIMITS, rule};
+
+    fn compiled(fields: &str) -> abi::Rule {
+        let rule = rule("a", "10.0.0.1", fields);
+        let input = RuleInput {
+            rule: &rule,
+            deadline: 5,
+            counter: 7,
+            interfaces: None,
+        };
+        compile(&[input], &LIMITS).unwrap().rules[0]
+    }
+
+    #[test]
+    fn a_plain_rule_takes_everything() {
+        assert_eq!(
+            compiled("{}"),
+            abi::Rule {
+                deadline: 5,
+                percent: abi::ALWAYS,
+                counter: 7,
+                protocol: abi::ANY_PROTOCOL,
+                ports: abi::ANY_PORTS,
+                local_ports: abi::ANY_PORTS,
+                remote_ports: abi::ANY_PORTS,
+                interfaces: abi::ANY_INTERFACES,
+                mode: abi::mode::DROP,
+                directions: abi::direction::INGRESS | abi::direction::EGRESS,
+                flags: 0,
+            }
+        );
+    }
+
+    #[test]
+    fn each_word_has_its_number() {
+        for (word, number) in [
+            ("any", abi::ANY_PROTOCOL),
+            ("tcp", 6),
+            ("udp", 17),
+            ("icmp", abi::ICMP_PROTOCOL),
+            ("1", 1),
+            ("0", 0),
+            ("255", 255),
+        ] {
+            assert_eq!(compiled(&format!("{{protocol: {word}}}")).protocol, number);
+        }
+        for (word, number) in [("drop", 0), ("reset", 1), ("reject", 2), ("audit", 3)] {
+            assert_eq!(compiled(&format!("{{mode: {word}}}")).mode, number);
+        }
+        for (word, bits) in [("ingress", 1), ("egress", 2), ("both", 3)] {
+            assert_eq!(compiled(&format!("{{direction: {word}}}")).directions, bits);
+        }
+    }
+
+    #[test]
+    fn percent_is_a_share_of_2_to_the_32() {
+        for (percent, share) in [(1, 0.01), (33, 0.33), (50, 0.5), (99, 0.99)] {
+            let taken = (f64::from(threshold(percent)) + 1.0) / 4_294_967_296.0;
+            assert!((taken - share).abs() < 1e-9, "{percent}: {taken}");
+        }
+        assert_eq!(threshold(50), (1 << 31) - 1);
+        assert_eq!(threshold(100), abi::ALWAYS);
+    }
+
+    #[test]
+    fn resets_pass_where_flows_are_to_die() {
+        for (fields, flags) in [
+            ("{mode: drop}", 0),
+            ("{mode: drop, established: kill}", abi::flag::PASS_RST),
+            ("{mode: reject, established: kill}", abi::flag::PASS_RST),
+            ("{mode: reset}", abi::flag::PASS_RST),
+            ("{mode: reset, established: keep}", abi::flag::PASS_RST),
+            (
+                "{mode: reset, percent: 30}",
+                abi::flag::PASS_RST | abi::flag::PER_FLOW,
+            ),
+            ("{mode: drop, percent: 30}", 0),
+            ("{mode: audit}", 0),
+        ] {
+            assert_eq!(compiled(fields).flags, flags, "{fields}");
+        }
+    }
+
+    #[test]
+    fn equal_interface_sets_are_kept_once() {
+        let rule = rule("a", "10.0.0.1", "{interfaces: [eth0]}");
+        let input = |interfaces| RuleInput {
+            rule: &rule,
+            deadline: abi::NEVER,
+            counter: 0,
+            interfaces,
+        };
+        let inputs = [
+            input(Some(vec![3, 2])),
+            input(None),
+            input(Some(vec![2, 3, 3])),
+            input(Some(vec![])),
+        ];
+        let compiled = compile(&inputs, &LIMITS).unwrap();
+        assert_eq!(compiled.interface_sets, [vec![2, 3], vec![]]);
+        let numbers: Vec<u16> = compiled.rules.iter().map(|r| r.interfaces).collect();
+        assert_eq!(numbers, [0, abi::ANY_INTERFACES, 0, 1]);
+    }
+
+    #[test]
+    fn rules_share_port_sets_and_the_one_too_many_is_named() {
+        let rules = [
+            rule("a", "10.0.0.1", "{ports: [80], local_ports: [443]}"),
+            rule("b", "10.0.0.1", "{remote_ports: [80]}"),
+            rule("c", "10.0.0.1", "{remote_ports: [22]}"),
+        ];
+        let inputs = rules.each_ref().map(|rule| RuleInput {
+            rule,
+            deadline: abi::NEVER,
+            counter: 0,
+            interfaces: None,
+        });
+        let compiled = compile(&inputs, &LIMITS).unwrap();
+        assert_eq!(compiled.port_sets.len(), 3);
+        assert_eq!(compiled.rules[0].ports, compiled.rules[1].remote_ports);
+        assert_eq!(compiled.rules[1].ports, abi::ANY_PORTS);
+        let two = Limits {
+            port_sets: 2,
+            ..LIMITS
+        };
+        let error = compile(&inputs, &two).err().unwrap();
+        assert!(error.to_string().starts_with("rule c needs"), "{error}");
+    }
+}

@@ -1,0 +1,130 @@
+//! Running other programs: what is run is said, and a failure names it.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The workspace's root directory.
+pub(crate) fn workspace() -> &'static Path {
+    // xtask lies directly in it.
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}
+
+/// Says what a task does.
+pub(crate) fn say(task: &str, what: &str) {
+    anstream::eprintln!("{task}: {what}");
+}
+
+/// The cargo that runs this task.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// The compiler of this workspace.
+pub(crate) fn rustc() -> PathBuf {
+    env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from)
+}
+
+/// Runs a command to its end, with our own output and without input.
+///
+/// # Errors
+/// It cannot be started, or it fails.
+pub(crate) fn run(task: &str, command: &mut Command) -> Result<()> {
+    say(task, &line(command));
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("`{}` cannot be started", line(command)))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", line(command));
+    }
+    Ok(())
+}
+
+/// A command as one would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let name = Path::new(command.get_program()).file_name();
+    let name = name.unwrap_or_else(|| command.get_program());
+    let words = std::iter::once(name).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Finds a program on the PATH, or where Debian keeps the administrator's.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = search_path();
+    let found = env::split_paths(&path).map(|directory| directory.join(program));
+    found.into_iter().find(|path| path.is_file())
+}
+
+/// The PATH with the administrator's directories, which a plain user's lacks on Debian.
+pub(crate) fn search_path() -> OsString {
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    for directory in ["/usr/local/sbin", "/usr/sbin", "/sbin"] {
+        if !env::split_paths(&path).any(|known| known == Path::new(directory)) {
+            path.push(OsStr::new(":"));
+            path.push(directory);
+        }
+    }
+    path
+}
+
+/// Whether we are root.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// `sudo`, if we are not root and may use it: without a password, or with one typed in.
+///
+/// # Errors
+/// We are not root and sudo is not there or refuses.
+pub(crate) fn sudo() -> Result<Option<PathBuf>> {
+    if is_root() {
+        return Ok(None);
+    }
+    let sudo = find("sudo").context("not root, and there is no sudo")?;
+    let mut check = Command::new(&sudo);
+    if std::io::stdin().is_terminal() {
+        check.arg("-v"); // asks for the password, once
+    } else {
+        check.args(["-n", "true"]);
+    }
+    let granted = check
+        .status()
+        .with_context(|| format!("`{}` cannot be started", line(&check)))?;
+    if !granted.success() {
+        bail!("not root, and sudo refuses");
+    }
+    Ok(Some(sudo))
+}
+
+/// A command that runs as root: directly, or by sudo.
+///
+/// # Errors
+/// As [`sudo`].
+pub(crate) fn as_root(program: &str) -> Result<Command> {
+    Ok(match sudo()? {
+        None => Command::new(program),
+        Some(sudo) => {
+            let mut command = Command::new(sudo);
+            command.arg(program);
+            command
+        }
+    })
+}

@@ -1,0 +1,352 @@
+//! Plays a row: three connections, a block, a lift; notes what each end saw and when.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+
+use super::rows::{Block, Place, Row};
+use crate::lab::{
+    Connection, Daemon, Listener, Namespace, Pair, Programs, Routed, connect_timed, wait_dead,
+};
+
+/// A's address, in both scenes.
+pub(super) const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 48, 22, 221));
+/// B's address, in both scenes.
+pub(super) const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 171, 170, 104));
+
+/// When the senders send, after the block's command was started.
+pub(super) const SEND: Duration = Duration::from_millis(100);
+/// When the block is lifted, after its command was started.
+pub(super) const LIFT: Duration = Duration::from_millis(1000);
+/// How long a new connection is tried.
+pub(super) const CONNECT: Duration = Duration::from_millis(500);
+/// How long after the lift stale data is waited for. A sender's timer doubles from 200 ms, so its
+/// next attempt comes at most as long after the lift as the block lasted.
+pub(super) const WAIT: Duration = Duration::from_millis(2500);
+
+const STALE: &[u8] = b"sent during the block";
+
+/// What was seen of one row.
+pub(super) struct Observed {
+    /// The flows: idle, B sends, A sends.
+    pub(super) flows: [Flow; 3],
+    /// What became of a new connection from A, and how soon.
+    pub(super) from_a: Attempt,
+    /// What became of a new connection from B, and how soon.
+    pub(super) from_b: Attempt,
+    /// What blocker reports of the teardown.
+    pub(super) account: Option<String>,
+}
+
+/// Who sends during the block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// Nobody.
+    Nobody,
+    /// The blocked host.
+    B,
+    /// The host on this side.
+    A,
+}
+
+/// What was seen of one connection.
+#[derive(Clone, Copy)]
+pub(super) struct Flow {
+    /// Who sent.
+    pub(super) sender: Sender,
+    /// What A's end saw before the lift.
+    pub(super) a: Option<Seen>,
+    /// What B's end saw before the lift.
+    pub(super) b: Option<Seen>,
+    /// What both ends, A's and B's, saw after the lift: times count from there.
+    pub(super) later: [Option<Seen>; 2],
+    /// What became of what was sent.
+    pub(super) sent: Sent,
+}
+
+/// The error that an end saw, and when.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// The error; none for an end in order.
+    pub(super) error: Option<Errno>,
+    /// Since the block's command was started, or since the lift.
+    pub(super) after: Duration,
+}
+
+/// What became of data that was sent during the block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// Nothing was sent.
+    Nothing,
+    /// It arrived while the block was there.
+    DuringTheBlock,
+    /// It arrived so long after the lift.
+    AfterTheLift(Duration),
+    /// It did not arrive, and cannot: an end is dead.
+    Never,
+    /// It did not arrive in the time that was waited.
+    NotYet,
+}
+
+/// What became of an attempt to connect.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt {
+    /// The error; none if it was connected.
+    pub(super) error: Option<std::io::ErrorKind>,
+    /// How soon.
+    pub(super) after: Duration,
+}
+
+/// The hosts of a scene.
+enum Scene {
+    Host(Pair),
+    Router(Routed),
+}
+
+impl Scene {
+    fn new(place: Place) -> Result<Self> {
+        Ok(match place {
+            Place::Host => Self::Host(Pair::new()?),
+            Place::Router => Self::Router(Routed::new()?),
+        })
+    }
+
+    fn a(&self) -> &Namespace {
+        match self {
+            Self::Host(pair) => &pair.a,
+            Self::Router(routed) => &routed.server,
+        }
+    }
+
+    fn b(&self) -> &Namespace {
+        match self {
+            Self::Host(pair) => &pair.b,
+            Self::Router(routed) => &routed.client,
+        }
+    }
+
+    /// Who blocks.
+    fn blocking(&self) -> &Namespace {
+        match self {
+            Self::Host(pair) => &pair.a,
+            Self::Router(routed) => &routed.router,
+        }
+    }
+}
+
+/// Plays one row, in namespaces of its own.
+pub(super) fn play(row: &Row, programs: &Programs) -> Result<Observed> {
+    let scene = Scene::new(row.place)?;
+    let (a, b, blocking) = (scene.a(), scene.b(), scene.blocking());
+    let daemon = match &row.block {
+        Block::Commands { before, .. } => {
+            run(blocking, before)?;
+            None
+        }
+        Block::Blocker { .. } => Some(Daemon::start(blocking, programs, "")?),
+    };
+
+    let at_a = Listener::new(a, A, 0)?;
+    let at_b = Listener::new(b, B, 0)?;
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        let mut connection = at_a.connect(b)?;
+        connection.check_alive()?;
+        connections.push(connection);
+    }
+
+    let start = Instant::now();
+    let account = match (&row.block, &daemon) {
+        (Block::Commands { start, .. }, _) => {
+            run(blocking, start)?;
+            None
+        }
+        (Block::Blocker { options, .. }, Some(daemon)) => {
+            let target = B.to_string();
+            let words = [&["add", target.as_str()], *options].concat();
+            Some(account(&daemon.json(&words)?))
+        }
+        (Block::Blocker { .. }, None) => None, // it was started above
+    };
+    watch(&mut connections, start + SEND)?;
+    // An end that is dead already refuses the data, which its death then shows.
+    let _ = connections[1].client.send(STALE);
+    let _ = connections[2].server.send(STALE);
+    let (from_a, from_b) = std::thread::scope(|scope| -> Result<_> {
+        let from_a = scope.spawn(|| attempt(a, &at_b));
+        let from_b = scope.spawn(|| attempt(b, &at_a));
+        watch(&mut connections, start + LIFT)?;
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Attempt>>| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        Ok((join(from_a)?, join(from_b)?))
+    })?;
+    let arrived = |connections: &mut [Connection]| {
+        [
+            false,
+            got_stale(&mut connections[1].server),
+            got_stale(&mut connections[2].client),
+        ]
+    };
+    let early = arrived(&mut connections);
+
+    let lift = Instant::now();
+    match (&row.block, &daemon) {
+        (Block::Commands { lift, .. }, _) => run(blocking, lift)?,
+        (Block::Blocker { .. }, Some(daemon)) => {
+            daemon.json(&["del", &B.to_string()])?;
+        }
+        (Block::Blocker { .. }, None) => {}
+    }
+    let mut late = [None; 3];
+    loop {
+        watch(&mut connections, Instant::now() + Duration::from_millis(1))?;
+        for (late, now) in late.iter_mut().zip(arrived(&mut connections)) {
+            if now && late.is_none() {
+                *late = Some(lift.elapsed());
+            }
+        }
+        let open = |index: usize| {
+            let connection: &Connection = &connections[index];
+            let alive = connection.client.death().is_none() && connection.server.death().is_none();
+            alive && !early[index] && late[index].is_none()
+        };
+        if lift.elapsed() > WAIT || !(open(1) || open(2)) {
+            break;
+        }
+    }
+
+    let mut index = 0;
+    let flows = [Sender::Nobody, Sender::B, Sender::A].map(|sender| {
+        let flow = summarize(
+            sender,
+            &connections[index],
+            start,
+            lift,
+            early[index],
+            late[index],
+        );
+        index += 1;
+        flow
+    });
+    if let Some(mut daemon) = daemon {
+        daemon.stop()?;
+    }
+    Ok(Observed {
+        flows,
+        from_a,
+        from_b,
+        account,
+    })
+}
+
+/// Runs commands as they are written, with B's address for `B`.
+fn run(host: &Namespace, commands: &[&str]) -> Result<()> {
+    let address = B.to_string();
+    for command in commands {
+        let words = command.split(' ');
+        let words: Vec<_> = words
+            .map(|word| if word == "B" { &address } else { word })
+            .collect();
+        host.run(&words)?;
+    }
+    Ok(())
+}
+
+/// Watches all connections until the deadline.
+fn watch(connections: &mut [Connection], deadline: Instant) -> Result<()> {
+    let mut ends: Vec<_> = connections
+        .iter_mut()
+        .flat_map(|connection| [&mut connection.client, &mut connection.server])
+        .collect();
+    wait_dead(&mut ends, deadline)?;
+    // All dead: the clock goes on all the same.
+    std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+    Ok(())
+}
+
+fn attempt(host: &Namespace, listener: &Listener) -> Result<Attempt> {
+    let (result, after) = connect_timed(host, listener.address, CONNECT)?;
+    Ok(Attempt {
+        error: result.err().map(|error| error.kind()),
+        after,
+    })
+}
+
+/// Whether the data that was sent during the block is there now.
+fn got_stale(end: &mut crate::lab::End) -> bool {
+    end.death().is_none()
+        && end
+            .receive(STALE.len(), Duration::ZERO)
+            .is_ok_and(|bytes| bytes == STALE)
+}
+
+fn summarize(
+    sender: Sender,
+    connection: &Connection,
+    start: Instant,
+    lift: Instant,
+    early: bool,
+    late: Option<Duration>,
+) -> Flow {
+    // Connections go from B to A.
+    let deaths = [connection.server.death(), connection.client.death()];
+    let before = deaths.map(|death| {
+        let death = death.filter(|death| death.at < lift)?;
+        Some(Seen {
+            error: death.error,
+            after: death.at - start,
+        })
+    });
+    let later = deaths.map(|death| {
+        let death = death.filter(|death| death.at >= lift)?;
+        Some(Seen {
+            error: death.error,
+            after: death.at - lift,
+        })
+    });
+    let sent = match (sender, early, late) {
+        (Sender::Nobody, _, _) => Sent::Nothing,
+        (_, true, _) => Sent::DuringTheBlock,
+        (_, _, Some(after)) => Sent::AfterTheLift(after),
+        _ if deaths.iter().any(Option::is_some) => Sent::Never,
+        _ => Sent::NotYet,
+    };
+    Flow {
+        sender,
+        a: before[0],
+        b: before[1],
+        later,
+        sent,
+    }
+}
+
+/// The teardown's account in the answer to `blockctl add`, in words.
+fn account(answer: &serde_json::Value) -> String {
+    let teardown = &answer["teardown"];
+    let left = teardown["left"].as_array().map_or(0, Vec::len);
+    format!(
+        "{} flows found, {} killed, {left} left, in {:.1} ms",
+        teardown["found"],
+        teardown["killed"],
+        teardown["elapsed_ms"].as_f64().unwrap_or_default()
+    )
+}
+
+/// The programs in a directory.
+pub(super) fn programs(directory: &std::path::Path) -> Result<Programs> {
+    let programs = Programs {
+        blocker: directory.join("blocker"),
+        blockctl: directory.join("blockctl"),
+    };
+    for program in [&programs.blocker, &programs.blockctl] {
+        program
+            .metadata()
+            .with_context(|| format!("{} was not built", program.display()))?;
+    }
+    Ok(programs)
+}

@@ -1,0 +1,269 @@
+//! `cargo xtask setup`: what building, the demo and the tests need, found or installed.
+//!
+//! Idempotent, and quick when nothing is missing. Installs by `rustup`, `apt-get` and
+//! `cargo install` only; where it may not, it names the one command that would.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::command::{self, cargo, find, line, rustc, say};
+use crate::toolchain::{self, BPF_LINKER, Missing};
+
+const TASK: &str = "setup";
+
+/// What the set-up is for: each purpose includes those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Building the two programs.
+    Build,
+    /// The demonstration.
+    Demo,
+    /// All tests.
+    Test,
+}
+
+/// A program that others of the workspace call, and the package that has it.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    purpose: Purpose,
+    why: &'static str,
+}
+
+const fn tool(
+    program: &'static str,
+    package: &'static str,
+    purpose: Purpose,
+    why: &'static str,
+) -> Tool {
+    Tool {
+        program,
+        package,
+        purpose,
+        why,
+    }
+}
+
+/// Every program that is called, in Debian's packages.
+const TOOLS: [Tool; 6] = [
+    tool(
+        "ip",
+        "iproute2",
+        Purpose::Demo,
+        "makes network namespaces and veth pairs",
+    ),
+    tool(
+        "iptables",
+        "iptables",
+        Purpose::Demo,
+        "the rules that blocker is compared with",
+    ),
+    tool(
+        "nft",
+        "nftables",
+        Purpose::Test,
+        "firewalls that blocker must get along with",
+    ),
+    tool(
+        "tcpdump",
+        "tcpdump",
+        Purpose::Test,
+        "sees what really is on the wire",
+    ),
+    tool(
+        "ethtool",
+        "ethtool",
+        Purpose::Test,
+        "switches checksum and segmentation offload",
+    ),
+    tool(
+        "conntrack",
+        "conntrack",
+        Purpose::Test,
+        "shows the kernel's table of connections",
+    ),
+];
+
+/// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
+const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+
+/// Says what is missing, and changes nothing.
+///
+/// # Errors
+/// Something is missing.
+pub(crate) fn check(purpose: Purpose) -> Result<()> {
+    let (parts, found) = match toolchain::locate(&rustc()) {
+        Ok(toolchain) => (Vec::new(), Some(toolchain)),
+        Err(missing) => (missing, None),
+    };
+    let tools = missing_tools(purpose);
+    if let Some(found) = found {
+        let compiler = &found.compiler;
+        let paths = [
+            ("eBPF compiler", &compiler.rustc),
+            ("its cargo", &compiler.cargo),
+            ("its library", &compiler.sysroot),
+            ("linker", &found.linker),
+            ("the linker's LLVM", &found.llvm),
+        ];
+        for (what, path) in paths {
+            say(TASK, &format!("{what}: {}", path.display()));
+        }
+    }
+    for part in &parts {
+        say(TASK, &format!("missing: {part}"));
+    }
+    for tool in &tools {
+        say(TASK, &format!("missing: {} ({})", tool.program, tool.why));
+    }
+    if !parts.is_empty() || !tools.is_empty() {
+        bail!("the set-up is incomplete: run `cargo xtask setup`");
+    }
+    say(TASK, "complete");
+    Ok(())
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+/// Something could not be installed; the error names the command that would.
+pub(crate) fn install(purpose: Purpose) -> Result<()> {
+    let mut done = Vec::new();
+    if missing_parts().contains(&Missing::Llvm) {
+        bail!(
+            "{} is not beside {}: use rustup's toolchain (https://rustup.rs)",
+            Missing::Llvm,
+            rustc().display()
+        );
+    }
+    if missing_parts().contains(&Missing::CoreSource) && rust_src() {
+        done.push("rust-src".to_owned());
+    }
+    let compiler: &[&str] = if missing_parts().contains(&Missing::CoreSource) {
+        say(
+            TASK,
+            "taking the distribution's compiler and library source instead",
+        );
+        &DEBIAN_COMPILER
+    } else {
+        &[]
+    };
+    let tools = missing_tools(purpose);
+    for tool in &tools {
+        say(TASK, &format!("{} is missing ({})", tool.program, tool.why));
+    }
+    let mut packages: Vec<_> = tools.iter().map(|tool| tool.package).collect();
+    packages.extend(compiler);
+    if !packages.is_empty() {
+        apt(&packages, !compiler.is_empty())?;
+        done.extend(packages.iter().map(ToString::to_string));
+    }
+    if missing_parts().contains(&Missing::Linker) {
+        bpf_linker()?;
+        done.push(format!("bpf-linker {BPF_LINKER}"));
+    }
+    if done.is_empty() {
+        say(TASK, "nothing to install");
+        return Ok(());
+    }
+    say(TASK, &format!("installed {}", done.join(", ")));
+    check(purpose)
+}
+
+fn missing_parts() -> Vec<Missing> {
+    toolchain::locate(&rustc()).err().unwrap_or_default()
+}
+
+fn missing_tools(purpose: Purpose) -> Vec<&'static Tool> {
+    let needed = TOOLS.iter().filter(|tool| tool.purpose <= purpose);
+    needed.filter(|tool| find(tool.program).is_none()).collect()
+}
+
+/// Adds `rust-src` to rustup's toolchain, where there is one and it can be fetched.
+fn rust_src() -> bool {
+    let Some(rustup) = find("rustup") else {
+        return false;
+    };
+    let mut add = Command::new(rustup);
+    add.args(["component", "add", "rust-src"])
+        .current_dir(command::workspace());
+    match command::run(TASK, &mut add) {
+        Ok(()) => true,
+        Err(error) => {
+            say(TASK, &format!("{error:#}"));
+            false
+        }
+    }
+}
+
+/// Installs Debian packages. `compiler`: the eBPF compiler is among them.
+fn apt(packages: &[&str], compiler: bool) -> Result<()> {
+    let by_hand = format!(
+        "apt-get update && apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if find("apt-get").is_none() {
+        let source = if compiler {
+            " For the compiler, `rustup component add rust-src` will do."
+        } else {
+            ""
+        };
+        bail!(
+            "this is no Debian: install what it calls {} by your package manager.{source}",
+            packages.join(" ")
+        );
+    }
+    let apt = |arguments: &[&str]| -> Result<()> {
+        let mut command = command::as_root("env")?;
+        command
+            .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"])
+            // Another run of apt (unattended upgrades) is waited for.
+            .args(["-o", "DPkg::Lock::Timeout=300"])
+            .args(arguments);
+        command::run(TASK, &mut command)
+    };
+    say(
+        TASK,
+        &format!("installing {} by apt-get", packages.join(" ")),
+    );
+    let install = [&["install", "--no-install-recommends"], packages].concat();
+    // An old package list only matters if the packages are not to be had by it.
+    let result = apt(&["update"])
+        .or_else(|error| {
+            if command::is_root() || command::sudo().is_ok() {
+                say(
+                    TASK,
+                    &format!("{error:#}; going on with the package lists that are there"),
+                );
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
+        .and_then(|()| apt(&install));
+    result.map_err(|error| error.context(format!("run this as root: {by_hand}")))
+}
+
+/// Builds bpf-linker into the cache. It takes a minute or two, once.
+fn bpf_linker() -> Result<()> {
+    let mut install = cargo();
+    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
+    if let Some(cache) = toolchain::cache() {
+        install.arg("--root").arg(cache);
+    }
+    say(
+        TASK,
+        &format!("building bpf-linker {BPF_LINKER}; this takes a minute or two, once"),
+    );
+    // Its own flags are its own business.
+    install
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_TARGET_DIR");
+    let by_hand = line(&install);
+    command::run(TASK, &mut install).map_err(|error| {
+        error.context(format!(
+            "bpf-linker could not be built; with the network there, run: {by_hand}"
+        ))
+    })
+}
