@@ -250,7 +250,11 @@ fn bpf_linker() -> Result<()> {
     let mut install = cargo();
     install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
     if let Some(cache) = toolchain::cache() {
-        install.arg("--root").arg(cache);
+        // On the PATH, or cargo warns that it is not; the build finds it by itself.
+        let mut path = cache.join("bin").into_os_string();
+        path.push(":");
+        path.push(command::search_path());
+        install.arg("--root").arg(cache).env("PATH", path);
     }
     say(
         TASK,
