@@ -1,0 +1,553 @@
+//! Connections that netfilter tracks: listed and deleted through ctnetlink.
+//!
+//! This is how forwarded flows are found: no socket of this host knows them. The table is empty
+//! unless a rule of netfilter asks for tracking or NAT, and a flow that has been idle since before
+//! that is not in it. Owns no probing and no order of events.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED, Nla, ParseableParametrized};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
+    Tuple as Part,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::flow::{TCP, Tuple};
+use super::matching::Matcher;
+use super::netlink::{Body, Conversation, NetlinkError, encode};
+use super::segment::Probe;
+
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h, as far as the crate keeps it to itself.
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+const GET_STATS: u16 = SUBSYSTEM | 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// `CTA_FILTER_FLAG(CTA_IP_SRC)` and its neighbour, of `nf_internals.h`.
+const FILTER_SOURCE: u32 = 1 << 0;
+const FILTER_DESTINATION: u32 = 1 << 1;
+
+/// Above this many entries, a rule of few addresses is filtered for in the kernel.
+///
+/// A filtered dump walks the whole table but copies little, and four are needed for an address;
+/// copying an entry out and reading it takes some 3 us.
+const MANY_ENTRIES: u32 = 20_000;
+/// Most addresses that are filtered for in the kernel.
+const FEW_TARGETS: usize = 4;
+
+/// One direction of a tracked connection, as on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wire {
+    /// Who sends in this direction.
+    pub(crate) source: (IpAddr, u16),
+    /// Who receives in this direction.
+    pub(crate) destination: (IpAddr, u16),
+}
+
+/// An end of a tracked connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Who opened it.
+    Initiator,
+    /// Who was asked.
+    Responder,
+}
+
+impl End {
+    /// The other one.
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Initiator => Self::Responder,
+            Self::Responder => Self::Initiator,
+        }
+    }
+}
+
+/// A tracked connection as a rule may see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The flow.
+    pub(crate) tuple: Tuple,
+    /// Which end the remote is.
+    pub(crate) remote_end: End,
+}
+
+/// A tracked connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    /// IP protocol number.
+    pub(crate) protocol: u8,
+    /// State number of TCP (`nf_conntrack_tcp.h`).
+    pub(crate) state: Option<u8>,
+    /// As its initiator sends.
+    pub(crate) original: Wire,
+    /// As its responder answers; with NAT not the mirror image.
+    pub(crate) reply: Wire,
+    /// What names the entry when it is deleted: its original tuple, id and zone.
+    name: Vec<ConntrackAttribute>,
+}
+
+impl Connection {
+    /// The connection as rules may see it: either end as the remote, on either side of a NAT.
+    pub(crate) fn views(&self) -> Vec<View> {
+        let mut views: Vec<View> = Vec::with_capacity(4);
+        let (original, reply) = (self.original, self.reply);
+        for (remote, local, remote_end) in [
+            (original.source, original.destination, End::Initiator),
+            (original.destination, original.source, End::Responder),
+            (reply.source, reply.destination, End::Responder),
+            (reply.destination, reply.source, End::Initiator),
+        ] {
+            let tuple = Tuple {
+                protocol: self.protocol,
+                remote: remote.0,
+                remote_port: remote.1,
+                local: local.0,
+                local_port: local.1,
+            };
+            if views.iter().all(|view| view.tuple != tuple) {
+                views.push(View { tuple, remote_end });
+            }
+        }
+        views
+    }
+
+    /// A probe to one of its ends, in the name of the other as that end knows it.
+    pub(crate) fn probe_to(&self, end: End) -> Probe {
+        let socket = |(address, port): (IpAddr, u16)| SocketAddr::new(address, port);
+        match end {
+            End::Initiator => Probe {
+                from: socket(self.original.destination),
+                to: socket(self.original.source),
+            },
+            End::Responder => Probe {
+                from: socket(self.reply.destination),
+                to: socket(self.reply.source),
+            },
+        }
+    }
+
+    /// Whether its ends may hold a connection: not while it is asked for (SYN-SENT), nor when it
+    /// is over.
+    pub(crate) fn lives(&self) -> bool {
+        self.protocol == TCP && matches!(self.state, Some(2..=6))
+    }
+
+    /// Whether it counts as closed by a RST that its ends may not have taken: a netfilter rule
+    /// that answers with RSTs leaves such half-dead connections.
+    pub(crate) fn doubtful(&self) -> bool {
+        self.protocol == TCP && self.state == Some(8)
+    }
+
+    /// The state's name.
+    pub(crate) fn state_name(&self) -> &'static str {
+        match self.state {
+            Some(1 | 9) => "SYN-SENT",
+            Some(2) => "SYN-RECEIVED",
+            Some(3) => "ESTABLISHED",
+            Some(4) => "FIN-WAIT",
+            Some(5) => "CLOSE-WAIT",
+            Some(6) => "LAST-ACK",
+            Some(7) => "TIME-WAIT",
+            Some(8) => "CLOSED",
+            _ => "TRACKED",
+        }
+    }
+}
+
+/// Opens ctnetlink in the calling thread's network namespace.
+pub(crate) fn open() -> Result<Conversation, NetlinkError> {
+    Conversation::open(NETLINK_NETFILTER, "ctnetlink")
+}
+
+/// How many connections are tracked in the namespace.
+pub(crate) fn count(netfilter: &mut Conversation) -> Result<u32, NetlinkError> {
+    let header = header(NetfilterProtoFamily::Unspec);
+    let body = Body {
+        kind: GET_STATS,
+        flags: 0,
+        parts: &[&header],
+    };
+    netfilter.ask("counting tracked connections", &body, |kind, payload| {
+        let message = NetfilterMessage::parse_with_param(payload, kind)
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        let NetfilterMessageInner::Conntrack(ConntrackMessage::Other { attributes, .. }) =
+            message.inner
+        else {
+            return Err(io::Error::other("an answer of another kind"));
+        };
+        attributes
+            .iter()
+            .find(|attribute| attribute.kind() == CTA_STATS_GLOBAL_ENTRIES)
+            .and_then(|attribute| <[u8; 4]>::try_from(value(attribute)).ok())
+            .map(u32::from_be_bytes)
+            .ok_or_else(|| io::Error::other("an answer without the number"))
+    })
+}
+
+fn value(attribute: &DefaultNla) -> Vec<u8> {
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    value
+}
+
+fn header(family: NetfilterProtoFamily) -> NetfilterHeader {
+    NetfilterHeader::new(family, 0, 0)
+}
+
+/// Lists the tracked connections that have a remote of the rules at either end.
+///
+/// Nothing if this network namespace tracks no connection at all. Only addresses are looked at:
+/// the caller asks [`Matcher::matches`] about each view.
+pub(crate) fn list(
+    netfilter: &mut Conversation,
+    matcher: &Matcher,
+) -> Result<Option<Vec<Connection>>, NetlinkError> {
+    let entries = count(netfilter)?;
+    if entries == 0 {
+        return Ok(None);
+    }
+    let hosts: Vec<IpAddr> = matcher
+        .targets()
+        .iter()
+        .filter(|target| target.is_host())
+        .map(|target| target.net().addr())
+        .collect();
+    let mut found: Vec<Connection> = Vec::new();
+    if entries > MANY_ENTRIES
+        && hosts.len() == matcher.targets().len()
+        && hosts.len() <= FEW_TARGETS
+    {
+        for host in hosts {
+            for place in Place::ALL {
+                // Kernels before 5.8 ignore the filter and send everything, which is then all that
+                // is needed.
+                if !dump(netfilter, matcher, Some((host, place)), &mut found)? {
+                    return Ok(Some(deduplicated(found)));
+                }
+            }
+        }
+        return Ok(Some(deduplicated(found)));
+    }
+    dump(netfilter, matcher, None, &mut found)?;
+    Ok(Some(found))
+}
+
+fn deduplicated(mut found: Vec<Connection>) -> Vec<Connection> {
+    let key = |c: &Connection| (c.protocol, c.original.source, c.original.destination);
+    found.sort_by_key(key);
+    // Entries of two zones may share a tuple: their names tell them apart.
+    found.dedup_by(|a, b| a.name == b.name);
+    found
+}
+
+/// Where in an entry an address is filtered for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    OriginalSource,
+    OriginalDestination,
+    ReplySource,
+    ReplyDestination,
+}
+
+impl Place {
+    const ALL: [Self; 4] = [
+        Self::OriginalSource,
+        Self::OriginalDestination,
+        Self::ReplySource,
+        Self::ReplyDestination,
+    ];
+
+    fn address(self, connection: &Connection) -> IpAddr {
+        match self {
+            Self::OriginalSource => connection.original.source.0,
+            Self::OriginalDestination => connection.original.destination.0,
+            Self::ReplySource => connection.reply.source.0,
+            Self::ReplyDestination => connection.reply.destination.0,
+        }
+    }
+
+    /// The attributes that ask the kernel for entries with `host` in this place.
+    fn filter(self, host: IpAddr) -> Vec<ConntrackAttribute> {
+        let (address, flag) = match self {
+            Self::OriginalSource | Self::ReplySource => {
+                (IPTuple::SourceAddress(host), FILTER_SOURCE)
+            }
+            Self::OriginalDestination | Self::ReplyDestination => {
+                (IPTuple::DestinationAddress(host), FILTER_DESTINATION)
+            }
+        };
+        let tuple = vec![Part::Ip(vec![address])];
+        let (tuple, original, reply) = match self {
+            Self::OriginalSource | Self::OriginalDestination => {
+                (ConntrackAttribute::CtaTupleOrig(tuple), flag, 0)
+            }
+            Self::ReplySource | Self::ReplyDestination => {
+                (ConntrackAttribute::CtaTupleReply(tuple), 0, flag)
+            }
+        };
+        let flags = encode(&[
+            &DefaultNla::new(CTA_FILTER_ORIG_FLAGS, original.to_ne_bytes().to_vec()),
+            &DefaultNla::new(CTA_FILTER_REPLY_FLAGS, reply.to_ne_bytes().to_vec()),
+        ]);
+        let filter = DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags);
+        vec![tuple, ConntrackAttribute::Other(filter)]
+    }
+}
+
+/// Reads the table. Tells whether everything that came fits the filter.
+fn dump(
+    netfilter: &mut Conversation,
+    matcher: &Matcher,
+    filter: Option<(IpAddr, Place)>,
+    found: &mut Vec<Connection>,
+) -> Result<bool, NetlinkError> {
+    let all_v4 = matcher
+        .targets()
+        .iter()
+        .all(|target| target.net().addr().is_ipv4());
+    let family = match filter {
+        Some((IpAddr::V4(_), _)) => NetfilterProtoFamily::IPv4,
+        Some((IpAddr::V6(_), _)) => NetfilterProtoFamily::IPv6,
+        None if all_v4 => NetfilterProtoFamily::IPv4,
+        None => NetfilterProtoFamily::Unspec,
+    };
+    let request = NetfilterMessage::new(
+        header(family),
+        ConntrackMessage::Get(
+            filter
+                .map(|(host, place)| place.filter(host))
+                .unwrap_or_default(),
+        ),
+    );
+    let body = Body {
+        kind: GET,
+        flags: 0,
+        parts: &[&request],
+    };
+    let mut fits = true;
+    netfilter.dump("listing tracked connections", &body, |kind, payload| {
+        let Some(connection) = read(kind, payload) else {
+            return;
+        };
+        fits &= filter.is_none_or(|(host, place)| place.address(&connection) == host);
+        let ends = [connection.original, connection.reply];
+        if ends
+            .iter()
+            .any(|wire| matcher.names(wire.source.0) || matcher.names(wire.destination.0))
+        {
+            found.push(connection);
+        }
+    })?;
+    Ok(fits)
+}
+
+fn read(kind: u16, payload: &[u8]) -> Option<Connection> {
+    let message = NetfilterMessage::parse_with_param(payload, kind).ok()?;
+    let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = message.inner else {
+        return None;
+    };
+    let mut original = None;
+    let mut reply = None;
+    let mut state = None;
+    let mut name = Vec::new();
+    for attribute in attributes {
+        match attribute {
+            ConntrackAttribute::CtaTupleOrig(ref parts) => {
+                original = wire(parts);
+                name.push(attribute);
+            }
+            ConntrackAttribute::CtaTupleReply(ref parts) => reply = wire(parts),
+            ConntrackAttribute::CtaProtoInfo(infos) => state = tcp_state(&infos),
+            ConntrackAttribute::Other(ref other) if matches!(other.kind(), CTA_ID | CTA_ZONE) => {
+                name.push(attribute);
+            }
+            _ => {}
+        }
+    }
+    let (protocol, original) = original?;
+    let (_, reply) = reply?;
+    Some(Connection {
+        protocol,
+        state,
+        original,
+        reply,
+        name,
+    })
+}
+
+fn wire(parts: &[Part]) -> Option<(u8, Wire)> {
+    let mut source = None;
+    let mut destination = None;
+    let mut protocol = None;
+    let mut ports = (0, 0);
+    for part in parts {
+        match part {
+            Part::Ip(addresses) => {
+                for address in addresses {
+                    match address {
+                        IPTuple::SourceAddress(address) => source = Some(*address),
+                        IPTuple::DestinationAddress(address) => destination = Some(*address),
+                        _ => {}
+                    }
+                }
+            }
+            Part::Proto(attributes) => {
+                for attribute in attributes {
+                    match attribute {
+                        ProtoTuple::Protocol(number) => protocol = Some(u8::from(*number)),
+                        ProtoTuple::SourcePort(port) => ports.0 = *port,
+                        ProtoTuple::DestinationPort(port) => ports.1 = *port,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let wire = Wire {
+        source: (source?, ports.0),
+        destination: (destination?, ports.1),
+    };
+    Some((protocol?, wire))
+}
+
+fn tcp_state(infos: &[ProtoInfo]) -> Option<u8> {
+    infos.iter().find_map(|info| match info {
+        ProtoInfo::TCP(attributes) => attributes.iter().find_map(|attribute| match attribute {
+            ProtoInfoTCP::State(state) => Some(*state),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+/// Deletes entries; the answer has an errno for each. ENOENT: it was gone already.
+pub(crate) fn delete(
+    netfilter: &mut Conversation,
+    connections: &[Connection],
+) -> Result<Vec<i32>, NetlinkError> {
+    netfilter.batch("deleting tracked connections", connections, |connection| {
+        let family = if connection.original.source.0.is_ipv4() {
+            NetfilterProtoFamily::IPv4
+        } else {
+            NetfilterProtoFamily::IPv6
+        };
+        let request = NetfilterMessage::new(
+            header(family),
+            ConntrackMessage::Delete(connection.name.clone()),
+        );
+        (DELETE, encode(&[&request]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(address: &str, port: u16) -> (IpAddr, u16) {
+        (address.parse().unwrap(), port)
+    }
+
+    fn connection(original: [(IpAddr, u16); 2], reply: [(IpAddr, u16); 2]) -> Connection {
+        let wire = |ends: [(IpAddr, u16); 2]| Wire {
+            source: ends[0],
+            destination: ends[1],
+        };
+        Connection {
+            protocol: TCP,
+            state: Some(3),
+            original: wire(original),
+            reply: wire(reply),
+            name: Vec::new(),
+        }
+    }
+
+    fn shown(connection: &Connection) -> Vec<String> {
+        connection
+            .views()
+            .iter()
+            .map(|view| {
+                let v = view.tuple;
+                format!(
+                    "{}:{} {}:{}",
+                    v.remote, v.remote_port, v.local, v.local_port
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn without_nat_a_connection_has_two_views() {
+        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
+        assert_eq!(
+            shown(&connection([client, server], [server, client])),
+            ["10.0.0.2:5000 192.0.2.7:80", "192.0.2.7:80 10.0.0.2:5000"]
+        );
+    }
+
+    #[test]
+    fn behind_a_masquerade_the_remote_is_seen_with_either_local_address() {
+        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
+        let outside = end("198.51.100.1", 61_000);
+        assert_eq!(
+            shown(&connection([client, server], [server, outside])),
+            [
+                "10.0.0.2:5000 192.0.2.7:80",
+                "192.0.2.7:80 10.0.0.2:5000",
+                "192.0.2.7:80 198.51.100.1:61000",
+                "198.51.100.1:61000 192.0.2.7:80"
+            ]
+        );
+    }
+
+    #[test]
+    fn each_end_is_probed_in_the_name_that_it_knows() {
+        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
+        let outside = end("198.51.100.1", 61_000);
+        let tracked = connection([client, server], [server, outside]);
+        let remote = &tracked.views()[1];
+        assert_eq!(remote.remote_end, End::Responder);
+        let shown = |probe: Probe| format!("{} -> {}", probe.from, probe.to);
+        assert_eq!(
+            shown(tracked.probe_to(remote.remote_end)),
+            "198.51.100.1:61000 -> 192.0.2.7:80"
+        );
+        assert_eq!(
+            shown(tracked.probe_to(remote.remote_end.other())),
+            "192.0.2.7:80 -> 10.0.0.2:5000"
+        );
+    }
+
+    #[test]
+    fn only_connections_whose_ends_may_live_are_killed() {
+        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
+        let mut tracked = connection([client, server], [server, client]);
+        let lives: Vec<&str> = (0..=9)
+            .filter_map(|state| {
+                tracked.state = Some(state);
+                tracked.lives().then(|| tracked.state_name())
+            })
+            .collect();
+        assert_eq!(
+            lives,
+            [
+                "SYN-RECEIVED",
+                "ESTABLISHED",
+                "FIN-WAIT",
+                "CLOSE-WAIT",
+                "LAST-ACK"
+            ]
+        );
+    }
+}

@@ -1,0 +1,507 @@
+//! Which flows the rules under teardown name: the whole match of a rule, against a tuple.
+//!
+//! Pure. The device of a flow is asked for through a closure, and only if a rule is limited to
+//! devices; direction is not looked at, since a rule for one direction breaks the flow too.
+
+use std::net::IpAddr;
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use ipnet::IpNet;
+
+use super::flow::{TCP, Tuple, UDP};
+use crate::rule::{Ports, Protocol, Rule, Target};
+
+/// Numbers by prefix, looked up by address.
+///
+/// One sorted list a prefix length: a lookup is one binary search for each length in use, at most
+/// 33 or 129 of them, whatever the number of prefixes.
+#[derive(Debug, Default)]
+struct Prefixes {
+    v4: Vec<Length>,
+    v6: Vec<Length>,
+}
+
+/// The prefixes of one length.
+#[derive(Debug)]
+struct Length {
+    bits: u8,
+    /// First address (as an integer) and number, sorted.
+    entries: Vec<(u128, u32)>,
+}
+
+impl Prefixes {
+    fn new<'a>(prefixes: impl Iterator<Item = (&'a Target, u32)>) -> Self {
+        let mut v4: Vec<Vec<(u128, u32)>> = vec![Vec::new(); 33];
+        let mut v6: Vec<Vec<(u128, u32)>> = vec![Vec::new(); 129];
+        for (target, number) in prefixes {
+            match target.net() {
+                IpNet::V4(net) => v4[usize::from(net.prefix_len())]
+                    .push((u128::from(u32::from(net.network())), number)),
+                IpNet::V6(net) => {
+                    v6[usize::from(net.prefix_len())].push((u128::from(net.network()), number));
+                }
+            }
+        }
+        let pack = |lengths: Vec<Vec<(u128, u32)>>| {
+            (0u8..)
+                .zip(lengths)
+                .filter(|(_, entries)| !entries.is_empty())
+                .map(|(bits, mut entries)| {
+                    entries.sort_unstable();
+                    Length { bits, entries }
+                })
+                .collect()
+        };
+        Self {
+            v4: pack(v4),
+            v6: pack(v6),
+        }
+    }
+
+    /// The numbers of all prefixes that cover an address.
+    fn covering(&self, address: IpAddr) -> impl Iterator<Item = u32> {
+        let (lengths, value, width) = match address {
+            IpAddr::V4(v4) => (&self.v4, u128::from(u32::from(v4)), 32),
+            IpAddr::V6(v6) => (&self.v6, u128::from(v6), 128),
+        };
+        lengths.iter().flat_map(move |length| {
+            let shift = width - u32::from(length.bits);
+            let start = value
+                .checked_shr(shift)
+                .map_or(0, |top| top.checked_shl(shift).unwrap_or(0));
+            let first = length.entries.partition_point(|&(entry, _)| entry < start);
+            length.entries[first..]
+                .iter()
+                .take_while(move |&&(entry, _)| entry == start)
+                .map(|&(_, number)| number)
+        })
+    }
+
+    fn cover(&self, address: IpAddr) -> bool {
+        self.covering(address).next().is_some()
+    }
+}
+
+/// A rule's match, but for its targets.
+struct Narrow {
+    except: Prefixes,
+    protocol: Protocol,
+    ports: Vec<Ports>,
+    local_ports: Vec<Ports>,
+    remote_ports: Vec<Ports>,
+    /// Names and globs of devices; absent: every device.
+    interfaces: Option<GlobSet>,
+}
+
+/// The device that a flow takes, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// Its name.
+    Named(String),
+    /// Nothing on this host tells.
+    Unknown,
+}
+
+/// What a matcher says of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Match {
+    /// A rule names it.
+    Yes,
+    /// No rule does.
+    No,
+    /// A rule would, if only the flow's device were known.
+    Unsure,
+}
+
+/// The rules under teardown, ready to be asked about flows.
+pub(crate) struct Matcher {
+    targets: Vec<Target>,
+    prefixes: Prefixes,
+    rules: Vec<Narrow>,
+}
+
+impl Matcher {
+    /// Takes the rules that kill; the others are ignored.
+    pub(crate) fn new(rules: &[Rule]) -> Self {
+        let killing: Vec<&Rule> = rules.iter().filter(|rule| rule.kills()).collect();
+        let numbered = (0u32..).zip(&killing);
+        let prefixes = Prefixes::new(
+            numbered.flat_map(|(number, rule)| rule.targets.iter().map(move |t| (t, number))),
+        );
+        let mut targets: Vec<Target> = killing
+            .iter()
+            .flat_map(|rule| rule.targets.iter().copied())
+            .collect();
+        targets.sort_unstable();
+        targets.dedup();
+        Self {
+            targets,
+            prefixes,
+            rules: killing.into_iter().map(Narrow::new).collect(),
+        }
+    }
+
+    /// Whether no rule kills.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Every target, once.
+    pub(crate) fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Whether flows of a protocol can be named at all.
+    pub(crate) fn wants(&self, protocol: u8) -> bool {
+        self.rules.iter().any(|rule| rule.takes(protocol, true))
+    }
+
+    /// Whether an address is a remote of any rule, its exceptions left out.
+    pub(crate) fn names(&self, address: IpAddr) -> bool {
+        self.candidates(address).next().is_some()
+    }
+
+    /// Whether a rule names a flow; `device` is asked only if that decides.
+    pub(crate) fn matches(&self, tuple: &Tuple, device: impl FnOnce() -> Device) -> Match {
+        let mut limited = Vec::new();
+        for rule in self.candidates(tuple.remote) {
+            if !rule.covers(tuple) {
+                continue;
+            }
+            match &rule.interfaces {
+                None => return Match::Yes,
+                Some(globs) => limited.push(globs),
+            }
+        }
+        if limited.is_empty() {
+            return Match::No;
+        }
+        match device() {
+            Device::Unknown => Match::Unsure,
+            Device::Named(name) if limited.iter().any(|globs| globs.is_match(&name)) => Match::Yes,
+            Device::Named(_) => Match::No,
+        }
+    }
+
+    fn candidates(&self, address: IpAddr) -> impl Iterator<Item = &Narrow> {
+        self.prefixes
+            .covering(address)
+            .filter_map(|number| self.rules.get(number as usize))
+            .filter(move |rule| !rule.except.cover(address))
+    }
+}
+
+impl Narrow {
+    fn new(rule: &Rule) -> Self {
+        Self {
+            except: Prefixes::new(rule.except.iter().map(|target| (target, 0))),
+            protocol: rule.protocol,
+            ports: rule.ports.clone(),
+            local_ports: rule.local_ports.clone(),
+            remote_ports: rule.remote_ports.clone(),
+            interfaces: (!rule.interfaces.is_empty()).then(|| globs(&rule.interfaces)),
+        }
+    }
+
+    fn takes(&self, protocol: u8, v4: bool) -> bool {
+        match self.protocol {
+            Protocol::Any => true,
+            Protocol::Tcp => protocol == TCP,
+            Protocol::Udp => protocol == UDP,
+            // ICMP and ICMPv6.
+            Protocol::Icmp => protocol == if v4 { 1 } else { 58 },
+            Protocol::Number(number) => protocol == number,
+        }
+    }
+
+    fn covers(&self, tuple: &Tuple) -> bool {
+        let within = |ports: &[Ports], port: u16| {
+            ports.is_empty() || ports.iter().any(|p| (p.first..=p.last).contains(&port))
+        };
+        let has_ports =
+            !(self.ports.is_empty() && self.local_ports.is_empty() && self.remote_ports.is_empty());
+        self.takes(tuple.protocol, tuple.remote.is_ipv4())
+            && (!has_ports || matches!(tuple.protocol, TCP | UDP))
+            && (within(&self.ports, tuple.local_port) || within(&self.ports, tuple.remote_port))
+            && within(&self.local_ports, tuple.local_port)
+            && within(&self.remote_ports, tuple.remote_port)
+    }
+}
+
+/// Names and globs, both as globs. A rule's names were checked when it was resolved; one that is
+/// no glob after all names no device.
+fn globs(names: &[String]) -> GlobSet {
+    let mut set = GlobSetBuilder::new();
+    for glob in names.iter().filter_map(|name| Glob::new(name).ok()) {
+        set.add(glob);
+    }
+    set.build().unwrap_or_else(|_| GlobSet::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Defaults, RuleSpec};
+
+    fn rule(json: &str) -> Rule {
+        let spec: RuleSpec = serde_json::from_str(json).unwrap();
+        spec.resolve(
+            || "r1".parse().unwrap(),
+            Defaults::default(),
+            jiff::Timestamp::UNIX_EPOCH,
+        )
+        .unwrap()
+    }
+
+    fn tuple(protocol: u8, remote: &str, remote_port: u16, local_port: u16) -> Tuple {
+        let remote: IpAddr = remote.parse().unwrap();
+        let local = if remote.is_ipv4() {
+            "10.0.0.1"
+        } else {
+            "fd00::1"
+        };
+        Tuple {
+            protocol,
+            remote,
+            remote_port,
+            local: local.parse().unwrap(),
+            local_port,
+        }
+    }
+
+    fn no_device() -> Device {
+        panic!("the device does not decide here")
+    }
+
+    #[test]
+    fn a_flow_is_named_by_the_whole_match() {
+        let table = [
+            // rule, protocol, remote, remote port, local port, named
+            (
+                r#""targets":["192.0.2.0/24"]"#,
+                TCP,
+                "192.0.2.9",
+                1,
+                2,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.0/24"]"#,
+                UDP,
+                "192.0.2.9",
+                1,
+                2,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.0/24"]"#,
+                TCP,
+                "192.0.3.9",
+                1,
+                2,
+                false,
+            ),
+            (r#""targets":["0.0.0.0/0"]"#, TCP, "192.0.3.9", 1, 2, true),
+            (
+                r#""targets":["0.0.0.0/0"]"#,
+                TCP,
+                "2001:db8::1",
+                1,
+                2,
+                false,
+            ),
+            (r#""targets":["::/0"]"#, TCP, "2001:db8::1", 1, 2, true),
+            (
+                r#""targets":["2001:db8::1"]"#,
+                TCP,
+                "2001:db8::1",
+                1,
+                2,
+                true,
+            ),
+            (
+                r#""targets":["2001:db8::1"]"#,
+                TCP,
+                "2001:db8::2",
+                1,
+                2,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.0/24"],"except":["192.0.2.8/30"]"#,
+                TCP,
+                "192.0.2.9",
+                1,
+                2,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"protocol":"tcp""#,
+                UDP,
+                "192.0.2.9",
+                1,
+                2,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"ports":[80]"#,
+                TCP,
+                "192.0.2.9",
+                80,
+                2,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"ports":[80]"#,
+                TCP,
+                "192.0.2.9",
+                1,
+                80,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"ports":[80]"#,
+                TCP,
+                "192.0.2.9",
+                1,
+                2,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"local_ports":["80-90"]"#,
+                TCP,
+                "192.0.2.9",
+                80,
+                2,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"local_ports":["80-90"]"#,
+                TCP,
+                "192.0.2.9",
+                1,
+                90,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"remote_ports":[443]"#,
+                TCP,
+                "192.0.2.9",
+                443,
+                2,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"remote_ports":[443]"#,
+                TCP,
+                "192.0.2.9",
+                2,
+                443,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"direction":"ingress""#,
+                TCP,
+                "192.0.2.9",
+                1,
+                2,
+                true,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"percent":50"#,
+                TCP,
+                "192.0.2.9",
+                1,
+                2,
+                false,
+            ),
+            (
+                r#""targets":["192.0.2.9"],"established":"keep""#,
+                TCP,
+                "192.0.2.9",
+                1,
+                2,
+                false,
+            ),
+        ];
+        for (rest, protocol, remote, remote_port, local_port, named) in table {
+            let matcher = Matcher::new(&[rule(&format!(r#"{{"mode":"reset",{rest}}}"#))]);
+            let expected = if named { Match::Yes } else { Match::No };
+            let tuple = tuple(protocol, remote, remote_port, local_port);
+            assert_eq!(
+                matcher.matches(&tuple, no_device),
+                expected,
+                "{rest} {tuple:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_rule_for_devices_asks_for_the_device() {
+        let matcher = Matcher::new(&[rule(
+            r#"{"mode":"reset","targets":["192.0.2.9"],"interfaces":["eth0","veth*"]}"#,
+        )]);
+        let flow = tuple(TCP, "192.0.2.9", 1, 2);
+        for (device, expected) in [
+            (Device::Named("eth0".into()), Match::Yes),
+            (Device::Named("eth01".into()), Match::No),
+            (Device::Named("veth7".into()), Match::Yes),
+            (Device::Unknown, Match::Unsure),
+        ] {
+            assert_eq!(
+                matcher.matches(&flow, || device.clone()),
+                expected,
+                "{device:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_rule_of_several_is_enough_and_an_exception_is_only_its_own_rules() {
+        let matcher = Matcher::new(&[
+            rule(r#"{"mode":"reset","targets":["192.0.2.0/24"],"except":["192.0.2.9"]}"#),
+            rule(r#"{"mode":"reset","targets":["192.0.0.0/16"],"remote_ports":[443]}"#),
+        ]);
+        assert_eq!(
+            matcher.matches(&tuple(TCP, "192.0.2.9", 443, 2), no_device),
+            Match::Yes
+        );
+        assert_eq!(
+            matcher.matches(&tuple(TCP, "192.0.2.9", 80, 2), no_device),
+            Match::No
+        );
+        assert_eq!(
+            matcher.matches(&tuple(TCP, "192.0.2.8", 80, 2), no_device),
+            Match::Yes
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn lookup_agrees_with_asking_every_prefix(
+            nets in proptest::collection::vec((0u32..1024, 22u8..=32), 1..40),
+            addresses in proptest::collection::vec(0u32..1024, 1..40),
+        ) {
+            let targets: Vec<Target> = nets
+                .iter()
+                .map(|&(address, bits)| {
+                    let net = ipnet::Ipv4Net::new(address.into(), bits).unwrap().trunc();
+                    net.to_string().parse().unwrap()
+                })
+                .collect();
+            let prefixes = Prefixes::new(targets.iter().zip(0..));
+            for address in addresses {
+                let address = IpAddr::V4(address.into());
+                let mut found: Vec<u32> = prefixes.covering(address).collect();
+                found.sort_unstable();
+                let expected: Vec<u32> = targets
+                    .iter()
+                    .zip(0..)
+                    .filter(|(target, _)| target.net().contains(&address))
+                    .map(|(_, number)| number)
+                    .collect();
+                proptest::prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Where this host would send a packet: device, next hop, and its link-layer address.
+//!
+//! Asked of the kernel's own routing (`RTM_GETROUTE`, so policy rules count), neighbour table
+//! (`RTM_GETNEIGH`) and device list (`RTM_GETLINK`), each answer kept for the length of one
+//! teardown. Sends nothing but these questions.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::Parseable;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::matching::Device;
+use super::netlink::{Body, Conversation, NetlinkError};
+
+// Message types of include/uapi/linux/rtnetlink.h, which the crate keeps to itself.
+const RTM_GETLINK: u16 = 18;
+const RTM_GETROUTE: u16 = 26;
+const RTM_GETNEIGH: u16 = 30;
+
+/// The way to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// Index of the device that a packet leaves by.
+    pub(crate) device: u32,
+    /// Who gets it there: the gateway, or the address itself.
+    pub(crate) next: IpAddr,
+    /// Whether the address is this host's own.
+    pub(crate) local: bool,
+}
+
+/// A device, as far as sending on it needs to know it.
+#[derive(Debug, Clone)]
+struct Link {
+    name: String,
+    /// Whether frames on it carry link-layer addresses (Ethernet).
+    addressed: bool,
+    loopback: bool,
+}
+
+/// How a packet for a hop is handed to its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carriage {
+    /// With this destination address.
+    To([u8; 6]),
+    /// As it is: the device has no link-layer addresses.
+    Bare,
+    /// Not by us: the address is not known, or the packet never leaves this host.
+    Unknown,
+}
+
+/// The questions and the answers so far, of one network namespace.
+pub(crate) struct Routes {
+    route: Conversation,
+    hops: HashMap<(IpAddr, Option<IpAddr>, u32), Option<Hop>>,
+    links: HashMap<u32, Link>,
+    neighbours: Option<HashMap<(u32, IpAddr), [u8; 6]>>,
+}
+
+impl Routes {
+    /// Opens the socket in the calling thread's network namespace and reads the list of devices.
+    pub(crate) fn open() -> Result<Self, NetlinkError> {
+        let mut route = Conversation::open(NETLINK_ROUTE, "rtnetlink")?;
+        let links = links(&mut route)?;
+        Ok(Self {
+            route,
+            hops: HashMap::new(),
+            links,
+            neighbours: None,
+        })
+    }
+
+    /// The device of a flow: the one that its socket is bound to, else the way to the remote.
+    pub(crate) fn device(&mut self, remote: IpAddr, local: IpAddr, bound: u32) -> Device {
+        let index = if bound != 0 {
+            Some(bound)
+        } else {
+            self.hop(remote, Some(local), 0).map(|hop| hop.device)
+        };
+        index
+            .and_then(|index| self.links.get(&index))
+            .map_or(Device::Unknown, |link| Device::Named(link.name.clone()))
+    }
+
+    /// The way to an address, for a packet from `source` (if it is this host's own) and out of
+    /// device `bound` (0 for any).
+    pub(crate) fn hop(&mut self, to: IpAddr, source: Option<IpAddr>, bound: u32) -> Option<Hop> {
+        let key = (to, source, bound);
+        if let Some(known) = self.hops.get(&key) {
+            return *known;
+        }
+        // A source that is not this host's own is refused (EINVAL): then the way without it.
+        let hop = self.ask(to, source, bound).or_else(|| {
+            source?;
+            self.ask(to, None, bound)
+        });
+        self.hops.insert(key, hop);
+        hop
+    }
+
+    fn ask(&mut self, to: IpAddr, source: Option<IpAddr>, bound: u32) -> Option<Hop> {
+        let bits = if to.is_ipv4() { 32 } else { 128 };
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(to);
+        request.header.destination_prefix_length = bits;
+        request
+            .attributes
+            .push(RouteAttribute::Destination(to.into()));
+        if let Some(source) = source {
+            request.header.source_prefix_length = bits;
+            request
+                .attributes
+                .push(RouteAttribute::Source(source.into()));
+        }
+        if bound != 0 {
+            request.attributes.push(RouteAttribute::Oif(bound));
+        }
+        let body = Body {
+            kind: RTM_GETROUTE,
+            flags: 0,
+            parts: &[&request],
+        };
+        let answer = self
+            .route
+            .ask("asking for a route", &body, |_, payload| {
+                RouteMessage::parse(payload).map_err(|e| io::Error::other(e.to_string()))
+            })
+            .ok()?;
+        let mut device = None;
+        let mut next = to;
+        for attribute in answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => device = Some(index),
+                RouteAttribute::Gateway(RouteAddress::Inet(v4))
+                | RouteAttribute::Via(RouteVia::Inet(v4)) => next = IpAddr::V4(v4),
+                RouteAttribute::Gateway(RouteAddress::Inet6(v6))
+                | RouteAttribute::Via(RouteVia::Inet6(v6)) => next = IpAddr::V6(v6),
+                _ => {}
+            }
+        }
+        Some(Hop {
+            device: device?,
+            next,
+            local: answer.header.kind == RouteType::Local,
+        })
+    }
+
+    /// How a packet for a hop is handed to its device.
+    pub(crate) fn carriage(&mut self, hop: &Hop) -> Carriage {
+        match self.links.get(&hop.device) {
+            _ if hop.local => Carriage::Unknown,
+            None => Carriage::Unknown,
+            Some(link) if link.loopback => Carriage::Unknown,
+            Some(link) if !link.addressed => Carriage::Bare,
+            Some(_) => {
+                if self.neighbours.is_none() {
+                    // Without the table every packet goes the slower way, through the kernel's
+                    // own resolution.
+                    self.neighbours = Some(neighbours(&mut self.route).unwrap_or_default());
+                }
+                self.neighbours
+                    .as_ref()
+                    .and_then(|table| table.get(&(hop.device, hop.next)))
+                    .map_or(Carriage::Unknown, |mac| Carriage::To(*mac))
+            }
+        }
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn links(route: &mut Conversation) -> Result<HashMap<u32, Link>, NetlinkError> {
+    let mut links = HashMap::new();
+    let body = Body {
+        kind: RTM_GETLINK,
+        flags: 0,
+        parts: &[&LinkMessage::default()],
+    };
+    route.dump("listing devices", &body, |_, payload| {
+        let Ok(message) = LinkMessage::parse(payload) else {
+            return;
+        };
+        let name = message
+            .attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            });
+        if let Some(name) = name {
+            let kind = message.header.link_layer_type;
+            let link = Link {
+                name,
+                addressed: kind == LinkLayerType::Ether,
+                loopback: kind == LinkLayerType::Loopback,
+            };
+            links.insert(message.header.index, link);
+        }
+    })?;
+    Ok(links)
+}
+
+fn neighbours(route: &mut Conversation) -> Result<HashMap<(u32, IpAddr), [u8; 6]>, NetlinkError> {
+    let mut table = HashMap::new();
+    let body = Body {
+        kind: RTM_GETNEIGH,
+        flags: 0,
+        parts: &[&NeighbourMessage::default()],
+    };
+    route.dump("listing neighbours", &body, |_, payload| {
+        let Ok(message) = NeighbourMessage::parse(payload) else {
+            return;
+        };
+        // A stale address is most probably right, and asking anew would take a while.
+        if matches!(
+            message.header.state,
+            NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None
+        ) {
+            return;
+        }
+        let mut address = None;
+        let mut mac = None;
+        for attribute in message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                    address = Some(IpAddr::V4(v4));
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                    address = Some(IpAddr::V6(v6));
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = <[u8; 6]>::try_from(bytes).ok();
+                }
+                _ => {}
+            }
+        }
+        if let (Some(address), Some(mac)) = (address, mac) {
+            table.insert((message.header.ifindex, address), mac);
+        }
+    })?;
+    Ok(table)
+}
