@@ -55,6 +55,7 @@ impl Prober {
     /// Sends two segments for each probe, by the ways that `routes` gives.
     pub(crate) fn send(&self, probes: &[Probe], routes: &mut Routes) -> Sent {
         let mut sent = Sent::default();
+        routes.forget_neighbours();
         let mut random = vec![0; probes.len() * 8];
         if let Err(e) = getrandom::fill(&mut random) {
             sent.error = Some(io::Error::other(e.to_string()));
