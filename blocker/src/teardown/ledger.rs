@@ -100,7 +100,7 @@ impl Flow {
             }
             LocalEnd::Elsewhere => {
                 let end = match (self.local_dead(), self.remote_dead()) {
-                    (false, false) => "neither end",
+                    (false, false) => "either end",
                     (false, true) => "the local end",
                     (true, _) => "the remote end",
                 };
