@@ -141,17 +141,15 @@ fn inner_cargo(toolchain: &Toolchain, workspace: &Path, target: &Path) -> Result
         // the object is the same at every build.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "2") // BTF is made from it
         .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false");
     Ok(cargo)
 }
 
 fn flags(toolchain: &Toolchain, workspace: &Path) -> Result<OsString, String> {
     let mut flags: Vec<OsString> = vec![
-        "-Cdebuginfo=2".into(),
+        "-Cdebuginfo=0".into(),
         // 32-bit arithmetic and jumps, Linux 5.1: fewer instructions, and bounds that the verifier keeps.
         "-Ctarget-cpu=v3".into(),
-        "-Clink-arg=--btf".into(),
         "-Clink-arg=-O3".into(),
         // Which architecture's `pt_regs` aya-ebpf binds. No program of ours reads registers; the
         // flag only keeps it from being guessed from the build host.

@@ -1,1 +1,242 @@
-fn main() {}
+//! `blocker`: the daemon, and what is done without one.
+
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use blocker::api::server;
+use blocker::config::Config;
+use blocker::controller::Controller;
+use blocker::datapath::pins::{self, PinDir};
+use blocker::datapath::{Datapath, Diagnostics, Settings};
+use clap::{Parser, Subcommand, ValueEnum};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Cuts this host off from a peer, and is sure of it.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon in the foreground.
+    ///
+    /// SIGHUP reloads the configuration; SIGTERM and SIGINT stop (lifting all rules, or keeping
+    /// them by `on_stop: keep`).
+    Run {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
+        config: PathBuf,
+        /// The least level that is logged.
+        #[arg(long, value_name = "LEVEL", default_value = "info")]
+        log_level: Level,
+        /// The least level of diagnostics from inside the datapath; off costs nothing.
+        #[arg(long, value_name = "LEVEL", default_value = "off")]
+        datapath_log_level: Level,
+    },
+    /// Validates a configuration file and prints what it comes to, defaults included.
+    Check {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
+        config: PathBuf,
+    },
+    /// Removes every trace of the datapath from this host, without a daemon.
+    Unload {
+        /// The configuration file, for its pin_dir; if it can't be read, the default is used.
+        #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
+        config: PathBuf,
+        /// The pin directory, whatever the configuration says.
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Level {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Level {
+    const fn filter(self) -> log::LevelFilter {
+        match self {
+            Self::Off => log::LevelFilter::Off,
+            Self::Error => log::LevelFilter::Error,
+            Self::Warn => log::LevelFilter::Warn,
+            Self::Info => log::LevelFilter::Info,
+            Self::Debug => log::LevelFilter::Debug,
+            Self::Trace => log::LevelFilter::Trace,
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run {
+            config,
+            log_level,
+            datapath_log_level,
+        } => run(&config, log_level, datapath_log_level).await,
+        Command::Check { config } => return check(&config),
+        Command::Unload { config, pin_dir } => unload(&config, pin_dir).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("blocker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result<()> {
+    start_log(log_level)?;
+    let config = Config::load(path)?;
+    let limits = config.limits;
+    let control = config.control.clone();
+    let pin_dir = PinDir::open(&config.pin_dir)?;
+    let socket = server::bind(&control)?;
+    let settings = Settings::new(
+        limits.prefixes,
+        limits.rules,
+        limits.replies_per_second,
+        datapath_log_level.filter(),
+    )?;
+    let mut datapath = Datapath::load(settings, pin_dir.path(), config.hook)?;
+    let diagnostics = datapath.take_diagnostics();
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be handled")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+
+    let controller = Controller::start(config, path.to_owned(), datapath).await?;
+    let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server::serve(socket, control, controller.clone(), async {
+        // Dropping the sender stops as sending does.
+        let _stopped = stopping.await;
+    }));
+    notify(&[NotifyState::Ready]);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
+
+    let result = {
+        let follow = controller.follow();
+        tokio::pin!(follow);
+        let diagnose = diagnose(diagnostics);
+        tokio::pin!(diagnose);
+        loop {
+            tokio::select! {
+                failed = &mut follow => break failed.map_err(anyhow::Error::from),
+                failed = &mut diagnose => break failed,
+                _ = hangup.recv() => reload(&controller).await,
+                _ = terminate.recv() => break Ok(()),
+                _ = interrupt.recv() => break Ok(()),
+            }
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    drop(stop);
+    controller.stop().await;
+    // A client that holds its connection open must not hold up the end.
+    let grace = std::time::Duration::from_secs(2);
+    if let Ok(Ok(Err(error))) = tokio::time::timeout(grace, serving).await {
+        tracing::error!("the control socket failed: {error}");
+    }
+    pin_dir.remove_if_empty();
+    result
+}
+
+async fn reload(controller: &Controller) {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+    if let Err(error) = controller.reload().await {
+        tracing::error!(
+            "the configuration was not reloaded, the one before stays in force: {error}"
+        );
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Logs what the datapath has to say, whenever it has.
+async fn diagnose(diagnostics: Option<Diagnostics>) -> Result<()> {
+    match diagnostics {
+        Some(diagnostics) => diagnostics
+            .follow()
+            .await
+            .context("the datapath's diagnostics ended"),
+        None => pending().await,
+    }
+}
+
+fn check(path: &Path) -> ExitCode {
+    let checked = Config::load(path).and_then(|config| {
+        config.rules(jiff::Timestamp::now())?;
+        config.effective_yaml()
+    });
+    match checked {
+        Ok(yaml) => {
+            print!("{yaml}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("blocker: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn unload(path: &Path, pin_dir: Option<PathBuf>) -> Result<()> {
+    let pin_dir = match pin_dir {
+        Some(pin_dir) => pin_dir,
+        None => Config::load(path).unwrap_or_default().pin_dir,
+    };
+    let removed = pins::unload(&pin_dir).await?;
+    println!(
+        "removed {removed} attached programs from {}",
+        pin_dir.display()
+    );
+    Ok(())
+}
+
+fn start_log(level: Level) -> Result<()> {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing_level(level).into())
+        .from_env()
+        .context("RUST_LOG")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+const fn tracing_level(level: Level) -> tracing_subscriber::filter::LevelFilter {
+    use tracing_subscriber::filter::LevelFilter;
+    match level {
+        Level::Off => LevelFilter::OFF,
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// Without a service manager there is nobody to tell.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("the service manager cannot be told: {error}");
+    }
+}

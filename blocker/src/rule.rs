@@ -342,10 +342,13 @@ macro_rules! words {
     };
 }
 
-/// Serde by `Display` and `FromStr`. Numbers are taken where text is expected, so that
-/// `ports: [80]` and `protocol: 47` need no quotes.
+/// Serde by `Display` and `FromStr`, from text alone: an id written `1_000` or `12.50` is not to
+/// become `1000` or `12.5` on its way through a number.
 macro_rules! text_serde {
     ($name:ident) => {
+        text_serde!($name, deserialize_str);
+    };
+    ($name:ident, $deserialize:ident) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -353,7 +356,7 @@ macro_rules! text_serde {
         }
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(TextVisitor(std::marker::PhantomData))
+                deserializer.$deserialize(TextVisitor(std::marker::PhantomData))
             }
         }
     };
@@ -387,8 +390,9 @@ impl<T: FromStr<Err = RuleError>> de::Visitor<'_> for TextVisitor<T> {
 
 text_serde!(RuleId);
 text_serde!(Target);
-text_serde!(Ports);
-text_serde!(Protocol);
+// Numbers, too: `ports: [80]` and `protocol: 47` need no quotes.
+text_serde!(Ports, deserialize_any);
+text_serde!(Protocol, deserialize_any);
 
 words! {
     /// What is done with a packet that a rule decides.
@@ -545,7 +549,11 @@ pub struct RuleSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<String>,
     /// How many of a hundred packets (flows, for `reset`) are taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "percentage"
+    )]
     pub percent: Option<u64>,
     /// What becomes of established flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -562,6 +570,46 @@ pub struct RuleSpec {
     /// Why it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+}
+
+/// Reads a percentage, so that whatever is none is refused in the same words.
+fn percentage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    struct Percentage;
+
+    impl de::Visitor<'_> for Percentage {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number from 1 to 100")
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+            match number {
+                1..=100 => Ok(number),
+                _ => Err(E::custom(RuleError::Percent(number))),
+            }
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+            u64::try_from(number).map_or_else(|_| wrong(&number), |number| self.visit_u64(number))
+        }
+
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<u64, E> {
+            wrong(&number)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+            wrong(&text)
+        }
+    }
+
+    fn wrong<E: de::Error>(found: &dyn fmt::Debug) -> Result<u64, E> {
+        Err(E::custom(format!(
+            "percent {found:?} is not valid: a whole number from 1 to 100"
+        )))
+    }
+
+    deserializer.deserialize_any(Percentage).map(Some)
 }
 
 /// What the configuration's `defaults:` gives to rules that leave it out.
@@ -752,7 +800,7 @@ fn resolve_on_lift(asked: Option<OnLift>, mode: Mode, percent: u8) -> Result<OnL
 }
 
 /// Device names follow `dev_valid_name` of the kernel's `net/core/dev.c`.
-fn check_interface(name: &str) -> Result<(), RuleError> {
+pub(crate) fn check_interface(name: &str) -> Result<(), RuleError> {
     let bad = name.is_empty()
         || name == "."
         || name == ".."

@@ -1,1 +1,500 @@
-//! s
+//! Answers the control API. Decides nothing: reads a request, asks the controller, writes the
+//! answer or an RFC 9457 problem.
+//!
+//! Who may is settled before anything of a request is looked at: root and members of the
+//! configured group may all, others may read if the configuration lets them.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use nix::unistd::{Group, User};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+
+use super::types::{Code, Problem, RulesetRequest};
+use crate::config::{Control, ReadAccess};
+use crate::controller::{Asking, Controller, Error};
+use crate::rule::{RuleId, RuleSpec, Target};
+
+/// The largest request body, in bytes: a ruleset of some million prefixes.
+pub const BODY_LIMIT: usize = 64 << 20;
+/// The header in which a client passes its `SSH_CONNECTION` on.
+pub const SSH_CONNECTION: &str = "blocker-ssh-connection";
+
+/// Why the control socket can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The path is taken by a daemon that answers.
+    #[error("control socket {}: another daemon answers there: stop it, or set control.socket", .0.display())]
+    InUse(PathBuf),
+    /// The path is taken by something else.
+    #[error("control socket {}: something that is no socket is in its place", .0.display())]
+    NotASocket(PathBuf),
+    /// The configured group is not there.
+    #[error(
+        "control.group: there is no group {0:?}: create it (`groupadd --system {0}`), or leave the key out"
+    )]
+    NoGroup(String),
+    /// The socket can't be made.
+    #[error("control socket {}: {source}", .path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The bound control socket; its file goes when it is dropped.
+pub struct Socket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _removed = fs::remove_file(&self.0);
+    }
+}
+
+/// Makes the control socket, with its directory, mode and group.
+///
+/// A socket file that nobody answers on is a dead daemon's, and replaced.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn bind(control: &Control) -> Result<Socket, ServeError> {
+    let path = &control.socket;
+    let error = |source| ServeError::Socket {
+        path: path.clone(),
+        source,
+    };
+    let group = control.group.as_deref().map(find_group).transpose()?;
+    clear(path)?;
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        fs::create_dir_all(directory).map_err(error)?;
+    }
+    // Nobody may connect before mode and group are right.
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(before);
+    let listener = bound.map_err(error)?;
+    let file = SocketFile(path.clone());
+    if let Some(group) = group {
+        chown(path, None, Some(group)).map_err(error)?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(control.mode.bits())).map_err(error)?;
+    Ok(Socket { listener, file })
+}
+
+fn find_group(name: &str) -> Result<u32, ServeError> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) | Err(_) => Err(ServeError::NoGroup(name.to_owned())),
+    }
+}
+
+fn clear(path: &Path) -> Result<(), ServeError> {
+    let error = |source| ServeError::Socket {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(error(source)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ServeError::NotASocket(path.to_owned()));
+    }
+    if StdUnixStream::connect(path).is_ok() {
+        return Err(ServeError::InUse(path.to_owned()));
+    }
+    fs::remove_file(path).map_err(error)
+}
+
+/// Serves until `shutdown` is ready; requests under way are answered first.
+///
+/// # Errors
+/// If the listener fails.
+pub async fn serve(
+    socket: Socket,
+    control: Control,
+    controller: Controller,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let Socket { listener, file } = socket;
+    let app = router(controller, control).into_make_service_with_connect_info::<Peer>();
+    let result = axum::serve(listener, app)
+        .with_graceful_shutdown(shutdown)
+        .await;
+    drop(file);
+    result
+}
+
+/// The API's routes.
+fn router(controller: Controller, control: Control) -> Router {
+    let may = Arc::new(May {
+        group: control
+            .group
+            .as_deref()
+            .and_then(|name| find_group(name).ok()),
+        read: control.read,
+    });
+    Router::new()
+        .route("/v1/rules", get(list).post(add).delete(delete_many))
+        .route("/v1/rules/{id}", get(show).delete(delete))
+        .route("/v1/ruleset", put(replace))
+        .route("/v1/status", get(status))
+        .fallback(no_such_endpoint)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(may, admit))
+        .with_state(controller)
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    uid: u32,
+    gid: u32,
+    pid: Option<i32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        // Where the kernel does not say who it is, it is nobody.
+        stream.io().peer_cred().map_or(
+            Self {
+                uid: u32::MAX,
+                gid: u32::MAX,
+                pid: None,
+            },
+            |credentials| Self {
+                uid: credentials.uid(),
+                gid: credentials.gid(),
+                pid: credentials.pid(),
+            },
+        )
+    }
+}
+
+/// Who may do what.
+struct May {
+    group: Option<u32>,
+    read: ReadAccess,
+}
+
+impl May {
+    fn write(&self, peer: Peer) -> bool {
+        peer.uid == 0
+            || self
+                .group
+                .is_some_and(|group| peer.gid == group || is_member(peer.uid, group))
+    }
+
+    fn read(&self, peer: Peer) -> bool {
+        self.read == ReadAccess::All || self.write(peer)
+    }
+}
+
+/// Whether a user is a member of a group by the system's user database.
+fn is_member(uid: u32, group: u32) -> bool {
+    let Ok(Some(user)) = User::from_uid(uid.into()) else {
+        return false;
+    };
+    let Ok(Some(group)) = Group::from_gid(group.into()) else {
+        return false;
+    };
+    user.gid == group.gid || group.mem.contains(&user.name)
+}
+
+async fn admit(
+    State(may): State<Arc<May>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let admitted = if reads {
+        may.read(peer)
+    } else {
+        may.write(peer)
+    };
+    if admitted {
+        return next.run(request).await;
+    }
+    tracing::warn!(uid = peer.uid, pid = peer.pid, method = %request.method(), path = request.uri().path(), "refused");
+    let detail = format!(
+        "user {} may not {} here: root and members of the configured group (control.group) may",
+        peer.uid,
+        if reads { "read" } else { "change rules" },
+    );
+    Failure::new(
+        StatusCode::FORBIDDEN,
+        Code::Forbidden,
+        "not allowed",
+        detail,
+    )
+    .into_response()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct ChangeOptions {
+    force: bool,
+    dry_run: bool,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct DeleteOptions {
+    target: Option<String>,
+    all: bool,
+}
+
+type Answer<T> = Result<Json<T>, Failure>;
+type Asked<T> = Result<Query<T>, QueryRejection>;
+type Sent<T> = Result<Json<T>, JsonRejection>;
+
+async fn list(State(controller): State<Controller>) -> Answer<impl Serialize> {
+    Ok(Json(controller.list()?))
+}
+
+async fn show(
+    State(controller): State<Controller>,
+    UrlPath(id): UrlPath<String>,
+) -> Answer<impl Serialize> {
+    Ok(Json(controller.show(&known_id(&id)?)?))
+}
+
+async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> {
+    Ok(Json(controller.status()?))
+}
+
+async fn add(
+    State(controller): State<Controller>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    options: Asked<ChangeOptions>,
+    spec: Sent<RuleSpec>,
+) -> Answer<impl Serialize> {
+    let Query(options) = options?;
+    let Json(spec) = spec?;
+    Ok(Json(
+        controller
+            .add(spec, asking(peer, &headers, &options))
+            .await?,
+    ))
+}
+
+async fn replace(
+    State(controller): State<Controller>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    options: Asked<ChangeOptions>,
+    ruleset: Sent<RulesetRequest>,
+) -> Answer<impl Serialize> {
+    let Query(options) = options?;
+    let Json(RulesetRequest { rules }) = ruleset?;
+    Ok(Json(
+        controller
+            .replace(rules, asking(peer, &headers, &options))
+            .await?,
+    ))
+}
+
+async fn delete(
+    State(controller): State<Controller>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    UrlPath(id): UrlPath<String>,
+) -> Answer<impl Serialize> {
+    Ok(Json(
+        controller
+            .delete(
+                known_id(&id)?,
+                asking(peer, &headers, &ChangeOptions::default()),
+            )
+            .await?,
+    ))
+}
+
+async fn delete_many(
+    State(controller): State<Controller>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    options: Asked<DeleteOptions>,
+) -> Answer<impl Serialize> {
+    let Query(options) = options?;
+    let asking = asking(peer, &headers, &ChangeOptions::default());
+    let response = match options.target {
+        Some(_) if options.all => {
+            let detail = "'target' and 'all' exclude each other: give one of them".to_owned();
+            return Err(Failure::invalid(detail));
+        }
+        Some(target) => {
+            let target: Target = target
+                .parse()
+                .map_err(|error| Failure::from(Error::Rule(error)))?;
+            controller.delete_target(target, asking).await?
+        }
+        None => controller.flush(options.all, asking).await?,
+    };
+    Ok(Json(response))
+}
+
+async fn no_such_endpoint(request: Request) -> Failure {
+    let detail = format!("there is no {} here", request.uri().path());
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        Code::NoSuchEndpoint,
+        "no such endpoint",
+        detail,
+    )
+}
+
+async fn no_such_method(request: Request) -> Failure {
+    let detail = format!("{} is not for {}", request.method(), request.uri().path());
+    Failure::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        Code::NoSuchEndpoint,
+        "no such method",
+        detail,
+    )
+}
+
+/// An id that can't be one names no rule.
+fn known_id(id: &str) -> Result<RuleId, Failure> {
+    id.parse().map_err(|_| {
+        Failure::from(Error::NoSuchRule {
+            what: id.to_owned(),
+        })
+    })
+}
+
+fn asking(peer: Peer, headers: &HeaderMap, options: &ChangeOptions) -> Asking {
+    let pid = peer
+        .pid
+        .map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+    Asking {
+        who: format!("uid {}, pid {pid}", peer.uid),
+        pid: peer.pid,
+        ssh_connection: headers
+            .get(SSH_CONNECTION)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned),
+        force: options.force,
+        dry_run: options.dry_run,
+    }
+}
+
+/// A request that failed, as the caller gets it.
+#[derive(Debug)]
+struct Failure(Problem);
+
+impl Failure {
+    fn new(status: StatusCode, code: Code, title: &str, detail: String) -> Self {
+        Self(Problem {
+            kind: "about:blank".to_owned(),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail,
+            code,
+        })
+    }
+
+    fn invalid(detail: String) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            Code::InvalidInput,
+            "invalid input",
+            detail,
+        )
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let detail = error.to_string();
+        let (status, code, title) = match &error {
+            Error::Rule(_) | Error::RuleOf { .. } | Error::SameId { .. } | Error::Config(_) => {
+                (StatusCode::BAD_REQUEST, Code::InvalidInput, "invalid input")
+            }
+            Error::Compile(_) | Error::TooManyRules { .. } => (
+                StatusCode::BAD_REQUEST,
+                Code::LimitExceeded,
+                "limit exceeded",
+            ),
+            Error::Refused(refusal) if refusal.overridable => (
+                StatusCode::CONFLICT,
+                Code::Refused,
+                "refused to protect you",
+            ),
+            Error::Refused(_) => (StatusCode::CONFLICT, Code::Protected, "protected"),
+            Error::Taken { .. } => (StatusCode::CONFLICT, Code::Conflict, "id taken"),
+            Error::NoSuchRule { .. } => (StatusCode::NOT_FOUND, Code::NotFound, "no such rule"),
+            Error::Datapath(_)
+            | Error::State(_)
+            | Error::NeedsRestart { .. }
+            | Error::Inside(_) => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "failed"),
+        };
+        if code == Code::Internal {
+            tracing::error!("{detail}");
+        }
+        Self::new(status, code, title, detail)
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for Failure {
+    fn from(rejection: JsonRejection) -> Self {
+        let failure = Self::invalid(rejection.body_text());
+        Self(Problem {
+            status: rejection.status().as_u16(),
+            ..failure.0
+        })
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (
+            status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            Json(self.0),
+        )
+            .into_response()
+    }
+}
+
+impl From<Infallible> for Failure {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}

@@ -90,14 +90,15 @@ pub struct Limits {
 
 impl Limits {
     /// Limits of a bank that has room for any `rules` and `prefixes`, as the configuration's
-    /// `limits:` ask for, overlaps aside: these may need more rule lists than there are numbers.
+    /// `limits:` ask for. Overlaps have their own bounds: rules that overlap in many ways may need
+    /// more rule lists than there is room for, and are refused then.
     #[must_use]
     pub fn sized(prefixes: u32, rules: u32) -> Self {
         Self {
             prefixes,
             rules: rules.min(abi::MAX_RULES),
-            lists: abi::MAX_LISTS,
-            port_sets: abi::MAX_PORT_SETS,
+            lists: rules.saturating_mul(4).clamp(1_024, abi::MAX_LISTS),
+            port_sets: 256,
             index_blocks: v4::index_blocks(prefixes),
             range_blocks: v4::range_blocks(prefixes),
         }

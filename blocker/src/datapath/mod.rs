@@ -1,1 +1,357 @@
-//! Not written yet.
+//! The kernel side, as the controller sees it: load, switch snapshots, attach, count.
+//!
+//! Owns programs, maps, links and pins. Knows nothing of why a rule is there, and does nothing
+//! on its own: no thread, no timer (but the one that waits for a grace period).
+
+pub mod attach;
+mod banks;
+mod counters;
+pub mod devices;
+mod diagnostics;
+mod evidence;
+mod grace;
+pub mod load;
+mod memory;
+pub mod pins;
+
+use std::borrow::Cow;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
+use blocker_ebpf::Hook;
+
+pub use counters::{HookTotals, RuleCounters, Totals};
+pub use diagnostics::Diagnostics;
+pub use evidence::Kills;
+pub use load::{Object, Settings};
+
+use crate::compile::Snapshot;
+use crate::config::HookChoice;
+use attach::Attachments;
+use devices::Device;
+
+/// What went wrong between us and the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The object could not be read or its maps not be made.
+    #[error("the eBPF object cannot be loaded: {source}{}", hint(.lacking))]
+    Object {
+        /// What aya said.
+        source: Box<EbpfError>,
+        /// Whether a permission was lacking.
+        lacking: bool,
+    },
+    /// A program was refused.
+    #[error("the kernel refuses the eBPF program {program}: {source}")]
+    Load {
+        /// Its name.
+        program: &'static str,
+        /// What the kernel said, with the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// The object lacks something: it is not ours.
+    #[error("the eBPF object has no {what}: the daemon was built with another object")]
+    Missing {
+        /// What it lacks.
+        what: &'static str,
+    },
+    /// A map operation failed.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// A map can't be mapped into memory.
+    #[error("map {map} cannot be mapped into memory: {source}")]
+    Memory {
+        /// Its name.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No grace period could be waited for.
+    #[error("the kernel cannot say when running programs have ended: {source}")]
+    Grace {
+        /// What it said.
+        source: io::Error,
+    },
+    /// The number of CPUs is unknown.
+    #[error("{file} cannot be read: {source}")]
+    Cpus {
+        /// Where it stands.
+        file: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No randomness.
+    #[error("the kernel gives no random numbers: {source}")]
+    Random {
+        /// Why not.
+        source: getrandom::Error,
+    },
+    /// The diagnostics' ring buffer.
+    #[error("the datapath's diagnostics cannot be read: {detail}")]
+    Diagnostics {
+        /// Why not.
+        detail: Cow<'static, str>,
+    },
+    /// Devices can't be listed or followed.
+    #[error("network devices cannot be listed: {source}")]
+    Devices {
+        /// What netlink said.
+        source: io::Error,
+    },
+    /// A program can't be attached.
+    #[error("{hook} cannot be attached to {device}: {source}")]
+    Attach {
+        /// The device.
+        device: String,
+        /// The hook.
+        hook: &'static str,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// The clsact qdisc can't be added.
+    #[error("the clsact qdisc cannot be added to {device}: {source}")]
+    Clsact {
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        source: Box<aya::programs::tc::TcError>,
+    },
+    /// A link is not what it should be.
+    #[error("an attached link cannot be held: {source}")]
+    Link {
+        /// What aya said.
+        source: LinkError,
+    },
+    /// A link can't be pinned.
+    #[error("{} cannot be pinned: {source}", .path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: aya::pin::PinError,
+    },
+    /// A pin can't be removed.
+    #[error("a pin cannot be removed: {source}")]
+    Unpin {
+        /// Why not.
+        source: io::Error,
+    },
+    /// The pin directory.
+    #[error("pins: {}: {source}", .path.display())]
+    Pins {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The pin directory is on an ordinary file system.
+    #[error("pin_dir {} is not on a bpf file system: `mount -t bpf bpf /sys/fs/bpf`, or set pin_dir", .path.display())]
+    NotBpffs {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Another process holds the pin directory.
+    #[error("pin_dir {} is held by {by}: stop it, or set another pin_dir", .path.display())]
+    Held {
+        /// Where.
+        path: PathBuf,
+        /// By whom.
+        by: String,
+    },
+}
+
+fn hint(lacking: &bool) -> &'static str {
+    if *lacking {
+        " (it needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"
+    } else {
+        ""
+    }
+}
+
+impl Error {
+    fn object(source: EbpfError) -> Self {
+        let text = format!("{source:?}");
+        let lacking = text.contains("PermissionDenied") || text.contains("Operation not permitted");
+        Self::Object {
+            source: Box::new(source),
+            lacking,
+        }
+    }
+
+    fn attach(device: &Device, hook: Hook, source: ProgramError) -> Self {
+        Self::Attach {
+            device: device.name.clone(),
+            hook: attach::hook_name(hook),
+            source: Box::new(source),
+        }
+    }
+}
+
+/// An ABI type as aya takes it: plain bytes both ways.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T>(T);
+
+// SAFETY: the ABI's types are `repr(C)`, integers throughout, without padding; the ABI asserts it.
+unsafe impl aya::Pod for Plain<blocker_ebpf::Counters> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::HookCounters> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::FlowKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
+
+/// The loaded datapath.
+pub struct Datapath {
+    object: Object,
+    banks: banks::Banks,
+    counters: counters::CounterMaps,
+    attachments: Attachments,
+    kills: Arc<Kills>,
+    diagnostics: Option<Diagnostics>,
+    settings: Settings,
+}
+
+impl Datapath {
+    /// Loads programs and maps. Nothing is attached, and no rule is live.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn load(settings: Settings, pin_dir: &Path, choice: HookChoice) -> Result<Self, Error> {
+        Self::load_with(settings, pin_dir, choice, true)
+    }
+
+    /// As [`load`](Self::load); without `tcx`, as if the kernel had none.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn load_with(
+        settings: Settings,
+        pin_dir: &Path,
+        choice: HookChoice,
+        tcx: bool,
+    ) -> Result<Self, Error> {
+        let mut object = Object::load(&settings)?;
+        Ok(Self {
+            banks: banks::Banks::new(&mut object, settings.limits)?,
+            counters: counters::CounterMaps::new(&mut object)?,
+            attachments: Attachments::new(pin_dir, choice, tcx)?,
+            kills: Arc::new(Kills::new(&mut object)?),
+            diagnostics: object.diagnostics(&settings)?,
+            object,
+            settings,
+        })
+    }
+
+    /// What it was loaded with.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The datapath's diagnostics, once.
+    pub const fn take_diagnostics(&mut self) -> Option<Diagnostics> {
+        self.diagnostics.take()
+    }
+
+    /// Makes a snapshot live, whole.
+    ///
+    /// # Errors
+    /// If the kernel refuses a part of it; the one before it stays live then.
+    pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.banks.switch(snapshot)
+    }
+
+    /// Attaches to exactly these devices, and tells what could not be.
+    pub fn attach(&mut self, devices: &[Device]) -> Vec<Error> {
+        self.attachments.set(&mut self.object, devices)
+    }
+
+    /// Removes pins that are nobody's any more. For after the first [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// If a pin can't be removed.
+    pub fn sweep(&self) -> Result<(), Error> {
+        self.attachments.sweep()
+    }
+
+    /// Detaches everything.
+    pub fn detach(&mut self) -> Vec<Error> {
+        self.attachments.detach_all()
+    }
+
+    /// Leaves programs where they are, beyond this process's life.
+    pub fn leave(&mut self) {
+        self.attachments.leave();
+    }
+
+    /// The devices and their hooks.
+    pub fn attached(&self) -> impl Iterator<Item = &attach::Attached> {
+        self.attachments.devices()
+    }
+
+    /// What a rule did.
+    ///
+    /// # Errors
+    /// If the counters can't be read.
+    pub fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error> {
+        self.counters.rule(slot)
+    }
+
+    /// Zeroes a slot for a new rule.
+    ///
+    /// # Errors
+    /// If the counters can't be written.
+    pub fn clear_counters(&mut self, slot: u32) -> Result<(), Error> {
+        self.counters.clear_rule(slot)
+    }
+
+    /// What a hook saw on a device.
+    ///
+    /// # Errors
+    /// If the counters can't be read.
+    pub fn hook_counters(&self, hook: Hook, ifindex: u32) -> Result<HookTotals, Error> {
+        self.counters.hook(hook, ifindex)
+    }
+
+    /// What the datapath sees of flows under teardown.
+    #[must_use]
+    pub fn kills(&self) -> Arc<Kills> {
+        Arc::clone(&self.kills)
+    }
+
+    /// The object, for running its programs on packets of a test.
+    pub const fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    /// Kernel memory of the large maps, in bytes.
+    #[must_use]
+    pub fn map_bytes(&self) -> u64 {
+        let arrays = self.banks.arrays().map(|(_, map)| map);
+        arrays
+            .chain(self.counters.maps())
+            .map(|map| memory_of(map.fd().as_fd().as_raw_fd()))
+            .sum()
+    }
+}
+
+/// What the kernel says that a map takes (`bpf_map_show_fdinfo`).
+fn memory_of(fd: i32) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    line.and_then(|bytes| bytes.trim().parse().ok())
+        .unwrap_or(0)
+}

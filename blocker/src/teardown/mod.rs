@@ -48,17 +48,8 @@ use blocker_ebpf::FlowKey;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::api::types::{Account, LiveFlow};
+use crate::config::Namespaces;
 use crate::rule::Rule;
-
-/// Whose sockets a teardown reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Namespaces {
-    /// Those of the network namespace that this program runs in.
-    #[default]
-    Own,
-    /// Those of every network namespace on this host (needs CAP_SYS_ADMIN).
-    All,
-}
 
 /// What a teardown needs to know beside its rules.
 #[derive(Debug, Clone, Copy)]

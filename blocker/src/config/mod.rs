@@ -1,0 +1,246 @@
+//! The configuration file: what it may say, how it is read, and how it is printed.
+//!
+//! Pure but for [`Config::load`], which reads the file. Nothing here acts on the configuration,
+//! or asks whether an interface or a group of that name exists. Every error names the file, the
+//! line and the column, what was found there and what is expected.
+
+mod error;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_yaml::Spanned;
+
+pub use error::ConfigError;
+pub use values::{DeviceName, HookChoice, Interfaces, Namespaces, OnStop, ReadAccess, SocketMode};
+
+use crate::rule::{Defaults, RuleSpec, Target};
+use error::Source;
+
+/// Where the configuration is looked for if nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/blocker/blocker.yaml";
+
+/// The configuration. An empty file gives [`Config::default`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// Which devices are attached.
+    pub interfaces: Interfaces,
+    /// Which hooks serve them.
+    pub hook: HookChoice,
+    /// Whose sockets teardown reaches.
+    pub namespaces: Namespaces,
+    /// The control socket, and who may use it.
+    pub control: Control,
+    /// Where API rules are kept. Absolute.
+    pub state_dir: PathBuf,
+    /// Where programs, maps and links are pinned: a directory of a bpf file system. Absolute.
+    pub pin_dir: PathBuf,
+    /// What becomes of the rules when the daemon is stopped.
+    pub on_stop: OnStop,
+    /// What the datapath has room for.
+    pub limits: Limits,
+    /// Prefixes that no rule may touch.
+    pub protect: Vec<Target>,
+    /// What rules take that leave it out, those of the API included.
+    pub defaults: Defaults,
+    /// The rules of owner `config`, as written. [`Config::rules`] makes them explicit.
+    pub rules: Vec<RuleSpec>,
+}
+
+/// The control socket, and who may use it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// Path of the socket. Absolute.
+    #[serde(deserialize_with = "values::absolute")]
+    pub socket: PathBuf,
+    /// The group that owns the socket and, as root, may write; `None`: root alone.
+    pub group: Option<String>,
+    /// Permissions of the socket.
+    pub mode: SocketMode,
+    /// Who else may read.
+    pub read: ReadAccess,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/blocker/control.sock"),
+            group: None,
+            mode: SocketMode::default(),
+            read: ReadAccess::None,
+        }
+    }
+}
+
+/// What the datapath has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Prefixes: targets and exceptions of all rules, and protected ones.
+    #[serde(deserialize_with = "values::whole::<1, 4_000_000, _>")]
+    pub prefixes: u32,
+    /// Rules.
+    #[serde(deserialize_with = "values::whole::<1, 65_536, _>")]
+    pub rules: u32,
+    /// Replies (RST, ICMP) a second on each CPU; 0: none.
+    #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]
+    pub replies_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            prefixes: 1_000_000,
+            rules: 4_096,
+            replies_per_second: 1_000,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            interfaces: Interfaces::Auto,
+            hook: HookChoice::Auto,
+            namespaces: Namespaces::Own,
+            control: Control::default(),
+            state_dir: PathBuf::from("/var/lib/blocker"),
+            pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
+            on_stop: OnStop::Lift,
+            limits: Limits::default(),
+            protect: Vec::new(),
+            defaults: Defaults::default(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+/// The file's form: as [`Config`], with the place of each rule.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Document {
+    interfaces: Interfaces,
+    hook: HookChoice,
+    namespaces: Namespaces,
+    control: Control,
+    #[serde(deserialize_with = "values::absolute")]
+    state_dir: PathBuf,
+    #[serde(deserialize_with = "values::absolute")]
+    pin_dir: PathBuf,
+    on_stop: OnStop,
+    limits: Limits,
+    protect: Vec<Target>,
+    defaults: Defaults,
+    rules: Vec<Spanned<RuleSpec>>,
+}
+
+impl Default for Document {
+    fn default() -> Self {
+        let config = Config::default();
+        Self {
+            interfaces: config.interfaces,
+            hook: config.hook,
+            namespaces: config.namespaces,
+            control: config.control,
+            state_dir: config.state_dir,
+            pin_dir: config.pin_dir,
+            on_stop: config.on_stop,
+            limits: config.limits,
+            protect: config.protect,
+            defaults: config.defaults,
+            rules: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration from text; `name` names it in errors.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it, and where.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        let source = Source { text, name };
+        // A million targets are some three million events; aliases stay as bounded as they are.
+        let options = serde_yaml::options! {
+            budget: serde_yaml::budget! {
+                max_events: 40_000_000,
+                max_nodes: 20_000_000,
+                max_total_scalar_bytes: 512 << 20,
+            },
+            with_snippet: false,
+        };
+        let document: Document = serde_yaml::from_str_with_options(text, options)
+            .map_err(|error| source.yaml_error(&error))?;
+        rules::check(&document.rules, document.defaults, source)?;
+        Ok(Self {
+            interfaces: document.interfaces,
+            hook: document.hook,
+            namespaces: document.namespaces,
+            control: document.control,
+            state_dir: document.state_dir,
+            pin_dir: document.pin_dir,
+            on_stop: document.on_stop,
+            limits: document.limits,
+            protect: document.protect,
+            defaults: document.defaults,
+            rules: document.rules.into_iter().map(|rule| rule.value).collect(),
+        })
+    }
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not UTF-8 text, or as [`Config::parse`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = std::fs::read(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let name = path.display().to_string();
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::parse(text, &name),
+            Err(error) => Err(ConfigError::not_text(&bytes, error.valid_up_to(), name)),
+        }
+    }
+
+    /// The configuration as YAML with every default made explicit, those of the rules included.
+    /// Read again, it means the same.
+    ///
+    /// # Errors
+    /// As [`Config::rules`]; a configuration that was parsed gives none.
+    pub fn effective_yaml(&self) -> Result<String, ConfigError> {
+        #[derive(Serialize)]
+        struct Effective<'a> {
+            interfaces: &'a Interfaces,
+            hook: HookChoice,
+            namespaces: Namespaces,
+            control: &'a Control,
+            state_dir: &'a Path,
+            pin_dir: &'a Path,
+            on_stop: OnStop,
+            limits: Limits,
+            protect: &'a [Target],
+            defaults: Defaults,
+            rules: Vec<crate::rule::Rule>,
+        }
+        let effective = Effective {
+            interfaces: &self.interfaces,
+            hook: self.hook,
+            namespaces: self.namespaces,
+            control: &self.control,
+            state_dir: &self.state_dir,
+            pin_dir: &self.pin_dir,
+            on_stop: self.on_stop,
+            limits: self.limits,
+            protect: &self.protect,
+            defaults: self.defaults,
+            rules: rules::resolved(&self.rules, self.defaults)?,
+        };
+        serde_yaml::to_string(&effective).map_err(|error| ConfigError::Print(error.to_string()))
+    }
+}

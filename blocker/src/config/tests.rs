@@ -1,0 +1,375 @@
+//! Reading configurations, good and bad.
+
+use std::path::Path;
+
+use super::*;
+use crate::rule::{Mode, Rule};
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, "blocker.yaml")
+}
+
+fn rules(text: &str) -> Vec<Rule> {
+    let now = "2026-06-01T00:00:00Z".parse().unwrap();
+    parse(text).unwrap().rules(now).unwrap()
+}
+
+#[test]
+fn an_empty_file_gives_the_defaults() {
+    for text in ["", "\n", "# nothing but a comment\n"] {
+        assert_eq!(parse(text).unwrap(), Config::default());
+    }
+}
+
+#[test]
+fn the_annotated_example_is_valid_and_shows_every_key() {
+    let text = include_str!("../../../config/blocker.yaml");
+    let config = parse(text).unwrap();
+    assert_eq!(config.state_dir, Path::new("/var/lib/blocker"));
+    // What is commented out in it is valid, too: "#key" is an example, "# Text" is text.
+    let mut all = String::new();
+    let mut in_rules = false;
+    for line in text.lines() {
+        in_rules |= line == "#rules:";
+        let bare = line.trim_start();
+        match bare.strip_prefix('#') {
+            Some(example) if in_rules || example.starts_with(|c: char| c.is_ascii_lowercase()) => {
+                all.extend([&line[..line.len() - bare.len()], example]);
+            }
+            _ if ["protect: []", "rules: []"].contains(&line) => {}
+            _ => all.push_str(line),
+        }
+        all.push('\n');
+    }
+    let config = parse(&all).unwrap_or_else(|error| panic!("{error}"));
+    assert!(!config.protect.is_empty());
+    assert!(!config.rules.is_empty());
+    let effective = Config::default().effective_yaml().unwrap();
+    for key in effective.lines().filter_map(|line| line.split(':').next()) {
+        assert!(
+            all.contains(&format!("{key}:")),
+            "{key} is not in the example"
+        );
+    }
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(
+        r#"
+interfaces: [eth0, "veth*"]
+hook: xdp-generic
+namespaces: all
+control: {socket: /tmp/s, group: wheel, mode: 0600, read: all}
+state_dir: /s
+pin_dir: /p
+on_stop: keep
+limits: {prefixes: 5, rules: 6, replies_per_second: 0}
+protect: [10.0.0.1, 192.0.2.0/24]
+defaults: {mode: reset}
+rules:
+  - targets: [10.1.0.0/16]
+"#,
+    )
+    .unwrap();
+    let Interfaces::Named(names) = &config.interfaces else {
+        panic!("{:?}", config.interfaces)
+    };
+    let names: Vec<&str> = names.iter().map(DeviceName::as_str).collect();
+    assert_eq!(names, ["eth0", "veth*"]);
+    assert_eq!(config.hook, HookChoice::XdpGeneric);
+    assert_eq!(config.namespaces, Namespaces::All);
+    assert_eq!(config.control.socket, Path::new("/tmp/s"));
+    assert_eq!(config.control.group.as_deref(), Some("wheel"));
+    assert_eq!(config.control.mode.bits(), 0o600);
+    assert_eq!(config.control.read, ReadAccess::All);
+    assert_eq!(config.state_dir, Path::new("/s"));
+    assert_eq!(config.pin_dir, Path::new("/p"));
+    assert_eq!(config.on_stop, OnStop::Keep);
+    let limits = Limits {
+        prefixes: 5,
+        rules: 6,
+        replies_per_second: 0,
+    };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.protect.len(), 2);
+    assert_eq!(config.defaults.mode, Mode::Reset);
+    let rules = config
+        .rules("2026-01-01T00:00:00Z".parse().unwrap())
+        .unwrap();
+    assert_eq!(rules[0].mode, Mode::Reset);
+}
+
+#[test]
+fn the_effective_configuration_means_the_same() {
+    let text = r##"
+interfaces: ["veth*", "*", eth0]
+control: {mode: "0600"}
+protect: ["2001:db8::/32", "::1", 10.0.0.0/8]
+rules:
+  - {id: "1_000", targets: [10.1.0.0/16, "2001:db8::1"], comment: "yes: \"#1\" - it's", ports: [1-5, 80]}
+  - {id: "12.50", targets: ["::/0"], mode: reset, expires: 2027-01-01T00:00:00Z, protocol: 47}
+  - {id: null, targets: [10.9.9.9], interfaces: ["eth[0-3]"], percent: 7, direction: ingress}
+"##;
+    let config = parse(text).unwrap();
+    let effective = config.effective_yaml().unwrap();
+    let again = parse(&effective).unwrap_or_else(|error| panic!("{error}\n{effective}"));
+    assert_eq!(again.effective_yaml().unwrap(), effective);
+    assert_eq!(rules(text), rules(&effective));
+    assert_eq!(again.interfaces, config.interfaces);
+    assert_eq!(again.control, config.control);
+    assert_eq!(again.protect, config.protect);
+    insta::assert_snapshot!(effective);
+}
+
+/// Line and column, and the words after them.
+#[test]
+fn an_error_names_the_place_what_was_found_and_what_is_expected() {
+    let mut wrong = Vec::new();
+    for (text, expected) in [
+        (
+            "interfaces: auto\nrulez: []\n",
+            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, state_dir, pin_dir, on_stop, limits, protect, defaults, rules",
+        ),
+        ("metrics: {listen: ':9'}", "1:1: unknown key \"metrics\""),
+        (
+            "limits: {flows: 1}",
+            "1:10: unknown key \"flows\", expected one of prefixes, rules, replies_per_second",
+        ),
+        (
+            "interfaces: eth0",
+            "1:13: found \"eth0\", expected auto, or a list of device names and globs such as [eth0, \"veth*\"]",
+        ),
+        (
+            "interfaces: []",
+            "1:13: found an empty list, expected auto, or a list",
+        ),
+        ("interfaces: [eth0, lo]", "1:20: lo is never attached"),
+        (
+            "interfaces: [eth0, a/b]",
+            "1:20: interface \"a/b\" is not valid",
+        ),
+        (
+            "hook: xdp",
+            "1:7: found \"xdp\", expected one of auto, tc, xdp-native, xdp-generic",
+        ),
+        (
+            "namespaces: mine",
+            "1:13: found \"mine\", expected one of own, all",
+        ),
+        (
+            "on_stop: drop",
+            "1:10: found \"drop\", expected one of lift, keep",
+        ),
+        (
+            "control: {read: some}",
+            "1:17: found \"some\", expected one of none, all",
+        ),
+        (
+            "control: {mode: 0668}",
+            "1:17: mode \"0668\" is not valid: expected permissions in octal",
+        ),
+        ("control: {mode: 1777}", "1:17: mode \"1777\" is not valid"),
+        ("control: {mode: rw}", "1:17: mode \"rw\" is not valid"),
+        (
+            "control: {socket: a.sock}",
+            "1:19: path \"a.sock\" is not valid: expected an absolute path",
+        ),
+        (
+            "control: /run/x",
+            "1:10: found \"/run/x\", expected a mapping, such as key: value",
+        ),
+        ("state_dir: var", "1:12: path \"var\" is not valid"),
+        (
+            "limits:\n  prefixes: 4000001",
+            "2:13: found \"4000001\", expected a whole number from 1 to 4000000",
+        ),
+        (
+            "limits:\n  prefixes: 0",
+            "2:13: found \"0\", expected a whole number from 1",
+        ),
+        (
+            "limits:\n  rules: 65537",
+            "2:10: found \"65537\", expected a whole number from 1 to 65536",
+        ),
+        (
+            "limits:\n  rules: -1",
+            "2:10: found \"-1\", expected a whole number",
+        ),
+        (
+            "limits:\n  rules: many",
+            "2:10: found \"many\", expected a whole number",
+        ),
+        (
+            "limits:\n  replies_per_second: 1000001",
+            "2:23: found \"1000001\", expected a whole number from 0 to 1000000",
+        ),
+        (
+            "protect: [10.0.0.1/8]",
+            "1:11: target \"10.0.0.1/8\" has bits set behind its prefix length: write 10.0.0.0/8 for the whole prefix, or 10.0.0.1 for the one address",
+        ),
+        (
+            "defaults: {mode: block}",
+            "1:18: mode \"block\" is not known: drop, reset, reject or audit",
+        ),
+        (
+            "rules: 5",
+            "1:8: found \"5\", expected a list, such as [one, two]",
+        ),
+        (
+            "rules:\n- id: a",
+            "2:3: the key \"targets\" is missing here",
+        ),
+        (
+            "rules:\n- targets: 10.0.0.1",
+            "2:12: found \"10.0.0.1\", expected a list",
+        ),
+        (
+            "rules:\n- targets: [10.0.0.1, 10.0.0.256]",
+            "2:23: target \"10.0.0.256\" is neither an address nor a prefix",
+        ),
+        (
+            "rules:\n- targets: [10.0.0.1]\n  percent: 0",
+            "3:12: percent 0 is not valid: a whole number from 1 to 100",
+        ),
+        (
+            "rules:\n- targets: [10.0.0.1]\n  percent: half",
+            "3:12: percent \"half\" is not valid: a whole number from 1 to 100",
+        ),
+        (
+            "rules:\n- targets: [10.0.0.1]\n  ports: [80, 9-8]",
+            "3:15: port range 9-8 runs backwards: write 8-9",
+        ),
+        ("rules:\n- targets: [10.0.0.1]\n  expires: soon", "3:12: "),
+        (
+            "rules:\n- {id: A, targets: [10.0.0.1]}",
+            "2:8: id \"A\" is not valid",
+        ),
+        // Found only when the rule is seen as a whole: the rule's place.
+        (
+            "rules:\n- id: a\n  targets: []",
+            "2:3: a rule needs at least one target",
+        ),
+        (
+            "rules:\n\n  - {targets: [10.0.0.1], ports: [1], protocol: 47}",
+            "3:5: ports match only tcp and udp, not protocol 47",
+        ),
+        (
+            "rules:\n- {targets: [10.0.0.1], established: kill}\ndefaults: {mode: audit}",
+            "2:3: established: kill makes no sense with mode: audit: audit only counts",
+        ),
+        (
+            "rules:\n- {targets: [10.0.0.1], for: 5m}",
+            "2:3: a rule of the configuration cannot end after a time ('for')",
+        ),
+        (
+            "rules:\n- {id: a, targets: [10.0.0.1]}\n- {id: b, targets: [10.0.0.1]}\n- {id: a, targets: [10.0.0.2]}",
+            "4:3: the id a is taken by the rule at line 2: every rule needs an id of its own",
+        ),
+        (
+            "rules:\n- {targets: [10.0.0.1, 10.0.0.2]}\n- {targets: [10.0.0.2, 10.0.0.1], comment: again}",
+            "3:3: the rule does the same as the one at line 2: remove one of them",
+        ),
+        // YAML itself.
+        (
+            "on_stop: lift\non_stop: keep",
+            "2:1: duplicate mapping key `on_stop`",
+        ),
+        ("[a]", "1:1: found \"[\", expected a mapping"),
+        (
+            "on_stop: lift\n---\non_stop: keep",
+            "3:1: found a second YAML document",
+        ),
+        ("rules: [", "1:8: "),
+        ("on_stop: *nowhere", "1:10: "),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        if !error.starts_with(&format!("blocker.yaml:{expected}")) {
+            wrong.push(format!("{text}\n{error}\nexpected: {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn an_error_shows_the_lines_around() {
+    let text = "interfaces: auto\nrules:\n  - id: a\n    targets: [10.0.0.1, 10.0.0.256]\n";
+    insta::assert_snapshot!(parse(text).unwrap_err());
+}
+
+#[test]
+fn a_long_line_is_cropped_and_control_characters_are_blanked() {
+    let mut text = "rules:\n- targets: [".to_owned();
+    text.extend((0..5_000).map(|n| format!("10.0.{}.{}, ", n / 250, n % 250)));
+    text.push_str("\"10.0.0.\\e[31m\"]\n  comment: \"\u{85}\"\n");
+    let error = parse(&text).unwrap_err().to_string();
+    assert!(
+        !error.replace('\n', "").contains(char::is_control),
+        "{error:?}"
+    );
+    assert!(
+        error.lines().all(|line| line.chars().count() < 250),
+        "{error}"
+    );
+    assert!(error.contains("^"), "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("blocker.yaml");
+    let message = |path: &Path| Config::load(path).unwrap_err().to_string();
+    assert!(message(&path).contains("there is no such file: create it"));
+    assert!(message(dir.path()).contains("it is a directory"));
+    std::fs::write(&path, b"on_stop: lift\n# caf\xe9\n").unwrap();
+    let error = message(&path);
+    assert!(
+        error.contains("blocker.yaml:2:6: byte 0xe9 is not UTF-8"),
+        "{error}"
+    );
+    std::fs::write(&path, "on_stop: keep\n").unwrap();
+    assert_eq!(Config::load(&path).unwrap().on_stop, OnStop::Keep);
+}
+
+#[test]
+fn a_rule_without_an_id_keeps_the_one_it_gets() {
+    let id = |text: &str| rules(text)[0].id.to_string();
+    let first = id("rules: [{targets: [10.0.0.1, 10.0.0.2]}]");
+    // Other rules, the order of targets, comments and deadlines do not matter.
+    for same in [
+        "rules: [{targets: [10.0.0.2, 10.0.0.1]}, {targets: [10.9.9.9]}]",
+        "rules: [{targets: [10.0.0.2, 10.0.0.1], comment: x, mode: drop}]",
+        "rules: [{targets: [10.0.0.2, 10.0.0.1], expires: 2027-01-01T00:00:00Z}]",
+    ] {
+        assert_eq!(id(same), first);
+    }
+    for other in [
+        "rules: [{targets: [10.0.0.1]}]",
+        "rules: [{targets: [10.0.0.1, 10.0.0.2], mode: reset}]",
+        "rules: [{targets: [10.0.0.1, 10.0.0.2], ports: [80]}]",
+    ] {
+        assert_ne!(id(other), first);
+    }
+    // A new release must not rename rules: their counters would be lost.
+    assert_eq!(first, "config-e440eceaae48f96e");
+}
+
+#[test]
+fn an_expired_rule_is_left_out_and_no_error() {
+    let text = "rules:\n- {id: old, targets: [10.0.0.1], expires: 2026-01-01T00:00:00Z}\n- {id: new, targets: [10.0.0.1]}";
+    let ids: Vec<String> = rules(text).iter().map(|r| r.id.to_string()).collect();
+    assert_eq!(ids, ["new"]);
+    let now = "2026-06-01T00:00:00Z".parse().unwrap();
+    let expired = parse(text).unwrap().expired_rules(now).unwrap();
+    assert_eq!(expired[0].id.as_str(), "old");
+}
+
+#[test]
+fn a_hundred_thousand_targets_are_read() {
+    let mut text = "rules:\n- targets:\n".to_owned();
+    text.extend((0..100_000_u32).map(|n| {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + n);
+        format!("  - {address}\n")
+    }));
+    assert_eq!(rules(&text)[0].targets.len(), 100_000);
+}

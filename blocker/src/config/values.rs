@@ -1,0 +1,214 @@
+//! The values of single keys: words, paths, numbers in a range. Each refuses what it is not in
+//! words that name what was found and what is expected.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::rule::check_interface;
+
+/// Which devices are attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interfaces {
+    /// Every device but loopback, as they come and go.
+    Auto,
+    /// Those with these names or matching these globs, as they come and go. Not empty.
+    Named(Vec<DeviceName>),
+}
+
+impl Serialize for Interfaces {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Named(names) => names.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Interfaces {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const LIST: &str = "auto, or a list of device names and globs such as [eth0, \"veth*\"]";
+
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Interfaces;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(LIST)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Interfaces, E> {
+                match text {
+                    "auto" => Ok(Interfaces::Auto),
+                    _ => Err(E::custom(format!("found {text:?}, expected {LIST}"))),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Interfaces, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = list.next_element()? {
+                    names.push(name);
+                }
+                if names.is_empty() {
+                    return Err(de::Error::custom(format!(
+                        "found an empty list, expected {LIST}"
+                    )));
+                }
+                Ok(Interfaces::Named(names))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// A device's name, or a glob for several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceName(String);
+
+impl DeviceName {
+    /// The name or glob.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        check_interface(&name).map_err(de::Error::custom)?;
+        if name == "lo" {
+            return Err(de::Error::custom(
+                "lo is never attached: replies to this host's own packets would loop there",
+            ));
+        }
+        Ok(Self(name))
+    }
+}
+
+/// A key that takes one of a few words.
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum $name { $($(#[$vmeta])* $variant),* }
+    };
+}
+
+choice! {
+    /// Which hooks serve the devices.
+    HookChoice {
+        /// The best that the device has: XDP in its driver in front of TC, else TC alone.
+        Auto,
+        /// TC alone.
+        Tc,
+        /// XDP in the driver, and TC; a device whose driver lacks it is an error.
+        XdpNative,
+        /// XDP in the kernel's generic path, and TC.
+        XdpGeneric,
+    }
+}
+
+choice! {
+    /// Whose sockets teardown reaches.
+    Namespaces {
+        /// Those of the daemon's own network namespace.
+        Own,
+        /// Those of every network namespace on the host.
+        All,
+    }
+}
+
+choice! {
+    /// What becomes of the rules when the daemon is stopped.
+    OnStop {
+        /// They are lifted.
+        Lift,
+        /// They stay in force, without a daemon.
+        Keep,
+    }
+}
+
+choice! {
+    /// Who may read over the control socket but root and its group.
+    ReadAccess {
+        /// Nobody.
+        None,
+        /// Everybody whom the socket's permissions let connect.
+        All,
+    }
+}
+
+/// Permissions of the control socket, written as octal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMode(u32);
+
+impl SocketMode {
+    /// The permission bits, as `chmod(2)` takes them.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
+impl Serialize for SocketMode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{:04o}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for SocketMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
+        u32::from_str_radix(&text, 8)
+            .ok()
+            .filter(|bits| digits && *bits <= 0o777)
+            .map(Self)
+            .ok_or_else(|| {
+                de::Error::custom(format!(
+                    "mode {text:?} is not valid: expected permissions in octal, such as \"0660\""
+                ))
+            })
+    }
+}
+
+/// Reads an absolute path: the daemon's working directory is nobody's business.
+pub(super) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let path = PathBuf::from(&text);
+    if !path.is_absolute() {
+        return Err(de::Error::custom(format!(
+            "path {text:?} is not valid: expected an absolute path, beginning with /"
+        )));
+    }
+    Ok(path)
+}
+
+/// Reads a whole number from `LEAST` to `MOST`, in decimal digits.
+pub(super) fn whole<'de, const LEAST: u32, const MOST: u32, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse()
+        .ok()
+        .filter(|number| {
+            text.bytes().all(|b| b.is_ascii_digit()) && (LEAST..=MOST).contains(number)
+        })
+        .ok_or_else(|| {
+            de::Error::custom(format!(
+                "found {text:?}, expected a whole number from {LEAST} to {MOST}"
+            ))
+        })
+}

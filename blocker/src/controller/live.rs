@@ -1,0 +1,260 @@
+//! What is in force: the rules, and the datapath that holds their compiled form.
+//!
+//! Every change goes through [`Live::put`]: a whole new ruleset is compiled and switched to, or
+//! nothing happens. What comes before (who may, what is wise) and after (teardown) is not here.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
+
+use super::Error;
+use crate::compile::{self, RuleInput};
+use crate::config::{Config, Interfaces};
+use crate::datapath::devices::Device;
+use crate::datapath::{Datapath, RuleCounters};
+use crate::rule::{Mode, OnLift, Owner, Rule, RuleId};
+use crate::ruleset::{Entry, Ruleset};
+
+/// How long the datapath goes on behind the deadline of a rule whose flows are to be killed
+/// first. The daemon lifts such a rule at its deadline; only if it is dead or stuck does the
+/// datapath's own deadline end it.
+const LIFT_MARGIN: SignedDuration = SignedDuration::from_millis(800);
+
+/// The rules in force and the datapath.
+pub(super) struct Live {
+    pub(super) config: Config,
+    pub(super) datapath: Datapath,
+    ruleset: Ruleset,
+    devices: Vec<Device>,
+    prefixes: u64,
+}
+
+/// A rule that is to be in force.
+pub(super) struct Wanted {
+    pub(super) rule: Rule,
+    pub(super) owner: Owner,
+}
+
+impl Live {
+    pub(super) fn new(config: Config, datapath: Datapath) -> Self {
+        Self {
+            config,
+            datapath,
+            ruleset: Ruleset::new(),
+            devices: Vec::new(),
+            prefixes: 0,
+        }
+    }
+
+    pub(super) const fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// Prefixes in force.
+    pub(super) const fn prefixes(&self) -> u64 {
+        self.prefixes
+    }
+
+    /// The rules of all owners, as they would be wanted if nothing changed.
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        self.ruleset
+            .values()
+            .map(|entry| Wanted {
+                rule: entry.rule.clone(),
+                owner: entry.owner.clone(),
+            })
+            .collect()
+    }
+
+    /// Makes exactly these rules the ones in force. A rule that was there keeps its counters and
+    /// the time it was made.
+    pub(super) fn put(&mut self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+        let mut free = self.free_slots(&wanted);
+        let mut fresh = Vec::new();
+        let mut ruleset = Ruleset::new();
+        for Wanted { rule, owner } in wanted {
+            let old = self.ruleset.get(&rule.id);
+            let counter = match old {
+                Some(old) => old.counter,
+                None => {
+                    let slot = free.next().ok_or(Error::TooManyRules {
+                        limit: self.config.limits.rules,
+                    })?;
+                    fresh.push(slot);
+                    slot
+                }
+            };
+            let deadline = match old {
+                // A clock that was set must not move a deadline that did not change.
+                Some(old) if old.rule.expires == rule.expires => old.deadline,
+                _ => rule
+                    .expires
+                    .map(|expires| boot_deadline(&rule, expires, now)),
+            };
+            let created = old.map_or(now, |old| old.created);
+            let id = rule.id.clone();
+            if ruleset
+                .insert(
+                    id.clone(),
+                    Entry {
+                        rule,
+                        owner,
+                        created,
+                        deadline,
+                        counter,
+                    },
+                )
+                .is_some()
+            {
+                return Err(Error::SameId { id });
+            }
+        }
+        let snapshot = self.compile(&ruleset)?;
+        for slot in fresh {
+            self.datapath.clear_counters(slot)?;
+        }
+        self.datapath.switch(&snapshot)?;
+        self.ruleset = ruleset;
+        self.prefixes = snapshot.prefixes;
+        Ok(())
+    }
+
+    /// Whether these rules would fit, without doing anything.
+    pub(super) fn check(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+        let ruleset = wanted
+            .into_iter()
+            .map(|Wanted { rule, owner }| {
+                (
+                    rule.id.clone(),
+                    Entry {
+                        rule,
+                        owner,
+                        created: now,
+                        deadline: None,
+                        counter: 0,
+                    },
+                )
+            })
+            .collect();
+        self.compile(&ruleset).map(drop)
+    }
+
+    /// Attaches to the devices that the configuration names; rules that name interfaces follow.
+    pub(super) fn follow(&mut self, devices: &[Device], now: Timestamp) -> Vec<Error> {
+        let wanted: Vec<Device> = devices
+            .iter()
+            .filter(|device| wants(&self.config.interfaces, device))
+            .cloned()
+            .collect();
+        if wanted == self.devices {
+            return Vec::new();
+        }
+        self.devices = wanted;
+        let mut errors: Vec<Error> = Vec::new();
+        // The rules first: a device must not be attached before its rules know it.
+        if self
+            .ruleset
+            .values()
+            .any(|entry| !entry.rule.interfaces.is_empty())
+            && let Err(error) = self.put(self.wanted(), now)
+        {
+            errors.push(error);
+        }
+        errors.extend(
+            self.datapath
+                .attach(&self.devices)
+                .into_iter()
+                .map(Error::from),
+        );
+        errors
+    }
+
+    /// What a rule did.
+    pub(super) fn counters(&self, entry: &Entry) -> Result<RuleCounters, Error> {
+        Ok(self.datapath.rule_counters(entry.counter)?)
+    }
+
+    /// Prefixes that no rule may touch.
+    pub(super) fn protect(&self) -> Vec<IpNet> {
+        self.config
+            .protect
+            .iter()
+            .map(|target| target.net())
+            .collect()
+    }
+
+    fn compile(&self, ruleset: &Ruleset) -> Result<compile::Snapshot, Error> {
+        let protect = self.protect();
+        let rules: Vec<RuleInput<'_>> = ruleset
+            .values()
+            .map(|entry| RuleInput {
+                rule: &entry.rule,
+                deadline: entry.deadline.unwrap_or(blocker_ebpf::NEVER),
+                counter: entry.counter,
+                interfaces: self.indexes(&entry.rule),
+            })
+            .collect();
+        let input = compile::Input {
+            rules: &rules,
+            protect: &protect,
+        };
+        Ok(compile::compile(&input, &self.datapath.settings().limits)?)
+    }
+
+    fn indexes(&self, rule: &Rule) -> Option<Vec<u32>> {
+        (!rule.interfaces.is_empty()).then(|| {
+            let named = self.devices.iter().filter(|device| {
+                rule.interfaces
+                    .iter()
+                    .any(|pattern| device.is_named_by(pattern))
+            });
+            named.map(|device| device.index).collect()
+        })
+    }
+
+    fn free_slots(&self, wanted: &[Wanted]) -> impl Iterator<Item = u32> + use<> {
+        let stay: BTreeSet<&RuleId> = wanted.iter().map(|wanted| &wanted.rule.id).collect();
+        let used: BTreeSet<u32> = self
+            .ruleset
+            .values()
+            .filter(|entry| stay.contains(&entry.rule.id))
+            .map(|entry| entry.counter)
+            .collect();
+        (0..self.datapath.settings().limits.rules).filter(move |slot| !used.contains(slot))
+    }
+}
+
+/// Whether the configuration wants a device attached.
+fn wants(interfaces: &Interfaces, device: &Device) -> bool {
+    device.is_readable()
+        && match interfaces {
+            Interfaces::Auto => true,
+            Interfaces::Named(names) => names.iter().any(|name| device.is_named_by(name.as_str())),
+        }
+}
+
+/// A rule's deadline as the datapath keeps it: nanoseconds of `CLOCK_BOOTTIME`.
+fn boot_deadline(rule: &Rule, expires: Timestamp, now: Timestamp) -> u64 {
+    let margin = if lifts_actively(rule) {
+        LIFT_MARGIN
+    } else {
+        SignedDuration::ZERO
+    };
+    let left = expires.duration_since(now).saturating_add(margin);
+    let left = u64::try_from(left.as_nanos()).unwrap_or(0);
+    boot_time().saturating_add(left)
+}
+
+/// Whether a rule's flows are to be killed when it ends.
+pub(super) fn lifts_actively(rule: &Rule) -> bool {
+    rule.on_lift == OnLift::Reset && matches!(rule.mode, Mode::Drop | Mode::Reject)
+}
+
+/// `CLOCK_BOOTTIME`, nanoseconds.
+pub(super) fn boot_time() -> u64 {
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+    // It has been there since Linux 2.6.39.
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}

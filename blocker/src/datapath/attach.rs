@@ -1,0 +1,403 @@
+//! Attaching: which programs are on which device, how, and since when; pins keep them there.
+//!
+//! A link is pinned under `PIN_DIR/links/INDEX-HOOK`, so that it outlives the daemon. A daemon
+//! that finds such a pin takes the link over by replacing its program, which the kernel does
+//! between two packets; it must have filled its own maps before. Where the kernel has no links
+//! for TC (before 6.6), a clsact filter holds the program instead, and is found by its name.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{LinkOrder, ProgramError, TcAttachType, XdpMode};
+use blocker_ebpf::{Hook, programs};
+
+use super::Error;
+use super::devices::{Device, LinkKind};
+use super::load::Object;
+use crate::config::HookChoice;
+
+/// Everything that is attached.
+pub struct Attachments {
+    links: PathBuf,
+    choice: HookChoice,
+    tcx: bool,
+    devices: BTreeMap<u32, Attached>,
+}
+
+/// A device and what is attached to it.
+pub struct Attached {
+    /// The device.
+    pub device: Device,
+    /// Its hooks.
+    pub hooks: Vec<AttachedHook>,
+    /// What is not attached, and why.
+    pub notes: Vec<String>,
+}
+
+/// One hook of one device.
+pub struct AttachedHook {
+    /// Which.
+    pub hook: Hook,
+    /// How: `native`, `generic`, `tcx`, `clsact`.
+    pub mode: &'static str,
+    held: Held,
+}
+
+/// What holds a program at its hook.
+enum Held {
+    /// A pinned link: stays when we go, until the pin is removed.
+    Pinned(PinnedLink),
+    /// A clsact filter: stays when we go, until it is removed.
+    Filter(SchedClassifierLink),
+}
+
+const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
+
+impl Attachments {
+    /// Nothing attached yet; pins will be under `pin_dir/links`. Without `tcx` clsact filters are
+    /// used even where the kernel has TCX.
+    ///
+    /// # Errors
+    /// If the directory can't be made.
+    pub fn new(pin_dir: &Path, choice: HookChoice, tcx: bool) -> Result<Self, Error> {
+        let links = pin_dir.join("links");
+        fs::create_dir_all(&links).map_err(|source| Error::Pins {
+            path: links.clone(),
+            source,
+        })?;
+        Ok(Self {
+            links,
+            choice,
+            tcx,
+            devices: BTreeMap::new(),
+        })
+    }
+
+    /// The devices and what is attached to them, by index.
+    pub fn devices(&self) -> impl Iterator<Item = &Attached> {
+        self.devices.values()
+    }
+
+    /// Attaches to exactly the given devices: to new ones, and no longer to those not given.
+    ///
+    /// Returns what could not be attached; the devices that could are attached all the same.
+    pub fn set(&mut self, object: &mut Object, wanted: &[Device]) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let gone: Vec<u32> = self
+            .devices
+            .keys()
+            .copied()
+            .filter(|index| !wanted.iter().any(|device| device.index == *index))
+            .collect();
+        for index in gone {
+            if let Some(attached) = self.devices.remove(&index) {
+                errors.extend(
+                    attached
+                        .hooks
+                        .into_iter()
+                        .filter_map(|hook| hook.release().err()),
+                );
+            }
+        }
+        for device in wanted {
+            if let Some(attached) = self.devices.get_mut(&device.index) {
+                attached.device.name.clone_from(&device.name);
+                continue;
+            }
+            match self.attach(object, device) {
+                Ok(attached) => {
+                    self.devices.insert(device.index, attached);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        errors
+    }
+
+    /// Takes everything off its hooks.
+    pub fn detach_all(&mut self) -> Vec<Error> {
+        std::mem::take(&mut self.devices)
+            .into_values()
+            .flat_map(|attached| attached.hooks)
+            .filter_map(|hook| hook.release().err())
+            .collect()
+    }
+
+    /// Leaves everything where it is, beyond the life of this process.
+    pub fn leave(&mut self) {
+        for hook in std::mem::take(&mut self.devices)
+            .into_values()
+            .flat_map(|attached| attached.hooks)
+        {
+            match hook.held {
+                Held::Pinned(_) => {}
+                // Dropping it would remove the filter.
+                Held::Filter(link) => std::mem::forget(link),
+            }
+        }
+    }
+
+    /// Removes pins of links that this process does not hold, such as those of devices that went
+    /// while no daemon was there.
+    ///
+    /// # Errors
+    /// If the pin directory can't be read or a pin can't be removed.
+    pub fn sweep(&self) -> Result<(), Error> {
+        let held: Vec<PathBuf> = self
+            .devices
+            .values()
+            .flat_map(|attached| {
+                attached
+                    .hooks
+                    .iter()
+                    .map(|hook| self.pin(attached.device.index, hook.hook))
+            })
+            .collect();
+        super::pins::remove_except(&self.links, &held)
+    }
+
+    fn pin(&self, index: u32, hook: Hook) -> PathBuf {
+        self.links.join(format!("{index}-{}", hook_name(hook)))
+    }
+
+    fn attach(&self, object: &mut Object, device: &Device) -> Result<Attached, Error> {
+        let mut attached = Attached {
+            device: device.clone(),
+            hooks: Vec::new(),
+            notes: Vec::new(),
+        };
+        for hook in HOOKS {
+            let result = match hook {
+                Hook::Xdp => self.attach_xdp(object, device, &mut attached.notes),
+                Hook::Ingress | Hook::Egress => self.attach_tc(object, device, hook).map(Some),
+            };
+            match result {
+                Ok(hook) => attached.hooks.extend(hook),
+                Err(error) => {
+                    // Half a device would let one direction through.
+                    for hook in attached.hooks {
+                        hook.release()?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(attached)
+    }
+
+    fn attach_tc(
+        &self,
+        object: &mut Object,
+        device: &Device,
+        hook: Hook,
+    ) -> Result<AttachedHook, Error> {
+        let (at, program) = match (hook, device.kind) {
+            (Hook::Egress, LinkKind::None) => (TcAttachType::Egress, programs::EGRESS_L3),
+            (Hook::Egress, _) => (TcAttachType::Egress, programs::EGRESS),
+            (_, LinkKind::None) => (TcAttachType::Ingress, programs::INGRESS_L3),
+            (..) => (TcAttachType::Ingress, programs::INGRESS),
+        };
+        let error = |source| Error::attach(device, hook, source);
+        let classifier = object.classifier(program)?;
+        let pin = self.pin(device.index, hook);
+        if let Some(link) = taken_over(&pin, |link| {
+            let link = SchedClassifierLink::try_from(link).ok()?;
+            let id = classifier.attach_to_link(link).ok()?;
+            classifier.take_link(id).ok()
+        }) {
+            return Ok(AttachedHook {
+                hook,
+                mode: "tcx",
+                held: Held::Pinned(link),
+            });
+        }
+        if self.tcx {
+            let link = classifier
+                .attach_with_options(
+                    &device.name,
+                    at,
+                    TcAttachOptions::TcxOrder(LinkOrder::first()),
+                )
+                .and_then(|id| classifier.take_link(id));
+            match link {
+                Ok(link) => {
+                    let link = FdLink::try_from(link).map_err(|source| Error::Link { source })?;
+                    let held = Held::Pinned(
+                        link.pin(&pin)
+                            .map_err(|source| Error::Pin { path: pin, source })?,
+                    );
+                    return Ok(AttachedHook {
+                        hook,
+                        mode: "tcx",
+                        held,
+                    });
+                }
+                Err(source) if !lacks_tcx(&source) => return Err(error(source)),
+                Err(_) => {}
+            }
+        }
+        clsact(&device.name)?;
+        // A filter of an earlier run is replaced in place, so that no packet slips through.
+        let old = filter(&device.name, at)?;
+        let id = match classifier.attach_to_link(old) {
+            Ok(id) => id,
+            Err(_not_there) => classifier
+                .attach_with_options(&device.name, at, TcAttachOptions::Netlink(filter_options()))
+                .map_err(error)?,
+        };
+        let link = classifier.take_link(id).map_err(error)?;
+        Ok(AttachedHook {
+            hook,
+            mode: "clsact",
+            held: Held::Filter(link),
+        })
+    }
+
+    fn attach_xdp(
+        &self,
+        object: &mut Object,
+        device: &Device,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<AttachedHook>, Error> {
+        let (mode, name) = match self.choice {
+            HookChoice::Tc => return Ok(None),
+            HookChoice::Auto | HookChoice::XdpNative => (XdpMode::Driver, "native"),
+            HookChoice::XdpGeneric => (XdpMode::Skb, "generic"),
+        };
+        if device.kind != LinkKind::Ethernet {
+            notes.push("no XDP: the device has no Ethernet header; TC serves".to_owned());
+            return Ok(None);
+        }
+        let xdp = object.xdp()?;
+        let pin = self.pin(device.index, Hook::Xdp);
+        if let Some(link) = taken_over(&pin, |link| {
+            let link = XdpLink::try_from(link).ok()?;
+            let id = xdp.attach_to_link(link).ok()?;
+            xdp.take_link(id).ok()
+        }) {
+            return Ok(Some(AttachedHook {
+                hook: Hook::Xdp,
+                mode: name,
+                held: Held::Pinned(link),
+            }));
+        }
+        let link = match xdp
+            .attach_to_if_index(device.index, mode)
+            .and_then(|id| xdp.take_link(id))
+        {
+            Ok(link) => link,
+            Err(source) => {
+                notes.push(format!("no {name} XDP: {}; TC serves", refusal(&source)));
+                return Ok(None);
+            }
+        };
+        let link = FdLink::try_from(link).map_err(|source| Error::Link { source })?;
+        let held = Held::Pinned(
+            link.pin(&pin)
+                .map_err(|source| Error::Pin { path: pin, source })?,
+        );
+        Ok(Some(AttachedHook {
+            hook: Hook::Xdp,
+            mode: name,
+            held,
+        }))
+    }
+}
+
+impl AttachedHook {
+    fn release(self) -> Result<(), Error> {
+        match self.held {
+            Held::Pinned(link) => match link.unpin() {
+                Ok(_detached_by_drop) => Ok(()),
+                Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(source) => Err(Error::Unpin { source }),
+            },
+            Held::Filter(_removed_by_drop) => Ok(()),
+        }
+    }
+}
+
+/// Takes over a pinned link, if there is one that lets itself be. One that does not (its device is
+/// gone, or it is something else) loses its pin.
+fn taken_over<L>(pin: &Path, update: impl FnOnce(FdLink) -> Option<L>) -> Option<PinnedLink> {
+    let link = PinnedLink::from_pin(pin).ok()?;
+    if update(FdLink::from(link)).is_some()
+        && let Ok(link) = PinnedLink::from_pin(pin)
+    {
+        return Some(link);
+    }
+    if let Err(error) = fs::remove_file(pin) {
+        tracing::warn!(pin = %pin.display(), %error, "a stale pin cannot be removed");
+    }
+    None
+}
+
+/// TCX came with Linux 6.6; before, its attach types are invalid arguments.
+fn lacks_tcx(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(failed) if failed.io_error.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// The place of our clsact filters: the first priority, and a handle that nobody else would choose.
+const fn filter_options() -> NlOptions {
+    NlOptions {
+        priority: 1,
+        handle: TcHandle::new(0, 0xb10c),
+        classid: None,
+    }
+}
+
+/// Our clsact filter on a device, whether it is there or not.
+fn filter(device: &str, at: TcAttachType) -> Result<SchedClassifierLink, Error> {
+    let NlOptions {
+        priority,
+        handle,
+        classid,
+    } = filter_options();
+    SchedClassifierLink::attached(device, at, priority, handle, classid)
+        .map_err(|source| Error::Devices { source })
+}
+
+/// Removes our clsact filters from a device, if there are any.
+pub fn remove_filters(device: &str) {
+    for at in [TcAttachType::Ingress, TcAttachType::Egress] {
+        // Dropping a link removes its filter; that there is none is no news.
+        drop(filter(device, at));
+    }
+}
+
+fn clsact(name: &str) -> Result<(), Error> {
+    match tc::qdisc_add_clsact(name) {
+        Ok(()) | Err(tc::TcError::AlreadyAttached) => Ok(()),
+        Err(source) => Err(Error::Clsact {
+            device: name.to_owned(),
+            source: Box::new(source),
+        }),
+    }
+}
+
+/// Why a driver did not take an XDP program, in words.
+fn refusal(error: &ProgramError) -> String {
+    let ProgramError::SyscallError(failed) = error else {
+        return error.to_string();
+    };
+    match failed.io_error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => "another program holds the slot".to_owned(),
+        Some(libc::EOPNOTSUPP) => "the driver has none".to_owned(),
+        _ => format!("the driver refused it ({})", failed.io_error),
+    }
+}
+
+/// The name of a hook in `status` and in pins.
+#[must_use]
+pub const fn hook_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Xdp => "xdp",
+        Hook::Ingress => "tc-ingress",
+        Hook::Egress => "tc-egress",
+    }
+}

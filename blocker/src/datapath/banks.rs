@@ -1,0 +1,261 @@
+//! The two banks: a snapshot is written whole into the idle one, then one word makes it live.
+//!
+//! Nothing of a live bank is ever written. A bank that was live may still be read by programs
+//! that began before the flip; so after each flip a grace period is waited for, beside the
+//! caller, and before the bank is written again it must be over.
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::thread::JoinHandle;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, Map, MapData};
+use blocker_ebpf::{self as abi, Bank, IndexEntry, PortSet, Range, Rule, RuleList, State, maps};
+
+use super::grace::Grace;
+use super::load::Object;
+use super::memory::Mapped;
+use super::{Error, Plain};
+use crate::compile::{Limits, Snapshot};
+
+/// The maps that a snapshot is written to.
+pub struct Banks {
+    limits: Limits,
+    state: Mapped<State>,
+    index: Mapped<IndexEntry>,
+    ranges: Mapped<[Range; 2]>,
+    lists: Mapped<RuleList>,
+    rules: Mapped<Rule>,
+    port_sets: Mapped<PortSet>,
+    v6: [LpmTrie<MapData, [u8; 16], u32>; 2],
+    interfaces: HashMap<MapData, Plain<abi::InterfaceKey>, u8>,
+    grace: Arc<Grace>,
+    settling: Option<JoinHandle<std::io::Result<()>>>,
+    generation: u64,
+    /// The mapped maps themselves, for accounting.
+    arrays: Vec<(&'static str, MapData)>,
+}
+
+impl Banks {
+    /// Takes the maps from a freshly loaded object, in which bank 0 is live and empty.
+    ///
+    /// # Errors
+    /// If a map is missing or can't be mapped.
+    pub fn new(object: &mut Object, limits: Limits) -> Result<Self, Error> {
+        let mut arrays = Vec::new();
+        let blocks = |blocks: u32, each: usize| blocks as usize * 2 * each;
+        let state = map_array(object, maps::STATE, 1, &mut arrays)?;
+        let index = map_array(
+            object,
+            maps::V4_INDEX,
+            blocks(limits.index_blocks, abi::ENTRIES_PER_BLOCK),
+            &mut arrays,
+        )?;
+        let ranges = map_array(
+            object,
+            maps::V4_RANGES,
+            blocks(limits.range_blocks, abi::RANGES_PER_BLOCK / 2),
+            &mut arrays,
+        )?;
+        let lists = map_array(object, maps::LISTS, blocks(limits.lists, 1), &mut arrays)?;
+        let rules = map_array(object, maps::RULES, blocks(limits.rules, 1), &mut arrays)?;
+        let port_sets = map_array(
+            object,
+            maps::PORT_SETS,
+            blocks(limits.port_sets, 1),
+            &mut arrays,
+        )?;
+        let mut banks = Self {
+            limits,
+            state,
+            index,
+            ranges,
+            lists,
+            rules,
+            port_sets,
+            v6: [trie(object, maps::V6[0])?, trie(object, maps::V6[1])?],
+            interfaces: HashMap::try_from(object.map(maps::INTERFACES)?).map_err(|source| {
+                Error::Map {
+                    map: maps::INTERFACES,
+                    source,
+                }
+            })?,
+            grace: Arc::new(Grace::new().map_err(|source| Error::Grace { source })?),
+            settling: None,
+            generation: 0,
+            arrays,
+        };
+        // An empty index entry answers "no list" whatever the shift; the shift must be valid.
+        let empty = Bank {
+            v4_shift: 16,
+            v6_prefixes: 0,
+            generation: 0,
+        };
+        banks.state.write(
+            0,
+            &[State {
+                active: 0,
+                reserved: 0,
+                banks: [empty; 2],
+            }],
+        );
+        Ok(banks)
+    }
+
+    /// The maps' memory, for accounting: names and values of mapped arrays.
+    pub fn arrays(&self) -> impl Iterator<Item = (&'static str, &MapData)> {
+        self.arrays.iter().map(|(name, map)| (*name, map))
+    }
+
+    /// Writes a snapshot and makes it live. Its sizes were checked against the same limits.
+    ///
+    /// # Errors
+    /// If the kernel refuses an entry: the live bank is as it was.
+    pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.settle()?;
+        let idle = 1 - self.active();
+        self.write_v6(idle, snapshot)?;
+        self.write_interfaces(idle, snapshot)?;
+        self.write_arrays(idle, snapshot);
+        self.generation += 1;
+        let bank = Bank {
+            v4_shift: snapshot.v4.shift,
+            v6_prefixes: u32::try_from(snapshot.v6.len()).unwrap_or(u32::MAX),
+            generation: self.generation,
+        };
+        let state = self.state.at(0);
+        // SAFETY: inside the mapping. The idle bank's description is read by no program: the
+        // grace period since it was live is over.
+        unsafe {
+            (&raw mut (*state).banks)
+                .cast::<Bank>()
+                .add(idle)
+                .write_volatile(bank)
+        };
+        // Everything above must be there before the word below says so.
+        fence(Ordering::Release);
+        // SAFETY: inside the mapping; an aligned word, which programs read whole.
+        unsafe { (&raw mut (*state).active).write_volatile(u32::from(idle == 1)) };
+        fence(Ordering::SeqCst);
+        let grace = Arc::clone(&self.grace);
+        self.settling = Some(std::thread::spawn(move || grace.wait()));
+        Ok(())
+    }
+
+    /// Waits until no program reads the idle bank any more.
+    ///
+    /// # Errors
+    /// If the kernel can't say.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        let Some(settling) = self.settling.take() else {
+            return Ok(());
+        };
+        let result = settling
+            .join()
+            .unwrap_or_else(|_| Err(std::io::Error::other("the waiting thread panicked")));
+        // If that wait failed, this one must not: until one succeeds nothing may be written.
+        result
+            .or_else(|_| self.grace.wait())
+            .map_err(|source| Error::Grace { source })
+    }
+
+    fn active(&self) -> usize {
+        // SAFETY: inside the mapping; only this process writes it.
+        unsafe { (&raw const (*self.state.at(0)).active).read_volatile() as usize & 1 }
+    }
+
+    fn write_arrays(&mut self, idle: usize, snapshot: &Snapshot) {
+        let limits = self.limits;
+        let base = |per_bank: u32| idle * per_bank as usize;
+        self.index.write(
+            base(limits.index_blocks) * abi::ENTRIES_PER_BLOCK,
+            &snapshot.v4.index,
+        );
+        let first_block = base(limits.range_blocks);
+        for (number, block) in snapshot.v4.ranges.iter().enumerate() {
+            let start = (first_block + number) * abi::RANGES_PER_BLOCK / 2;
+            let (pairs, rest) = block.as_chunks::<2>();
+            self.ranges.write(start, pairs);
+            if let [last] = rest {
+                self.ranges.write(
+                    start + pairs.len(),
+                    &[[*last, Range { start: 0, value: 0 }]],
+                );
+            }
+        }
+        self.lists.write(base(limits.lists), &snapshot.lists);
+        self.rules.write(base(limits.rules), &snapshot.rules);
+        self.port_sets
+            .write(base(limits.port_sets), &snapshot.port_sets);
+    }
+
+    fn write_v6(&mut self, idle: usize, snapshot: &Snapshot) -> Result<(), Error> {
+        let map = maps::V6[idle];
+        let error = |source| Error::Map { map, source };
+        let trie = &mut self.v6[idle];
+        let old: Vec<_> = trie.keys().collect::<Result<_, _>>().map_err(error)?;
+        for key in old {
+            trie.remove(&key).map_err(error)?;
+        }
+        for (address, length, list) in &snapshot.v6 {
+            let key = Key::new(u32::from(*length), Ipv6Addr::octets(address));
+            trie.insert(&key, list, 0).map_err(error)?;
+        }
+        Ok(())
+    }
+
+    fn write_interfaces(&mut self, idle: usize, snapshot: &Snapshot) -> Result<(), Error> {
+        let error = |source| Error::Map {
+            map: maps::INTERFACES,
+            source,
+        };
+        let bank = u32::from(idle == 1) << 31;
+        let old: Vec<_> = self
+            .interfaces
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(error)?;
+        for key in old.into_iter().filter(|key| key.0.set & (1 << 31) == bank) {
+            self.interfaces.remove(&key).map_err(error)?;
+        }
+        for (set, members) in (0_u32..).zip(&snapshot.interface_sets) {
+            for ifindex in members {
+                let key = Plain(abi::InterfaceKey {
+                    set: bank | set,
+                    ifindex: *ifindex,
+                });
+                self.interfaces.insert(key, 1, 0).map_err(error)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Banks {
+    fn drop(&mut self) {
+        if let Some(settling) = self.settling.take() {
+            // Nothing is written any more, so its result matters to nobody.
+            let _ended = settling.join();
+        }
+    }
+}
+
+fn map_array<T: Copy>(
+    object: &mut Object,
+    name: &'static str,
+    values: usize,
+    arrays: &mut Vec<(&'static str, MapData)>,
+) -> Result<Mapped<T>, Error> {
+    let Map::Array(map) = object.map(name)? else {
+        return Err(Error::Missing { what: name });
+    };
+    let mapped =
+        Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })?;
+    arrays.push((name, map));
+    Ok(mapped)
+}
+
+fn trie(object: &mut Object, name: &'static str) -> Result<LpmTrie<MapData, [u8; 16], u32>, Error> {
+    LpmTrie::try_from(object.map(name)?).map_err(|source| Error::Map { map: name, source })
+}

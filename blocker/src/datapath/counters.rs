@@ -1,0 +1,154 @@
+//! Reading counters: per CPU in the kernel, summed here.
+
+use aya::maps::{IterableMap, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use blocker_ebpf::{self as abi, Hook, hook_slot, maps};
+
+use super::load::Object;
+use super::{Error, Plain};
+
+/// A rule's two directions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleCounters {
+    /// What came from the remotes.
+    pub ingress: Totals,
+    /// What went to them.
+    pub egress: Totals,
+}
+
+/// Sums over all CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Packets that the rule decided.
+    pub packets: u64,
+    /// Their bytes, with link-layer header.
+    pub bytes: u64,
+    /// Replies sent.
+    pub replies: u64,
+    /// Packets left without a reply by the rate limit.
+    pub suppressed: u64,
+}
+
+/// What a hook saw on a device, summed over all CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HookTotals {
+    /// Packets seen.
+    pub seen: u64,
+    /// Packets that no rule decided.
+    pub passed: u64,
+    /// Packets whose headers could not be read.
+    pub malformed: u64,
+    /// Packets of our own.
+    pub own: u64,
+}
+
+/// The counter maps.
+pub struct CounterMaps {
+    rules: PerCpuArray<MapData, Plain<abi::Counters>>,
+    hooks: PerCpuArray<MapData, Plain<abi::HookCounters>>,
+    cpus: usize,
+}
+
+impl CounterMaps {
+    /// Takes the maps from a loaded object.
+    ///
+    /// # Errors
+    /// If a map is missing.
+    pub fn new(object: &mut Object) -> Result<Self, Error> {
+        Ok(Self {
+            rules: PerCpuArray::try_from(object.map(maps::COUNTERS)?).map_err(|source| {
+                Error::Map {
+                    map: maps::COUNTERS,
+                    source,
+                }
+            })?,
+            hooks: PerCpuArray::try_from(object.map(maps::HOOKS)?).map_err(|source| {
+                Error::Map {
+                    map: maps::HOOKS,
+                    source,
+                }
+            })?,
+            cpus: nr_cpus().map_err(|(file, source)| Error::Cpus {
+                file: file.to_owned(),
+                source,
+            })?,
+        })
+    }
+
+    /// A rule's counters, by its slot.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn rule(&self, slot: u32) -> Result<RuleCounters, Error> {
+        Ok(RuleCounters {
+            ingress: self.totals(slot * 2)?,
+            egress: self.totals(slot * 2 + 1)?,
+        })
+    }
+
+    fn totals(&self, place: u32) -> Result<Totals, Error> {
+        let values = self.rules.get(&place, 0).map_err(|source| Error::Map {
+            map: maps::COUNTERS,
+            source,
+        })?;
+        Ok(values.iter().fold(Totals::default(), |sum, value| Totals {
+            packets: sum.packets + value.0.packets,
+            bytes: sum.bytes + value.0.bytes,
+            replies: sum.replies + value.0.replies,
+            suppressed: sum.suppressed + value.0.suppressed,
+        }))
+    }
+
+    /// Sets a slot to zero, before a new rule gets it. No live rule may use it.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn clear_rule(&mut self, slot: u32) -> Result<(), Error> {
+        let error = |source| Error::Map {
+            map: maps::COUNTERS,
+            source,
+        };
+        let zero = Plain(abi::Counters {
+            packets: 0,
+            bytes: 0,
+            replies: 0,
+            suppressed: 0,
+        });
+        for place in [slot * 2, slot * 2 + 1] {
+            let values =
+                PerCpuValues::try_from(vec![zero; self.cpus]).map_err(|source| Error::Cpus {
+                    file: "possible CPUs".to_owned(),
+                    source,
+                })?;
+            self.rules.set(place, values, 0).map_err(error)?;
+        }
+        Ok(())
+    }
+
+    /// What a hook saw on a device.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn hook(&self, hook: Hook, ifindex: u32) -> Result<HookTotals, Error> {
+        let values = self
+            .hooks
+            .get(&hook_slot(hook, ifindex), 0)
+            .map_err(|source| Error::Map {
+                map: maps::HOOKS,
+                source,
+            })?;
+        Ok(values
+            .iter()
+            .fold(HookTotals::default(), |sum, value| HookTotals {
+                seen: sum.seen + value.0.seen,
+                passed: sum.passed + value.0.passed,
+                malformed: sum.malformed + value.0.malformed,
+                own: sum.own + value.0.own,
+            }))
+    }
+
+    /// The maps, for accounting.
+    pub fn maps(&self) -> [&MapData; 2] {
+        [IterableMap::map(&self.rules), IterableMap::map(&self.hooks)]
+    }
+}

@@ -1,0 +1,164 @@
+//! Loading: the object with its globals and sizes, into the kernel. Loading is verifying.
+
+use aya::maps::Map;
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use blocker_ebpf::{self as abi, globals, maps, programs};
+
+use super::Error;
+use super::diagnostics::Diagnostics;
+use crate::compile::Limits;
+
+/// The eBPF object, built from `blocker-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BLOCKER_DATAPATH"));
+
+/// What the datapath is loaded with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// What a snapshot may hold; sizes the maps.
+    pub limits: Limits,
+    /// Replies a second, on each CPU.
+    pub replies_per_second: u32,
+    /// The mark of our own packets; not 0.
+    pub mark: u32,
+    /// Level of the datapath's diagnostics; `Off` removes them from the programs.
+    pub log: log::LevelFilter,
+}
+
+/// Flows that one teardown may watch at once.
+pub const WATCHED_FLOWS: u32 = 65_536;
+
+impl Settings {
+    /// Settings for so many prefixes and rules, with a mark of this start.
+    ///
+    /// # Errors
+    /// Where the kernel gives no randomness.
+    pub fn new(
+        prefixes: u32,
+        rules: u32,
+        replies_per_second: u32,
+        log: log::LevelFilter,
+    ) -> Result<Self, Error> {
+        let mark = loop {
+            let mark = getrandom::u32().map_err(|source| Error::Random { source })?;
+            if mark != 0 {
+                break mark;
+            }
+        };
+        Ok(Self {
+            limits: Limits::sized(prefixes, rules),
+            replies_per_second,
+            mark,
+            log,
+        })
+    }
+}
+
+/// The loaded object. Its programs hold its maps; dropping it unloads what is not attached.
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads every program and sizes every map.
+    ///
+    /// # Errors
+    /// What the kernel said, with the verifier's log if it was the verifier.
+    pub fn load(settings: &Settings) -> Result<Self, Error> {
+        let limits = &settings.limits;
+        let level = match settings.log {
+            log::LevelFilter::Off => 0_u8,
+            level => level as u8,
+        };
+        let mut loader = EbpfLoader::new();
+        loader
+            .verifier_log_level(VerifierLogLevel::DEBUG)
+            .override_global(globals::MARK, &settings.mark, true)
+            .override_global(
+                globals::REPLIES_PER_SECOND,
+                &settings.replies_per_second,
+                true,
+            )
+            .override_global(globals::INDEX_BLOCKS, &limits.index_blocks, true)
+            .override_global(globals::RANGE_BLOCKS, &limits.range_blocks, true)
+            .override_global(globals::LISTS_PER_BANK, &limits.lists, true)
+            .override_global(globals::RULES_PER_BANK, &limits.rules, true)
+            .override_global(globals::PORT_SETS_PER_BANK, &limits.port_sets, true)
+            .override_global(globals::LOG_LEVEL, &level, true)
+            .map_max_entries(maps::V4_INDEX, limits.index_blocks * 2)
+            .map_max_entries(maps::V4_RANGES, limits.range_blocks * 2)
+            .map_max_entries(maps::V6[0], limits.prefixes)
+            .map_max_entries(maps::V6[1], limits.prefixes)
+            .map_max_entries(maps::LISTS, limits.lists * 2)
+            .map_max_entries(maps::RULES, limits.rules * 2)
+            .map_max_entries(maps::PORT_SETS, limits.port_sets * 2)
+            .map_max_entries(maps::INTERFACES, limits.rules.saturating_mul(8))
+            .map_max_entries(maps::COUNTERS, limits.rules * 2)
+            .map_max_entries(maps::HOOKS, abi::HOOK_DEVICES * 3)
+            .map_max_entries(maps::KILLS, WATCHED_FLOWS);
+        let mut ebpf = loader.load(OBJECT).map_err(Error::object)?;
+        for name in programs::ALL {
+            let program = ebpf
+                .program_mut(name)
+                .ok_or(Error::Missing { what: name })?;
+            let loaded: Result<(), ProgramError> = match program {
+                aya::programs::Program::Xdp(program) => program.load(),
+                aya::programs::Program::SchedClassifier(program) => program.load(),
+                _ => return Err(Error::Missing { what: name }),
+            };
+            loaded.map_err(|source| Error::Load {
+                program: name,
+                source: Box::new(source),
+            })?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Takes a map out of the object.
+    ///
+    /// # Errors
+    /// If it is not there (any more).
+    pub fn map(&mut self, name: &'static str) -> Result<Map, Error> {
+        self.ebpf
+            .take_map(name)
+            .ok_or(Error::Missing { what: name })
+    }
+
+    /// A TC program.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or(Error::Missing { what: name })?;
+        program
+            .try_into()
+            .map_err(|_| Error::Missing { what: name })
+    }
+
+    /// The XDP program.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn xdp(&mut self) -> Result<&mut Xdp, Error> {
+        let program = self.ebpf.program_mut(programs::XDP).ok_or(Error::Missing {
+            what: programs::XDP,
+        })?;
+        program.try_into().map_err(|_| Error::Missing {
+            what: programs::XDP,
+        })
+    }
+
+    /// The programs' diagnostics; `None` if they are off.
+    ///
+    /// # Errors
+    /// If the ring buffer can't be opened.
+    pub fn diagnostics(&mut self, settings: &Settings) -> Result<Option<Diagnostics>, Error> {
+        if settings.log == log::LevelFilter::Off {
+            return Ok(None);
+        }
+        Diagnostics::open(&mut self.ebpf).map(Some)
+    }
+}

@@ -1,0 +1,83 @@
+//! Maps as memory: an mmapable array (`BPF_F_MMAPABLE`, Linux 5.5), mapped for writing.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+/// An `ARRAY` map's values, mapped into this process.
+///
+/// The kernel's array holds its values one after the other, each rounded up to 8 bytes
+/// (`array_map_alloc`); types of the ABI that live in such arrays are multiples of 8.
+pub struct Mapped<T> {
+    start: NonNull<T>,
+    values: usize,
+}
+
+// SAFETY: the mapping is shared memory without thread affinity; writing needs `&mut`.
+unsafe impl<T: Send> Send for Mapped<T> {}
+
+impl<T: Copy> Mapped<T> {
+    /// Maps the `values` values of the array behind `fd`, which must hold `T`s.
+    ///
+    /// # Errors
+    /// What `mmap` said.
+    pub fn new(fd: impl AsFd, values: usize) -> io::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
+        let length = size_of::<T>() * values;
+        // SAFETY: a fresh mapping of a file descriptor that is open; the kernel picks the place.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start =
+            NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        Ok(Self { start, values })
+    }
+
+    /// Copies values to places `first..`.
+    ///
+    /// # Panics
+    /// If they do not fit: whoever compiles a snapshot checked its limits.
+    pub fn write(&mut self, first: usize, values: &[T]) {
+        assert!(
+            first <= self.values && values.len() <= self.values - first,
+            "values beyond the map's end"
+        );
+        // SAFETY: the range was checked; the datapath may read these bytes at any time, which is
+        // why callers write only to the idle bank; the source is ordinary memory.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                values.as_ptr(),
+                self.start.as_ptr().add(first),
+                values.len(),
+            )
+        };
+    }
+
+    /// The address of a value, for single words that the datapath reads while they change.
+    ///
+    /// # Panics
+    /// If there is no such value.
+    #[must_use]
+    pub fn at(&self, place: usize) -> *mut T {
+        assert!(place < self.values, "value beyond the map's end");
+        // SAFETY: inside the mapping.
+        unsafe { self.start.as_ptr().add(place) }
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: this very mapping, made in `new`; no reference into it outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), size_of::<T>() * self.values) };
+    }
+}
