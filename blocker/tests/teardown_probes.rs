@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use blocker::config::Namespaces;
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Namespaces, Settings, kill};
+use blocker::teardown::{Evidence, Settings, kill};
 use blocker_ebpf::FlowKey;
 use nix::errno::Errno;
 

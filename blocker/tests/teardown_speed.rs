@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use blocker::config::Namespaces;
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Namespaces, Settings, kill};
+use blocker::teardown::{Evidence, Settings, kill};
 use blocker_ebpf::{FlowKey, kill as bits};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{Backlog, listen};

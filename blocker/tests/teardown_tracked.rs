@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use blocker::api::types::Account;
+use blocker::config::Namespaces;
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Namespaces, Settings, kill, list};
+use blocker::teardown::{Evidence, Settings, kill, list};
 use blocker_ebpf::{FlowKey, kill as bits};
 
 mod lab;
