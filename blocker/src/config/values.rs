@@ -107,7 +107,7 @@ choice! {
         Auto,
         /// TC alone.
         Tc,
-        /// XDP in the driver, and TC; a device whose driver lacks it is an error.
+        /// As `Auto`, but a device whose driver lacks XDP is logged as an error.
         XdpNative,
         /// XDP in the kernel's generic path, and TC.
         XdpGeneric,
