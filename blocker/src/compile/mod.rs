@@ -167,7 +167,7 @@ pub enum CompileError {
         "{address} is covered by {found} rules ({}), but at most {} can be tried on one address: merge some of them, or narrow their targets", some_of(.rules), abi::RULES_PER_LIST
     )]
     RulesOnAddress {
-        /// The lowest such address.
+        /// One such address.
         address: IpAddr,
         /// How many rules cover it.
         found: usize,

@@ -203,6 +203,35 @@ fn one_rule_too_many_on_an_address_is_refused_and_named() {
     }
 }
 
+/// A mistake of this kind must be told, not paid for with memory: each of the nested prefixes
+/// would have all rules in an order of its own.
+#[test]
+fn thousands_of_rules_on_everything_are_refused_at_once() {
+    let everything: Target = "0.0.0.0/0".parse().unwrap();
+    let template = rule("a", "0.0.0.0/0", "{}");
+    let rules: Vec<Rule> = (0..4_096_u32)
+        .map(|n| {
+            let nested = (0..64_u32).flat_map(|m| {
+                let net = (0x0a00_0000 + (n * 64 + m)) << 2;
+                [30, 31].map(|length| {
+                    let address = Ipv4Addr::from(net.rotate_left(m));
+                    Target::from(IpNet::from(ipnet::Ipv4Net::new_assert(address, length)))
+                })
+            });
+            Rule {
+                id: format!("r{n:04}").parse().unwrap(),
+                targets: std::iter::once(everything).chain(nested).collect(),
+                ..template.clone()
+            }
+        })
+        .collect();
+    let begun = Instant::now();
+    let error = compiled(&rules, &[], &LIMITS).unwrap_err().to_string();
+    let expected = "0.0.0.0 is covered by 4096 rules (r0000, r0001, r0002, …)";
+    assert!(error.starts_with(expected), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
 #[test]
 fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
     let rules = [
