@@ -290,12 +290,18 @@ impl FromStr for Protocol {
     fn from_str(text: &str) -> Result<Self, RuleError> {
         Ok(match text {
             "any" => Self::Any,
-            "tcp" | "6" => Self::Tcp,
-            "udp" | "17" => Self::Udp,
+            "tcp" => Self::Tcp,
+            "udp" => Self::Udp,
             "icmp" => Self::Icmp,
             number => match number.parse() {
-                Ok(n) if number.bytes().all(|b| b.is_ascii_digit()) => Self::Number(n),
-                _ => return Err(RuleError::Protocol(text.to_owned())),
+                _ if !number.bytes().all(|b| b.is_ascii_digit()) => {
+                    return Err(RuleError::Protocol(text.to_owned()));
+                }
+                // One form for what has a name: equal rules are to be equal.
+                Ok(6) => Self::Tcp,
+                Ok(17) => Self::Udp,
+                Ok(n) => Self::Number(n),
+                Err(_) => return Err(RuleError::Protocol(text.to_owned())),
             },
         })
     }
@@ -861,3 +867,6 @@ fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
     list.dedup();
     list
 }
+
+#[cfg(test)]
+mod tests;
