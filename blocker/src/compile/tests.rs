@@ -539,6 +539,8 @@ proptest! {
         for (n, rule) in rules.iter_mut().enumerate() {
             rule.id = format!("r{n}").parse().unwrap();
         }
+        // A wide protected prefix would swallow the hosts.
+        let protect: Vec<IpNet> = protect.into_iter().filter(|net| net.prefix_len() > 16).collect();
         let addresses = boundaries(&rules, &protect);
         let expected: Vec<_> = addresses.iter().map(|a| oracle(&rules, &protect, *a)).collect();
         let mut many = rule("many", "10.0.0.1", "{}");

@@ -1,5 +1,8 @@
 //! Rules and their parts: text both ways, defaults, and what is refused in which words.
 
+use std::str::FromStr;
+
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -409,6 +412,10 @@ fn json_of_the_wrong_kind_is_refused() {
     }
 }
 
+fn lifetime(seconds: i64) -> Lifetime {
+    format!("{seconds}s").parse().unwrap()
+}
+
 fn any_target() -> impl Strategy<Value = Target> {
     let v4 = (any::<u32>(), 0..=32_u8)
         .prop_map(|(bits, length)| IpNet::from(ipnet::Ipv4Net::new_assert(bits.into(), length)));
@@ -449,7 +456,7 @@ prop_compose! {
             ports,
             interfaces,
             percent,
-            lifetime: seconds.map(|s| Lifetime(SignedDuration::from_secs(s))),
+            lifetime: seconds.map(lifetime),
             comment,
             ..RuleSpec::default()
         }
@@ -483,7 +490,7 @@ proptest! {
         prop_assert_eq!(ports.to_string().parse(), Ok(ports));
         let protocol: Protocol = number.to_string().parse().unwrap();
         prop_assert_eq!(protocol.to_string().parse(), Ok(protocol));
-        let lifetime = Lifetime(SignedDuration::from_secs(seconds));
+        let lifetime = lifetime(seconds);
         prop_assert_eq!(lifetime.to_string().parse(), Ok(lifetime));
     }
 
