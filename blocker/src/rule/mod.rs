@@ -261,6 +261,13 @@ impl Rule {
         self.established == Established::Kill
     }
 
+    /// Whether the rule applies on a device, by the device's name.
+    #[must_use]
+    pub fn covers_interface(&self, device: &str) -> bool {
+        let matches = |pattern: &String| interface_matches(pattern, device);
+        self.interfaces.is_empty() || self.interfaces.iter().any(matches)
+    }
+
     /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
@@ -338,6 +345,13 @@ fn resolve_on_lift(asked: Option<OnLift>, mode: Mode, percent: u8) -> Result<OnL
         )),
         asked => Ok(asked.unwrap_or(OnLift::Resume)),
     }
+}
+
+/// Whether a device has the name that a pattern is, or one that it matches as a glob.
+#[must_use]
+pub fn interface_matches(pattern: &str, device: &str) -> bool {
+    pattern == device
+        || globset::Glob::new(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(device))
 }
 
 /// Device names follow `dev_valid_name` of the kernel's `net/core/dev.c`.

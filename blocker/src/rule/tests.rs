@@ -344,6 +344,21 @@ fn the_effect_is_all_but_name_comment_and_deadline() {
 }
 
 #[test]
+fn a_rule_covers_the_interfaces_that_it_names() {
+    let everywhere = rule("").unwrap();
+    assert!(everywhere.covers_interface("eth0"));
+    let some = rule("interfaces: ['veth*', eth0]").unwrap();
+    for (device, expected) in [
+        ("veth9", true),
+        ("eth0", true),
+        ("eth1", false),
+        ("", false),
+    ] {
+        assert_eq!(some.covers_interface(device), expected, "{device}");
+    }
+}
+
+#[test]
 fn yaml_and_json_read_alike() {
     let from_yaml = yaml(
         r#"{id: a, targets: [10.0.0.1, "2001:db8::/32"], ports: [80, 90-99], protocol: 47, percent: 5, for: 5m}"#,
