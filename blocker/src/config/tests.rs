@@ -401,6 +401,9 @@ fn an_expired_rule_is_left_out_and_no_error() {
     let now = "2026-06-01T00:00:00Z".parse().unwrap();
     let expired = parse(text).unwrap().expired_rules(now).unwrap();
     assert_eq!(expired[0].id.as_str(), "old");
+    // A rule ends at its date, not after it.
+    let end = "2026-01-01T00:00:00Z".parse().unwrap();
+    assert_eq!(parse(text).unwrap().rules(end).unwrap().len(), 1);
 }
 
 #[test]
