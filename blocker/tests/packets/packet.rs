@@ -346,20 +346,16 @@ impl Packet {
             ..inner
         }
     }
-
-    /// With the outermost VLAN tag, if any, in the buffer's metadata, where the stack keeps it.
-    pub(crate) fn with_outer_tag_aside(mut self) -> Self {
-        if !self.tags.is_empty() {
-            self.tags.remove(0);
-        }
-        self
-    }
 }
 
 /// Bytes.
 impl Packet {
     pub(crate) fn is_v6(&self) -> bool {
         self.source.is_ipv6()
+    }
+
+    pub(crate) fn is_tagged(&self) -> bool {
+        !self.tags.is_empty()
     }
 
     /// Whether [`Packet::bare`] works, in both directions. Behind what a test run takes for the
