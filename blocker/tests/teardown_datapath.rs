@@ -110,6 +110,44 @@ fn a_firewall_that_eats_this_hosts_resets_saves_no_flow() -> Result<()> {
 }
 
 #[test]
+fn link_local_flows_die_by_kernel_or_by_probe() -> Result<()> {
+    for firewall in [false, true] {
+        let pair = Pair::new()?;
+        let link_local = |host: &Namespace| -> Result<std::net::Ipv6Addr> {
+            let line = host.run(&[
+                "ip", "-6", "-br", "address", "show", "dev", "eth0", "scope", "link",
+            ])?;
+            let net = line.split_whitespace().nth(2).context("no address")?;
+            Ok(net.split('/').next().unwrap_or_default().parse()?)
+        };
+        let remote = link_local(&pair.b)?;
+        let index: u32 = pair
+            .a
+            .enter(|| std::fs::read_to_string("/proc/net/dev_snmp6/eth0"))??
+            .lines()
+            .find_map(|line| line.strip_prefix("ifIndex")?.trim().parse().ok())
+            .context("eth0 has no index")?;
+        let listener = pair.b.enter(|| TcpListener::bind("[::]:0"))??;
+        let port = listener.local_addr()?.port();
+        let dial = std::net::SocketAddrV6::new(remote, port, 0, index);
+        let client = pair.a.enter(|| TcpStream::connect(dial))??;
+        let (server, _) = listener.accept()?;
+        if firewall {
+            iptables(&pair.a, "ip6tables", "-A OUTPUT -p tcp -j DROP")?;
+        }
+        let daemon = daemon(&pair.a)?;
+        let account = block(&daemon, remote.into())?;
+        ensure!(
+            account["found"] == 1 && account["killed"] == 1,
+            "{firewall} {account:#}"
+        );
+        died(&client, "client")?;
+        died(&server, "server")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn half_closed_flows_die_too() -> Result<()> {
     let pair = Pair::new()?;
     let daemon = daemon(&pair.a)?;

@@ -12,10 +12,12 @@
 //! |---|---|
 //! | [`flow`] | a flow's tuple and state |
 //! | [`matching`] | which flows the rules name |
+//! | [`prefixes`] | numbers by prefix |
 //! | [`netlink`] | framing, dumps, batches |
 //! | [`bytecode`] | the filter that `sock_diag` runs |
 //! | [`sockets`] | listing and destroying sockets |
-//! | [`conntrack`] | tracked connections: listing, deleting |
+//! | [`tracked`] | a tracked connection on either side of a NAT |
+//! | [`conntrack`] | listing and deleting tracked connections |
 //! | [`routes`] | device, next hop, link-layer address |
 //! | [`segment`] | the bytes of a probe |
 //! | [`probe`] | sending probes |
@@ -35,12 +37,14 @@ mod matching;
 mod netlink;
 mod netns;
 mod owners;
+mod prefixes;
 mod probe;
 mod rounds;
 mod routes;
 mod segment;
 mod sockets;
 mod survey;
+mod tracked;
 
 use std::io;
 
@@ -65,7 +69,7 @@ pub struct Settings {
 /// Keys are as a rule sees the flow ([`FlowKey`]); bits are those of
 /// [`kill`](blocker_ebpf::kill): a RST passed towards the remote, towards the local end.
 pub trait Evidence: Send + Sync {
-    /// Watches flows from now on. A flow that is watched already keeps its bits.
+    /// Watches flows from now on, with no bits to begin with.
     ///
     /// # Errors
     /// If the datapath can't: then nothing is confirmed, and the account says so.
