@@ -11,6 +11,7 @@ use blocker::api::types::{Account, LiveFlow};
 use blocker::config::Namespaces;
 use blocker::rule::Rule;
 use blocker::teardown::{Evidence, Listing, Settings, kill, list};
+use blocker_ebpf::FlowKey;
 use nix::errno::Errno;
 
 mod lab;
@@ -261,6 +262,35 @@ fn without_evidence_nothing_counts_as_dead_and_the_account_says_why() -> Result<
     assert!(left.why.contains("no RST was seen"), "{}", left.why);
     // Bounded: three rounds, 293 ms in all, and some for the work itself.
     assert!(account.elapsed_ms > 250.0 && account.elapsed_ms < 2000.0);
+    Ok(())
+}
+
+/// A datapath that has no room.
+struct Full;
+
+impl Evidence for Full {
+    fn watch(&self, _: &[FlowKey]) -> io::Result<()> {
+        Err(io::Error::other("no room"))
+    }
+
+    fn seen(&self, _: &[FlowKey]) -> io::Result<Vec<u32>> {
+        Err(io::Error::other("no room"))
+    }
+
+    fn forget(&self, _: &[FlowKey]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_datapath_that_fails_stops_no_teardown_and_is_accounted_for() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut connection = Connection::open(&pair.b, &pair.a, Pair::A)?;
+    let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Full)?;
+    assert!(connection.wait_dead(soon())?);
+    assert_eq!((account.found, account.killed), (1, 0), "{account:?}");
+    assert!(account.left[0].why.contains("no room"), "{account:?}");
+    assert!(account.notes[0].contains("no room"), "{account:?}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Killing the flows that were established when a rule starts.
 //!
-//! The caller has made the rule live, with RSTs passing, before it calls [`kill`]. Then this
-//! host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
+//! The caller has made the rule live in mode `reset` before it calls [`kill`], whatever its mode is
+//! to be: only so do probes kill, and do RSTs pass. Then this host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
 //! that this did not kill at both ends is probed: a forged segment with one byte of data outside
 //! the window, to which RFC 9293 (3.10.7.4) has the endpoint answer with an ACK that carries its
 //! exact sequence numbers; the datapath turns that ACK into RSTs for both ends. What the datapath
