@@ -74,11 +74,7 @@ fn established_kill_kills_both_ends() -> Result<()> {
         assert_died(&flow.server, HERE);
         assert_died(&flow.client, &[Errno::ECONNRESET]);
         // And it is a silent block otherwise.
-        let (stream, _) = connect_timed(
-            &scene.pair.b,
-            (a, 9).into(),
-            Duration::from_millis(200),
-        )?;
+        let (stream, _) = connect_timed(&scene.pair.b, (a, 9).into(), Duration::from_millis(200))?;
         assert_eq!(
             stream.expect_err("blocked").kind(),
             std::io::ErrorKind::TimedOut

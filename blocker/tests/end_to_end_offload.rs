@@ -32,9 +32,15 @@ const STATES: &[(&[&str], &[&str])] = &[
     (&["gro", "on"], &["gro", "on"]),
 ];
 
-/// Puts a pair into a state.
+/// What a veth has at first.
+const PLAIN: &[&str] = &[
+    "tx", "on", "rx", "on", "gro", "off", "gso", "on", "tso", "on",
+];
+
+/// Puts a pair into a state, whatever state it was in.
 fn set(pair: &Pair, (a, b): (&[&str], &[&str])) -> Result<()> {
     for (host, words) in [(&pair.a, a), (&pair.b, b)] {
+        host.run(&[&["ethtool", "-K", "eth0"], PLAIN].concat())?;
         if !words.is_empty() {
             host.run(&[&["ethtool", "-K", "eth0"], words].concat())?;
         }
@@ -45,8 +51,8 @@ fn set(pair: &Pair, (a, b): (&[&str], &[&str])) -> Result<()> {
 #[test]
 fn one_segment_kills_both_ends_in_every_state() -> Result<()> {
     for (a, b) in FAMILIES {
+        let scene = Scene::new("")?;
         for state in STATES {
-            let scene = Scene::new("")?;
             set(&scene.pair, *state)?;
             let b = b.to_string();
             // One byte is what a keepalive carries, too; a large write is a super-packet where
@@ -78,9 +84,9 @@ fn one_segment_kills_both_ends_in_every_state() -> Result<()> {
 #[test]
 fn new_flows_are_refused_in_every_state() -> Result<()> {
     for (a, b) in FAMILIES {
+        let scene = Scene::new("")?;
+        let pair = &scene.pair;
         for state in STATES {
-            let scene = Scene::new("")?;
-            let pair = &scene.pair;
             set(pair, *state)?;
             let in_a = Listener::new(&pair.a, a, 0)?;
             let in_b = Listener::new(&pair.b, b, 0)?;
@@ -99,6 +105,7 @@ fn new_flows_are_refused_in_every_state() -> Result<()> {
                     assert_eq!(error, Some(Errno::ECONNREFUSED), "{state:?}, {length}");
                 }
             }
+            scene.del(&[&b.to_string()])?;
         }
     }
     Ok(())
@@ -107,8 +114,8 @@ fn new_flows_are_refused_in_every_state() -> Result<()> {
 #[test]
 fn bulk_transfers_die_in_every_state() -> Result<()> {
     for (a, b) in FAMILIES {
+        let scene = Scene::new("")?;
         for state in STATES {
-            let scene = Scene::new("")?;
             set(&scene.pair, *state)?;
             let b = b.to_string();
             for from_b in [true, false] {
@@ -147,9 +154,9 @@ fn bulk_transfers_die_in_every_state() -> Result<()> {
 #[test]
 fn checksums_are_right_on_the_wire() -> Result<()> {
     for (a, b) in FAMILIES {
+        let scene = Scene::new("")?;
+        let pair = &scene.pair;
         for state in STATES {
-            let scene = Scene::new("")?;
-            let pair = &scene.pair;
             set(pair, *state)?;
             let mut flow = Connection::open(&pair.b, &pair.a, a)?;
             flow.check_alive()?;
@@ -174,6 +181,7 @@ fn checksums_are_right_on_the_wire() -> Result<()> {
             for packet in &packets {
                 assert!(is_right(&packet[14..], a), "{state:?}: {packet:02x?}");
             }
+            scene.del(&[&b])?;
         }
     }
     Ok(())

@@ -28,8 +28,13 @@ fn udp_error(host: &Namespace, from: IpAddr, to: IpAddr) -> Result<Errno> {
     let socket = udp(host, from, Some((to, 5300).into()))?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     poll("an ICMP error", PATIENCE, || {
-        let error = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 8])).err();
-        error.map(|error| errno(&error)).filter(|error| *error != Errno::EAGAIN)
+        let error = socket
+            .send(b"?")
+            .and_then(|_| socket.recv(&mut [0; 8]))
+            .err();
+        error
+            .map(|error| errno(&error))
+            .filter(|error| *error != Errno::EAGAIN)
     })
 }
 
