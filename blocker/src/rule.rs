@@ -168,6 +168,13 @@ impl Target {
     }
 }
 
+impl From<IpNet> for Target {
+    /// Bits behind the prefix length are cleared.
+    fn from(net: IpNet) -> Self {
+        Self(net.trunc())
+    }
+}
+
 impl From<IpAddr> for Target {
     fn from(address: IpAddr) -> Self {
         Self(IpNet::from(address))
@@ -738,6 +745,17 @@ impl RuleSpec {
 }
 
 impl Rule {
+    /// Checks what [`RuleSpec::resolve`] checks, for a rule that came another way than through
+    /// it. A deadline in the past is none of its business.
+    ///
+    /// # Errors
+    /// The first [`RuleError`] found.
+    pub fn check(&self) -> Result<(), RuleError> {
+        RuleSpec::from(self.clone())
+            .resolve(|| self.id.clone(), Defaults::default(), Timestamp::MIN)
+            .map(drop)
+    }
+
     /// Whether flows that are established when the rule starts are killed.
     #[must_use]
     pub fn kills(&self) -> bool {
@@ -754,6 +772,30 @@ impl Rule {
             ..rule.clone()
         };
         bare(self) == bare(other)
+    }
+}
+
+impl From<Rule> for RuleSpec {
+    /// The specification that resolves to the rule, whatever the defaults.
+    fn from(rule: Rule) -> Self {
+        Self {
+            id: Some(rule.id),
+            targets: rule.targets,
+            except: rule.except,
+            mode: Some(rule.mode),
+            direction: Some(rule.direction),
+            protocol: Some(rule.protocol),
+            ports: rule.ports,
+            local_ports: rule.local_ports,
+            remote_ports: rule.remote_ports,
+            interfaces: rule.interfaces,
+            percent: Some(rule.percent.into()),
+            established: Some(rule.established),
+            on_lift: Some(rule.on_lift),
+            lifetime: None,
+            expires: rule.expires,
+            comment: rule.comment,
+        }
     }
 }
 

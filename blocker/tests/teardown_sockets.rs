@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use blocker::api::types::{Account, LiveFlow};
+use blocker::config::Namespaces;
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Listing, Namespaces, Settings, kill, list};
+use blocker::teardown::{Evidence, Listing, Settings, kill, list};
 use blocker_ebpf::{FlowKey, kill as bits};
 use nix::errno::Errno;
 

@@ -30,7 +30,7 @@ struct Tally {
 /// The set-up is impossible, something does not build, or a test fails.
 pub(crate) fn run(filter: &[String]) -> Result<()> {
     setup::install(setup::Purpose::Test)?;
-    let sudo = command::sudo().context("the tests that need root cannot run")?;
+    let sudo = command::sudo().context("run this as root: tests of the kernel need it")?;
     let start = Instant::now();
     let mut tally = Tally::default();
     let mut failed = Vec::new();

@@ -33,7 +33,7 @@ mod rules;
 mod states;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod v4;
 mod v6;
 

@@ -20,7 +20,7 @@ pub(super) const LIMITS: Limits = Limits {
 };
 
 /// A rule on targets (separated by blanks), with the other fields as YAML.
-pub(super) fn rule(id: &str, targets: &str, fields: &str) -> Rule {
+pub(crate) fn rule(id: &str, targets: &str, fields: &str) -> Rule {
     let mut spec: serde_json::Value = serde_yaml::from_str(fields).unwrap();
     let fields = spec.as_object_mut().unwrap();
     fields.insert("targets".into(), targets.split(' ').collect());

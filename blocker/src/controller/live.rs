@@ -31,9 +31,12 @@ pub(super) struct Live {
 }
 
 /// A rule that is to be in force.
+#[derive(Clone)]
 pub(super) struct Wanted {
     pub(super) rule: Rule,
     pub(super) owner: Owner,
+    /// When it was first put in force; of a rule that is in force already, that counts.
+    pub(super) created: Timestamp,
 }
 
 impl Live {
@@ -58,22 +61,31 @@ impl Live {
 
     /// The rules of all owners, as they would be wanted if nothing changed.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
-        self.ruleset
-            .values()
-            .map(|entry| Wanted {
-                rule: entry.rule.clone(),
-                owner: entry.owner.clone(),
-            })
-            .collect()
+        let wanted = |Entry {
+                          rule,
+                          owner,
+                          created,
+                          ..
+                      }: &Entry| Wanted {
+            rule: rule.clone(),
+            owner: owner.clone(),
+            created: *created,
+        };
+        self.ruleset.values().map(wanted).collect()
     }
 
-    /// Makes exactly these rules the ones in force. A rule that was there keeps its counters and
-    /// the time it was made.
+    /// Makes exactly these rules, no two of one id, the ones in force. A rule that was there keeps
+    /// its counters and the time it was made.
     pub(super) fn put(&mut self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
         let mut free = self.free_slots(&wanted);
         let mut fresh = Vec::new();
         let mut ruleset = Ruleset::new();
-        for Wanted { rule, owner } in wanted {
+        for Wanted {
+            rule,
+            owner,
+            created,
+        } in wanted
+        {
             let old = self.ruleset.get(&rule.id);
             let counter = match old {
                 Some(old) => old.counter,
@@ -87,28 +99,25 @@ impl Live {
             };
             let deadline = match old {
                 // A clock that was set must not move a deadline that did not change.
-                Some(old) if old.rule.expires == rule.expires => old.deadline,
+                Some(old)
+                    if old.rule.expires == rule.expires
+                        && lifts_actively(&old.rule) == lifts_actively(&rule) =>
+                {
+                    old.deadline
+                }
                 _ => rule
                     .expires
                     .map(|expires| boot_deadline(&rule, expires, now)),
             };
-            let created = old.map_or(now, |old| old.created);
-            let id = rule.id.clone();
-            if ruleset
-                .insert(
-                    id.clone(),
-                    Entry {
-                        rule,
-                        owner,
-                        created,
-                        deadline,
-                        counter,
-                    },
-                )
-                .is_some()
-            {
-                return Err(Error::SameId { id });
-            }
+            let created = old.map_or(created, |old| old.created);
+            let entry = Entry {
+                rule,
+                owner,
+                created,
+                deadline,
+                counter,
+            };
+            ruleset.insert(entry.rule.id.clone(), entry);
         }
         let snapshot = self.compile(&ruleset)?;
         for slot in fresh {
@@ -121,23 +130,25 @@ impl Live {
     }
 
     /// Whether these rules would fit, without doing anything.
-    pub(super) fn check(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
-        let ruleset = wanted
-            .into_iter()
-            .map(|Wanted { rule, owner }| {
-                (
-                    rule.id.clone(),
-                    Entry {
-                        rule,
-                        owner,
-                        created: now,
-                        deadline: None,
-                        counter: 0,
-                    },
-                )
-            })
-            .collect();
-        self.compile(&ruleset).map(drop)
+    pub(super) fn check(&self, wanted: Vec<Wanted>) -> Result<(), Error> {
+        let entry = |Wanted {
+                         rule,
+                         owner,
+                         created,
+                     }| {
+            (
+                rule.id.clone(),
+                Entry {
+                    rule,
+                    owner,
+                    created,
+                    deadline: None,
+                    counter: 0,
+                },
+            )
+        };
+        self.compile(&wanted.into_iter().map(entry).collect())
+            .map(drop)
     }
 
     /// Attaches to the devices that the configuration names; rules that name interfaces follow.

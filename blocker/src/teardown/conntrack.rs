@@ -7,7 +7,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED, Nla, ParseableParametrized};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, Nla, ParseableParametrized};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
     Tuple as Part,
@@ -277,8 +277,9 @@ impl Place {
         }
     }
 
-    /// The attributes that ask the kernel for entries with `host` in this place.
-    fn filter(self, host: IpAddr) -> Vec<ConntrackAttribute> {
+    /// The attributes that ask the kernel for entries with `host` in this place: a tuple, and
+    /// which part of it counts. The crate would lose the latter's mark of a nested attribute.
+    fn filter(self, host: IpAddr) -> (ConntrackAttribute, DefaultNla) {
         let (address, flag) = match self {
             Self::OriginalSource | Self::ReplySource => {
                 (IPTuple::SourceAddress(host), FILTER_SOURCE)
@@ -300,8 +301,7 @@ impl Place {
             &DefaultNla::new(CTA_FILTER_ORIG_FLAGS, original.to_ne_bytes().to_vec()),
             &DefaultNla::new(CTA_FILTER_REPLY_FLAGS, reply.to_ne_bytes().to_vec()),
         ]);
-        let filter = DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags);
-        vec![tuple, ConntrackAttribute::Other(filter)]
+        (tuple, DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags))
     }
 }
 
@@ -322,18 +322,15 @@ fn dump(
         None if all_v4 => NetfilterProtoFamily::IPv4,
         None => NetfilterProtoFamily::Unspec,
     };
-    let request = NetfilterMessage::new(
-        header(family),
-        ConntrackMessage::Get(
-            filter
-                .map(|(host, place)| place.filter(host))
-                .unwrap_or_default(),
-        ),
-    );
+    let (tuple, flags) = filter.map(|(host, place)| place.filter(host)).unzip();
+    let attributes = tuple.into_iter().collect();
+    let request = NetfilterMessage::new(header(family), ConntrackMessage::Get(attributes));
+    let mut parts: Vec<&dyn Emitable> = vec![&request];
+    parts.extend(flags.iter().map(|flags| flags as &dyn Emitable));
     let body = Body {
         kind: GET,
         flags: 0,
-        parts: &[&request],
+        parts: &parts,
     };
     let mut fits = true;
     netfilter.dump("listing tracked connections", &body, |kind, payload| {

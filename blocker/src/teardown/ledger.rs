@@ -100,7 +100,7 @@ impl Flow {
             }
             LocalEnd::Elsewhere => {
                 let end = match (self.local_dead(), self.remote_dead()) {
-                    (false, false) => "neither end",
+                    (false, false) => "either end",
                     (false, true) => "the local end",
                     (true, _) => "the remote end",
                 };
@@ -230,12 +230,21 @@ impl Ledger {
         self.flows[number].seen |= bits;
     }
 
+    /// One probe for each flow that is not dead yet, to its nearer end: an answer of either end
+    /// kills both, and what is behind this host is seldom far.
+    pub(crate) fn first_probes(&self) -> Vec<Probe> {
+        let wanting = self.flows.iter().filter(|flow| !flow.dead());
+        wanting
+            .filter(|flow| flow.remote_lives)
+            .map(|flow| flow.to_local.unwrap_or(flow.to_remote))
+            .collect()
+    }
+
     /// The probes that may bring about what is not dead yet.
     pub(crate) fn probes(&self) -> Vec<Probe> {
         let mut probes = Vec::new();
         for flow in self.flows.iter().filter(|flow| !flow.dead()) {
-            // Both bits come with either end's answer, so that each end is asked while any bit is
-            // wanting.
+            // Both ends are asked, since either may be gone, or may not answer.
             if flow.remote_lives {
                 probes.push(flow.to_remote);
                 probes.extend(flow.to_local);

@@ -27,6 +27,9 @@ use crate::rule::Rule;
 /// How long the first look waits for the kernel's own RSTs: they pass the datapath within the
 /// system call that destroys the socket, or a softirq later where they come from a container.
 const KERNEL_RSTS: Duration = Duration::from_millis(3);
+/// How long the first probes, one a flow, wait for their answers: what is near is dead by then, and
+/// needs no more of them.
+const FIRST_ANSWERS: Duration = Duration::from_millis(5);
 /// How long each round of probes waits for its answers: the round trips of a LAN, of a continent,
 /// of an ocean.
 const ROUNDS: [Duration; 3] = [
@@ -232,10 +235,14 @@ impl Run<'_> {
                 [connection.probe_to(end), connection.probe_to(end.other())]
             })
             .collect();
+        if self.ledger.unfinished() {
+            self.probe(&self.ledger.first_probes(), 1);
+            self.gather(FIRST_ANSWERS);
+        }
         for wait in ROUNDS {
             let mut probes = self.ledger.probes();
             probes.append(&mut doubtful);
-            self.probe(&probes);
+            self.probe(&probes, 2);
             if self.ledger.unfinished() {
                 self.gather(wait);
             }
@@ -297,8 +304,8 @@ impl Run<'_> {
         }
     }
 
-    /// Sends probes, from the namespace that the datapath is in.
-    fn probe(&mut self, probes: &[Probe]) {
+    /// Sends so many segments for each probe, from the namespace that the datapath is in.
+    fn probe(&mut self, probes: &[Probe], segments: usize) {
         if probes.is_empty() {
             return;
         }
@@ -315,7 +322,7 @@ impl Run<'_> {
             return;
         };
         if let Some(prober) = &self.prober
-            && let Some(e) = prober.send(probes, routes).error
+            && let Some(e) = prober.send(probes, segments, routes).error
         {
             note_once(
                 &mut self.notes,

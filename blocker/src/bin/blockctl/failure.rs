@@ -135,7 +135,7 @@ fn hint(error: &ClientError) -> Option<String> {
             } => format!(
                 "run as root, or join group {group}: usermod -aG {group} USER, then log in again"
             ),
-            Absence::Denied { .. } => "run as root: its mode lets no group in".to_owned(),
+            Absence::Denied { .. } => "run as root".to_owned(),
             Absence::Other => return None,
         },
         ClientError::NotBlocker { .. } => NAME.to_owned(),

@@ -241,7 +241,7 @@ const FLOW: &[Column] = &[
     Column::new("REMOTE", Fit::Whole),
     Column::new("LOCAL", Fit::Whole),
     Column::optional("STATE", Fit::Whole, 2),
-    Column::optional("PROCESS", Fit::Cut, 1),
+    Column::optional("PROCESS", Fit::Whole, 1),
 ];
 
 fn flow(flow: &LiveFlow) -> Vec<Cell> {
