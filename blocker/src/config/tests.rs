@@ -103,7 +103,7 @@ control: {socket: /tmp/s, group: wheel, mode: 0600, read: all}
 state_dir: /s
 pin_dir: /p
 on_stop: keep
-limits: {prefixes: 5, rules: 6, replies_per_second: 0}
+limits: {prefixes: 5, rules: 6, flows: 7, replies_per_second: 0}
 protect: [10.0.0.1, 192.0.2.0/24]
 defaults: {mode: reset}
 rules:
@@ -128,6 +128,7 @@ rules:
     let limits = Limits {
         prefixes: 5,
         rules: 6,
+        flows: 7,
         replies_per_second: 0,
     };
     assert_eq!(config.limits, limits);

@@ -217,7 +217,7 @@ unsafe impl aya::Pod for Plain<blocker_ebpf::Counters> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::HookCounters> {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::FlowKey> {}
+unsafe impl aya::Pod for Plain<FlowKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
 // SAFETY: as above.
