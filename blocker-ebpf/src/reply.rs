@@ -10,7 +10,8 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_csum_diff, bpf_csum_level, bpf_ktime_get_boot_ns, bpf_skb_adjust_room,
-    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_skb_vlan_push,
 };
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::warn;
@@ -32,6 +33,8 @@ pub struct Sent {
 }
 
 const HOP_LIMIT: u8 = 64;
+/// Length of an Ethernet header without tags.
+const ETHERNET: u32 = 14;
 /// Bytes that are cut from behind the link header, see [`resize`].
 const CUT: u32 = 256;
 const _: () = assert!(CUT - LAST_CUT > MAX_OFFSET);
@@ -334,6 +337,26 @@ struct IcmpHeader {
     unused: u32,
 }
 
+/// VLAN tags that were taken off a packet: EtherType and control information, network order.
+#[derive(Clone, Copy)]
+struct Tags {
+    /// How many were inline.
+    inline: u32,
+    /// Whether one more, the outermost, was in the buffer's metadata.
+    aside: bool,
+    outer: [u16; 2],
+    /// The first inline one.
+    second: [u16; 2],
+}
+
+impl Tags {
+    /// Whether both `outer` and `second` are lost: of three tags only the innermost is left.
+    #[inline(always)]
+    fn both(&self) -> bool {
+        self.aside && self.inline == 2
+    }
+}
+
 /// Which end a RST is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -359,7 +382,7 @@ impl Reply<'_> {
     fn reset(&self) -> Result<Sent, i32> {
         let packet = self.packet;
         let macs = self.macs()?;
-        self.resize(self.ip_header() + 20)?;
+        let l3 = self.resize(self.ip_header() + 20)?;
         let acknowledges = packet.flags & packet::ACK != 0;
         // RFC 9293 3.5.2 group 1 and 3.10.7.1.
         let (seq, ack, flags) = if acknowledges {
@@ -376,7 +399,7 @@ impl Reply<'_> {
                 packet::RST | packet::ACK,
             )
         };
-        self.write_rst(End::Sender, seq, ack, flags)?;
+        self.write_rst(l3, End::Sender, seq, ack, flags)?;
         self.write_macs(macs, End::Sender)?;
         self.send(End::Sender)?;
         let mut sent = Sent {
@@ -393,13 +416,25 @@ impl Reply<'_> {
         if packet.payload <= 1 && packet.flags & (packet::SYN | packet::FIN) == 0 {
             // It may be a keepalive, whose SEQ is one below what its receiver expects
             // (RFC 9293 3.8.4): a RST there would be dropped in silence.
-            self.write_rst(End::Receiver, packet.seq.wrapping_add(1), packet.ack, flags)?;
+            self.write_rst(
+                l3,
+                End::Receiver,
+                packet.seq.wrapping_add(1),
+                packet.ack,
+                flags,
+            )?;
             self.send(End::Receiver)?;
             sent.replies += 1;
         }
-        self.write_rst(End::Receiver, packet.seq, packet.ack, flags)?;
+        self.write_rst(l3, End::Receiver, packet.seq, packet.ack, flags)?;
         sent.replies += 1;
-        sent.onward = true;
+        if self.inline_tags() == 0 {
+            sent.onward = true;
+        } else {
+            // The stack's notes on a buffer whose tags were taken off and put on again differ from
+            // kernel to kernel (`skb_vlan_push`, `mac_len`): a copy is read afresh.
+            self.send(End::Receiver)?;
+        }
         verdict::note(&flow, self.hook == Hook::Ingress);
         Ok(sent)
     }
@@ -422,7 +457,7 @@ impl Reply<'_> {
         let macs = self.macs()?;
         let ip = self.ip_header();
         let length = 8 + quoted;
-        self.resize(ip + length)?;
+        let l3 = self.resize(ip + length)?;
 
         let port_unreachable = self.mode == mode::RESET;
         let mut icmp = IcmpHeader {
@@ -452,9 +487,9 @@ impl Reply<'_> {
         } else {
             packet::ICMP
         };
-        self.write_ip(End::Sender, length, protocol as u8)?;
-        self.store(packet.l3 + ip, &icmp)?;
-        self.store_quote(packet.l3 + ip + 8, scratch, quoted)?;
+        self.write_ip(l3, End::Sender, length, protocol as u8)?;
+        self.store(l3 + ip, &icmp)?;
+        self.store_quote(l3 + ip + 8, scratch, quoted)?;
         self.write_macs(macs, End::Sender)?;
         self.send(End::Sender)?;
         Ok(Sent {
@@ -509,12 +544,19 @@ impl Reply<'_> {
     /// offset is pulled away (`skb_postpull_rcsum`). So the buffer is made `CUT` bytes too long,
     /// and they are cut from its front, behind the link header. In two cuts: before Linux 6.2 the
     /// offset was looked at before the cut (commit 54c3f1a81421). Changing the tail also ends GSO.
+    /// Gives the offset of the network header, which moves where an inline VLAN tag becomes the
+    /// one in the buffer's metadata.
     #[inline(always)]
-    fn resize(&self, length: u32) -> Result<(), i32> {
+    fn resize(&self, length: u32) -> Result<u32, i32> {
         let skb = self.skb;
+        let l3 = match self.link {
+            Link::Ethernet => ETHERNET,
+            Link::None => 0,
+        };
+        let tags = self.take_tags()?;
         // SAFETY: the context is valid; lengths are bounded; no packet pointer is kept across.
         unsafe {
-            check(bpf_skb_change_tail(skb, self.packet.l3 + length + CUT, 0))?;
+            check(bpf_skb_change_tail(skb, l3 + length + CUT, 0))?;
             check(bpf_skb_adjust_room(
                 skb,
                 -((CUT - LAST_CUT) as i32),
@@ -526,8 +568,82 @@ impl Reply<'_> {
                 -(LAST_CUT as i32),
                 BPF_ADJ_ROOM_MAC,
                 0,
-            ))
+            ))?;
         }
+        Ok(l3 + 4 * self.put_tags(tags)?)
+    }
+
+    /// VLAN tags that stand in the packet itself.
+    #[inline(always)]
+    fn inline_tags(&self) -> u32 {
+        match self.link {
+            Link::Ethernet => self.packet.l3.saturating_sub(ETHERNET) / 4,
+            Link::None => 0,
+        }
+    }
+
+    /// Takes inline VLAN tags off, as `bpf_skb_adjust_room` takes nothing but IP behind the link
+    /// header. What is left of them is at most the innermost, in the buffer's metadata: popping
+    /// the tag there moves the first inline one to its place (`skb_vlan_pop`).
+    #[inline(always)]
+    fn take_tags(&self) -> Result<Tags, i32> {
+        let mut tags = Tags {
+            inline: self.inline_tags(),
+            aside: false,
+            outer: [0; 2],
+            second: [0; 2],
+        };
+        if tags.inline == 0 {
+            return Ok(tags);
+        }
+        self.load_tag(&mut tags.second)?;
+        tags.outer = tags.second;
+        // SAFETY: the context is valid for the program's run.
+        unsafe {
+            if (*self.skb).vlan_present != 0 {
+                tags.aside = true;
+                tags.outer = [
+                    (*self.skb).vlan_proto as u16,
+                    ((*self.skb).vlan_tci as u16).to_be(),
+                ];
+            }
+        }
+        // SAFETY: as above; no packet pointer is kept across.
+        check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        if tags.both() {
+            // SAFETY: as above.
+            check(unsafe { bpf_skb_vlan_pop(self.skb) })?;
+        }
+        Ok(tags)
+    }
+
+    /// Puts back the tags that were taken off, and says how many are inline now.
+    #[inline(always)]
+    fn put_tags(&self, tags: Tags) -> Result<u32, i32> {
+        if tags.inline == 0 {
+            return Ok(0);
+        }
+        if tags.both() {
+            self.push(tags.second)?;
+        }
+        self.push(tags.outer)?;
+        Ok(if tags.aside {
+            tags.inline
+        } else {
+            tags.inline - 1
+        })
+    }
+
+    #[inline(always)]
+    fn load_tag(&self, tag: &mut [u16; 2]) -> Result<(), i32> {
+        // SAFETY: four bytes on the stack.
+        check(unsafe { bpf_skb_load_bytes(self.skb.cast(), 12, tag.as_mut_ptr().cast(), 4) })
+    }
+
+    #[inline(always)]
+    fn push(&self, [ethertype, control]: [u16; 2]) -> Result<(), i32> {
+        // SAFETY: the context is valid; no packet pointer is kept across.
+        check(unsafe { bpf_skb_vlan_push(self.skb, ethertype, u16::from_be(control)) })
     }
 
     #[inline(always)]
@@ -556,7 +672,7 @@ impl Reply<'_> {
 
     /// The IP header in front of `length` bytes: from the packet's receiver to its sender, or on.
     #[inline(always)]
-    fn write_ip(&self, end: End, length: u32, protocol: u8) -> Result<(), i32> {
+    fn write_ip(&self, l3: u32, end: End, length: u32, protocol: u8) -> Result<(), i32> {
         let packet = self.packet;
         let (source, destination) = addresses(packet, end);
         if packet.v6 {
@@ -568,7 +684,7 @@ impl Reply<'_> {
                 source: *source,
                 destination: *destination,
             };
-            self.store(packet.l3, &header)
+            self.store(l3, &header)
         } else {
             let mut header = Ipv4Header {
                 version_length: 0x45,
@@ -583,12 +699,12 @@ impl Reply<'_> {
                 destination: v4(destination),
             };
             header.checksum = !fold(sum_of(&header, 0));
-            self.store(packet.l3, &header)
+            self.store(l3, &header)
         }
     }
 
     #[inline(always)]
-    fn write_rst(&self, end: End, seq: u32, ack: u32, flags: u8) -> Result<(), i32> {
+    fn write_rst(&self, l3: u32, end: End, seq: u32, ack: u32, flags: u8) -> Result<(), i32> {
         let packet = self.packet;
         let (source, destination) = addresses(packet, end);
         let (from, to) = match end {
@@ -608,8 +724,8 @@ impl Reply<'_> {
         };
         let pseudo = Pseudo::new(source, destination, 20, packet::TCP as u8).sum();
         tcp.checksum = !fold(sum_of(&tcp, pseudo));
-        self.write_ip(end, 20, packet::TCP as u8)?;
-        self.store(packet.l3 + self.ip_header(), &tcp)
+        self.write_ip(l3, end, 20, packet::TCP as u8)?;
+        self.store(l3 + self.ip_header(), &tcp)
     }
 
     #[inline(always)]

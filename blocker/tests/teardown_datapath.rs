@@ -109,6 +109,44 @@ fn a_firewall_that_eats_this_hosts_resets_saves_no_flow() -> Result<()> {
     Ok(())
 }
 
+/// The link-local address of a host's `eth0`, once it may be used.
+fn link_local(host: &Namespace) -> Result<std::net::Ipv6Addr> {
+    let show = "ip -6 -br address show dev eth0 scope link -tentative";
+    let words: Vec<&str> = show.split(' ').collect();
+    lab::poll("a link-local address", Duration::from_secs(10), || {
+        let line = host.run(&words).ok()?;
+        let net = line.split_whitespace().nth(2)?;
+        net.split('/').next()?.parse().ok()
+    })
+}
+
+#[test]
+fn link_local_flows_die_by_kernel_or_by_probe() -> Result<()> {
+    for firewall in [false, true] {
+        let pair = Pair::new()?;
+        let remote = link_local(&pair.b)?;
+        link_local(&pair.a)?;
+        let index = pair.a.enter(|| nix::net::if_::if_nametoindex("eth0"))??;
+        let listener = pair.b.enter(|| TcpListener::bind("[::]:0"))??;
+        let port = listener.local_addr()?.port();
+        let dial = std::net::SocketAddrV6::new(remote, port, 0, index);
+        let client = pair.a.enter(|| TcpStream::connect(dial))??;
+        let (server, _) = listener.accept()?;
+        if firewall {
+            iptables(&pair.a, "ip6tables", "-A OUTPUT -p tcp -j DROP")?;
+        }
+        let daemon = daemon(&pair.a)?;
+        let account = block(&daemon, remote.into())?;
+        ensure!(
+            account["found"] == 1 && account["killed"] == 1,
+            "{firewall} {account:#}"
+        );
+        died(&client, "client")?;
+        died(&server, "server")?;
+    }
+    Ok(())
+}
+
 #[test]
 fn half_closed_flows_die_too() -> Result<()> {
     let pair = Pair::new()?;
@@ -191,6 +229,23 @@ fn forwarded_flows_die_at_both_ends() -> Result<()> {
             daemon.blockctl(&["flush"])?.success()?;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_drop_rule_that_is_to_kill_resets_first() -> Result<()> {
+    let scene = Routed::new()?;
+    track(&scene.router)?;
+    let daemon = daemon(&scene.router)?;
+    let mut flows = [Connection::open(
+        &scene.client,
+        &scene.server,
+        Routed::SERVER,
+    )?];
+    let remote = Routed::SERVER.to_string();
+    let answer = daemon.json(&["add", &remote, "--mode", "drop", "--established", "kill"])?;
+    assert_dead(&answer["teardown"], &mut flows)?;
+    ensure!(answer["rule"]["mode"] == "drop", "{answer:#}");
     Ok(())
 }
 

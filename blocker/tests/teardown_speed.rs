@@ -1,6 +1,5 @@
 //! Teardown of ten thousand connections beside `ss --kill` on the same set, in one run.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc;
@@ -8,36 +7,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use blocker::config::Namespaces;
-use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Settings, kill};
-use blocker_ebpf::{FlowKey, kill as bits};
+use blocker::teardown::kill;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{Backlog, listen};
 
 mod lab;
+mod teardown_stand_in;
 
 use lab::Namespace;
+use teardown_stand_in::{SETTINGS, Says, reset_of};
 
 const CONNECTIONS: usize = 10_000;
 const REMOTE: [u8; 4] = [198, 18, 7, 7];
-
-/// A datapath that saw every RST: there is none on loopback.
-struct SawAll;
-
-impl Evidence for SawAll {
-    fn watch(&self, _: &[FlowKey]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn seen(&self, flows: &[FlowKey]) -> io::Result<Vec<u32>> {
-        Ok(vec![bits::REMOTE | bits::LOCAL; flows.len()])
-    }
-
-    fn forget(&self, _: &[FlowKey]) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Many connections from [`REMOTE`], both ends in one namespace.
 ///
@@ -142,17 +123,8 @@ fn ten_thousand_connections_die_at_least_as_fast_as_by_ss() -> Result<()> {
     let host = Namespace::new("many")?;
     let remote = IpAddr::from(REMOTE).to_string();
     host.run(&["ip", "address", "add", &remote, "dev", "lo"])?;
-    let spec: RuleSpec =
-        serde_json::from_str(&format!(r#"{{"mode":"reset","targets":["{remote}"]}}"#))?;
-    let rule: Rule = spec.resolve(
-        || "test".parse().expect("an id"),
-        Defaults::default(),
-        jiff::Timestamp::now(),
-    )?;
-    let settings = Settings {
-        namespaces: Namespaces::Own,
-        mark: 1,
-    };
+    // On loopback there is no datapath to see anything.
+    let (rules, evidence) = (reset_of(IpAddr::from(REMOTE))?, Says::everything());
     let mut best = [Duration::MAX; 2];
     // Alternating, the best of two each: what else runs on the machine slows both.
     for _ in 0..2 {
@@ -165,7 +137,7 @@ fn ten_thousand_connections_die_at_least_as_fast_as_by_ss() -> Result<()> {
 
         let set = Connections::open(&host)?;
         let start = Instant::now();
-        let account = host.enter(|| kill(&[rule.clone()], &settings, &SawAll, &|_| {}))?;
+        let account = host.enter(|| kill(&rules, &SETTINGS, &evidence, &|_| {}))?;
         best[1] = best[1].min(start.elapsed());
         ensure!(account.killed == CONNECTIONS as u64, "{account:?}");
         ensure!(set.dead()? == CONNECTIONS);

@@ -1,58 +1,20 @@
 //! What netfilter tracks, without the datapath: which forwarded flows are found, under which
 //! addresses they are probed, and what becomes of netfilter's entries.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use blocker::api::types::Account;
-use blocker::config::Namespaces;
-use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Settings, kill, list};
-use blocker_ebpf::{FlowKey, kill as bits};
+use blocker::rule::Rule;
+use blocker::teardown::{Evidence, kill, list};
+use blocker_ebpf::kill as bits;
 
 mod lab;
+mod teardown_stand_in;
 
 use lab::{Capture, Connection, Namespace, Routed, poll};
-
-const SETTINGS: Settings = Settings {
-    namespaces: Namespaces::Own,
-    mark: 0x5eed,
-};
-
-/// A datapath that says the same of every flow.
-struct Says(u32);
-
-const EVERYTHING: Says = Says(bits::REMOTE | bits::LOCAL);
-
-impl Evidence for Says {
-    fn watch(&self, _: &[FlowKey]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn seen(&self, flows: &[FlowKey]) -> io::Result<Vec<u32>> {
-        Ok(vec![self.0; flows.len()])
-    }
-
-    fn forget(&self, _: &[FlowKey]) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn reset(rest: &str) -> Result<Vec<Rule>> {
-    let spec: RuleSpec = serde_json::from_str(&format!(r#"{{"mode":"reset",{rest}}}"#))?;
-    let id = || "test".parse().expect("an id");
-    Ok(vec![spec.resolve(
-        id,
-        Defaults::default(),
-        jiff::Timestamp::now(),
-    )?])
-}
-
-fn reset_of(remote: IpAddr) -> Result<Vec<Rule>> {
-    reset(&format!(r#""targets":["{remote}"]"#))
-}
+use teardown_stand_in::{SETTINGS, Says, reset, reset_of};
 
 /// A rule that makes netfilter track what is forwarded.
 fn track(router: &Namespace) -> Result<()> {
@@ -103,7 +65,7 @@ fn forwarded_flows_are_found_and_their_entries_deleted() -> Result<()> {
             assert_eq!(port, from.port());
         }
         assert_eq!(entries(&scene.router, server)?, 1);
-        let account = kill_on(&scene.router, &reset_of(server)?, &EVERYTHING)?;
+        let account = kill_on(&scene.router, &reset_of(server)?, &Says::everything())?;
         assert_eq!((account.found, account.killed), (1, 1), "{account:?}");
         assert_eq!(entries(&scene.router, server)?, 0);
     }
@@ -120,7 +82,7 @@ fn what_is_not_dead_keeps_its_entry_and_is_accounted_for() -> Result<()> {
         (bits::REMOTE, "the local end"),
         (bits::LOCAL, "the remote end"),
     ] {
-        let account = kill_on(&scene.router, &reset_of(Routed::SERVER)?, &Says(seen))?;
+        let account = kill_on(&scene.router, &reset_of(Routed::SERVER)?, &Says::bits(seen))?;
         assert_eq!((account.found, account.killed), (1, 0), "{account:?}");
         let expected = format!("no RST was seen to go to {lacking}");
         assert!(account.left[0].why.contains(&expected), "{account:?}");
@@ -154,7 +116,7 @@ fn behind_a_masquerade_each_end_is_probed_by_the_addresses_that_it_knows() -> Re
         Capture::start(&scene.client, "eth0", "tcp[13] = 16")?,
         Capture::start(&scene.server, "eth0", "tcp[13] = 16")?,
     ];
-    let account = kill_on(&scene.router, &reset_of(Routed::SERVER)?, &Says(0))?;
+    let account = kill_on(&scene.router, &reset_of(Routed::SERVER)?, &Says::nothing())?;
     assert_eq!(account.found, 1, "{account:?}");
     // What each end received: (source, destination), as it knows the connection.
     let ends = [
@@ -204,7 +166,7 @@ fn udp_entries_go_too_and_others_stay() -> Result<()> {
         r#""targets":["{}"],"remote_ports":[7]"#,
         Routed::SERVER
     ))?;
-    let account = kill_on(&scene.router, &rules, &EVERYTHING)?;
+    let account = kill_on(&scene.router, &rules, &Says::everything())?;
     assert_eq!(
         account.found, 0,
         "a datagram is no flow to kill: {account:?}"
@@ -216,7 +178,11 @@ fn udp_entries_go_too_and_others_stay() -> Result<()> {
 #[test]
 fn a_router_that_tracks_nothing_is_noted() -> Result<()> {
     let scene = Routed::new()?;
-    let account = kill_on(&scene.router, &reset_of(Routed::SERVER)?, &EVERYTHING)?;
+    let account = kill_on(
+        &scene.router,
+        &reset_of(Routed::SERVER)?,
+        &Says::everything(),
+    )?;
     assert_eq!(account.found, 0);
     assert!(
         account
@@ -225,7 +191,11 @@ fn a_router_that_tracks_nothing_is_noted() -> Result<()> {
             .any(|note| note.contains("tracks no connections")),
         "{account:?}"
     );
-    let account = kill_on(&scene.client, &reset_of(Routed::SERVER)?, &EVERYTHING)?;
+    let account = kill_on(
+        &scene.client,
+        &reset_of(Routed::SERVER)?,
+        &Says::everything(),
+    )?;
     assert_eq!(account.notes, [""; 0], "the client forwards nothing");
     Ok(())
 }
@@ -253,7 +223,7 @@ fn one_flow_is_found_in_a_large_table() -> Result<()> {
         assert_eq!(listing.flows.len(), 1, "{remote}: {listing:?}");
     }
     let rules = reset(r#""targets":["198.18.0.0/15"]"#)?;
-    let account = kill_on(&scene.router, &rules, &EVERYTHING)?;
+    let account = kill_on(&scene.router, &rules, &Says::everything())?;
     assert_eq!(account.found, 0);
     assert_eq!(entries(&scene.router, "198.51.100.1".parse()?)?, 0);
     connection.check_alive()

@@ -141,7 +141,7 @@ fn has_integration_tests() -> bool {
 }
 
 /// The name of the variable by which cargo runs test binaries through another program.
-fn runner_variable() -> Result<String> {
+pub(crate) fn runner_variable() -> Result<String> {
     let output = Command::new(rustc())
         .arg("-vV")
         .current_dir(command::workspace())

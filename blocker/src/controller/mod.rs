@@ -256,7 +256,9 @@ impl Controller {
             };
         }
         if asking.dry_run {
-            self.live().check(self.with(&rule, now))?;
+            // On its own line: `with` takes the lock that the check holds.
+            let wanted = self.with(&rule, now);
+            self.live().check(wanted)?;
             let mut killing = rule.clone();
             killing.established = crate::rule::Established::Kill;
             let listing = self.list_flows(vec![killing]).await?;

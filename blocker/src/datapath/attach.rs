@@ -111,6 +111,13 @@ impl Attachments {
             }
             match self.attach(object, device) {
                 Ok(attached) => {
+                    let xdp = attached.hooks.iter().any(|hook| hook.hook == Hook::Xdp);
+                    if self.choice == HookChoice::XdpNative && !xdp {
+                        errors.push(Error::NoXdp {
+                            device: device.name.clone(),
+                            why: attached.notes.join("; "),
+                        });
+                    }
                     self.devices.insert(device.index, attached);
                 }
                 Err(error) => errors.push(error),

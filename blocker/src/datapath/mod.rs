@@ -120,6 +120,14 @@ pub enum Error {
         /// What the kernel said.
         source: Box<ProgramError>,
     },
+    /// A device has no XDP, and the configuration asks for it.
+    #[error("{device}: {why}")]
+    NoXdp {
+        /// The device.
+        device: String,
+        /// Why not, and what serves there.
+        why: String,
+    },
     /// The clsact qdisc can't be added.
     #[error("the clsact qdisc cannot be added to {device}: {source}")]
     Clsact {

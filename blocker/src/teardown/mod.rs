@@ -1,7 +1,7 @@
 //! Killing the flows that were established when a rule starts.
 //!
-//! The caller has made the rule live, with RSTs passing, before it calls [`kill`]. Then this
-//! host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
+//! The caller has made the rule live in mode `reset` before it calls [`kill`], whatever its mode is
+//! to be: only so do probes kill, and do RSTs pass. Then this host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
 //! that this did not kill at both ends is probed: a forged segment with one byte of data outside
 //! the window, to which RFC 9293 (3.10.7.4) has the endpoint answer with an ACK that carries its
 //! exact sequence numbers; the datapath turns that ACK into RSTs for both ends. What the datapath
@@ -12,10 +12,12 @@
 //! |---|---|
 //! | [`flow`] | a flow's tuple and state |
 //! | [`matching`] | which flows the rules name |
+//! | [`prefixes`] | numbers by prefix |
 //! | [`netlink`] | framing, dumps, batches |
 //! | [`bytecode`] | the filter that `sock_diag` runs |
 //! | [`sockets`] | listing and destroying sockets |
-//! | [`conntrack`] | tracked connections: listing, deleting |
+//! | [`tracked`] | a tracked connection on either side of a NAT |
+//! | [`conntrack`] | listing and deleting tracked connections |
 //! | [`routes`] | device, next hop, link-layer address |
 //! | [`segment`] | the bytes of a probe |
 //! | [`probe`] | sending probes |
@@ -35,12 +37,14 @@ mod matching;
 mod netlink;
 mod netns;
 mod owners;
+mod prefixes;
 mod probe;
 mod rounds;
 mod routes;
 mod segment;
 mod sockets;
 mod survey;
+mod tracked;
 
 use std::io;
 
@@ -65,7 +69,7 @@ pub struct Settings {
 /// Keys are as a rule sees the flow ([`FlowKey`]); bits are those of
 /// [`kill`](blocker_ebpf::kill): a RST passed towards the remote, towards the local end.
 pub trait Evidence: Send + Sync {
-    /// Watches flows from now on. A flow that is watched already keeps its bits.
+    /// Watches flows from now on, with no bits to begin with.
     ///
     /// # Errors
     /// If the datapath can't: then nothing is confirmed, and the account says so.

@@ -84,7 +84,7 @@ impl Prober {
         let Some(packet) = segment::packet(probe, numbers) else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
-        let hop = routes.hop(probe.to.ip(), Some(probe.from.ip()), 0);
+        let hop = routes.hop(probe.to.ip(), Some(probe.from.ip()), probe.device);
         let carriage = hop.map(|hop| (hop.device, routes.carriage(&hop)));
         let flags = MsgFlags::empty();
         match carriage {
@@ -103,7 +103,7 @@ impl Prober {
                     sendto(self.raw4.as_raw_fd(), &packet, &to, flags)
                 }
                 SocketAddr::V6(to) => {
-                    let to = SockaddrIn6::from(SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id()));
+                    let to = SockaddrIn6::from(SocketAddrV6::new(*to.ip(), 0, 0, probe.device));
                     sendto(self.raw6.as_raw_fd(), &packet, &to, flags)
                 }
             },

@@ -35,7 +35,7 @@ pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view:
                 asked.lifetime.is_some() || asked.expires.is_some(),
                 asked.comment.is_some(),
             ) {
-                (false, false) => "nothing changed",
+                (false, false) => "nothing to add",
                 (true, false) => "its deadline is now as given",
                 (false, true) => "its comment is now as given",
                 (true, true) => "its deadline and comment are now as given",

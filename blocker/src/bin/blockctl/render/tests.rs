@@ -323,7 +323,7 @@ fn left_in_a_line() {
 #[test]
 fn added_what_was_there() {
     let answer = answer(&plain(), json!({"created": false, "teardown": no_flows()}));
-    insta::assert_snapshot!(added_text(&answer, false, 80), @"already blocked by rule b7f3a2 (reset, both directions, until lifted): nothing changed");
+    insta::assert_snapshot!(added_text(&answer, false, 80), @"already blocked by rule b7f3a2 (reset, both directions, until lifted): nothing to add");
     let asked = RuleSpec {
         lifetime: Some("5m".parse().unwrap()),
         ..RuleSpec::default()
