@@ -17,7 +17,10 @@ fn start(pair: &Pair, control: &str) -> Result<Daemon> {
     let path = daemon.config_path();
     let socket = daemon.socket().display().to_string();
     let config = fs::read_to_string(&path)?;
-    fs::write(&path, config.replace(&socket, &format!("{socket}, {control}")))?;
+    fs::write(
+        &path,
+        config.replace(&socket, &format!("{socket}, {control}")),
+    )?;
     // What is tested is the socket, not the directory that it happens to lie in.
     let directory = path.parent().context("a directory")?;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
@@ -97,7 +100,13 @@ fn members_of_the_group_may_all() -> Result<()> {
     let daemon = start(&pair, &format!("group: {group}"))?;
     assert_eq!(fs::metadata(daemon.socket())?.gid(), gid);
     // As the process's own group, whoever it is.
-    let added = by(&daemon, NOBODY, gid, ALONE, &["-q", "add", "198.51.100.1", "--id", "own"])?;
+    let added = by(
+        &daemon,
+        NOBODY,
+        gid,
+        ALONE,
+        &["-q", "add", "198.51.100.1", "--id", "own"],
+    )?;
     assert_eq!(added.code, 0, "{added:?}");
     // As a further one, by the user database.
     let further = format!("--groups={gid}");

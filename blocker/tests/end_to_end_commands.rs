@@ -43,11 +43,20 @@ fn exit_codes_are_stable() -> Result<()> {
     ] {
         assert_eq!(code(invalid)?, 2, "{invalid:?}");
     }
-    for unknown in [&["del", "nobody"][..], &["del", "198.51.100.9"], &["show", "nobody"]] {
+    for unknown in [
+        &["del", "nobody"][..],
+        &["del", "198.51.100.9"],
+        &["show", "nobody"],
+    ] {
         assert_eq!(code(unknown)?, 4, "{unknown:?}");
     }
     assert_eq!(code(&["add", "127.0.0.1"])?, 5);
-    let nowhere = scene.daemon.state().join("nowhere.sock").display().to_string();
+    let nowhere = scene
+        .daemon
+        .state()
+        .join("nowhere.sock")
+        .display()
+        .to_string();
     let file = scene.daemon.config_path().display().to_string();
     for wrong in [&nowhere, &file] {
         let said = scene.daemon.blockctl(&["--socket", wrong, "list"])?;
@@ -59,14 +68,20 @@ fn exit_codes_are_stable() -> Result<()> {
     assert_eq!(scene.daemon.blockctl(&["del", "known", "nobody"])?.code, 4);
     assert_eq!(scene.daemon.json(&["list"])?["rules"][0]["id"], "known");
     // An id that another rule has.
-    let taken = scene.daemon.blockctl(&["add", "198.51.100.2", "--id", "known"])?;
+    let taken = scene
+        .daemon
+        .blockctl(&["add", "198.51.100.2", "--id", "known"])?;
     assert_eq!(taken.code, 2, "{}", taken.stderr);
     assert!(taken.stderr.contains("known"), "{}", taken.stderr);
     // The socket of a daemon that was killed.
     scene.daemon.kill()?;
     let dead = scene.daemon.blockctl(&["list"])?;
     assert_eq!(dead.code, 3, "{}", dead.stderr);
-    assert!(dead.stderr.contains("systemctl start blocker"), "{}", dead.stderr);
+    assert!(
+        dead.stderr.contains("systemctl start blocker"),
+        "{}",
+        dead.stderr
+    );
     Ok(())
 }
 
@@ -126,16 +141,31 @@ fn json_has_the_shapes_that_scripts_rely_on() -> Result<()> {
 
     let status = scene.daemon.json(&["status"])?;
     for key in [
-        "version", "uptime_seconds", "interfaces", "rules", "prefixes", "lacks", "pid", "kernel",
+        "version",
+        "uptime_seconds",
+        "interfaces",
+        "rules",
+        "prefixes",
+        "lacks",
+        "pid",
+        "kernel",
     ] {
         assert!(!status[key].is_null(), "{key}: {status}");
     }
     assert_eq!(status["pid"].as_u64(), scene.daemon.pid().map(u64::from));
     assert_eq!(status["rules"]["used"], 1);
     assert_eq!(status["interfaces"][0]["name"], "eth0");
-    let hooks = status["interfaces"][0]["hooks"].as_array().context("hooks")?;
-    let hooks: BTreeSet<_> = hooks.iter().filter_map(|hook| hook["hook"].as_str()).collect();
-    assert!(hooks.is_superset(&set(&["tc-ingress", "tc-egress"])), "{hooks:?}");
+    let hooks = status["interfaces"][0]["hooks"]
+        .as_array()
+        .context("hooks")?;
+    let hooks: BTreeSet<_> = hooks
+        .iter()
+        .filter_map(|hook| hook["hook"].as_str())
+        .collect();
+    assert!(
+        hooks.is_superset(&set(&["tc-ingress", "tc-egress"])),
+        "{hooks:?}"
+    );
     assert_eq!(status["lacks"], json!([]), "this kernel has it all");
 
     let gone = scene.del(&["dev01"])?;
@@ -143,11 +173,15 @@ fn json_has_the_shapes_that_scripts_rely_on() -> Result<()> {
     assert_eq!(gone["removed"], json!(["dev01"]));
 
     // YAML is the same; a table is for people; quiet is the id alone.
-    let yaml = scene.daemon.blockctl(&["-o", "yaml", "add", "198.51.100.1", "--id", "x"])?;
+    let yaml = scene
+        .daemon
+        .blockctl(&["-o", "yaml", "add", "198.51.100.1", "--id", "x"])?;
     assert!(yaml.stdout.contains("id: x"), "{}", yaml.stdout);
     let table = scene.daemon.blockctl(&["list"])?.success()?;
     assert!(table.stdout.contains("198.51.100.1"), "{}", table.stdout);
-    let quiet = scene.daemon.blockctl(&["-q", "add", "198.51.100.2", "--id", "y"])?;
+    let quiet = scene
+        .daemon
+        .blockctl(&["-q", "add", "198.51.100.2", "--id", "y"])?;
     assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("y\n", ""));
     Ok(())
 }
@@ -160,13 +194,24 @@ fn adding_what_is_there_changes_only_its_deadline() -> Result<()> {
     let first = scene.add(&words)?;
     let id = first["rule"]["id"].as_str().context("an id")?;
     let again = scene.add(&words)?;
-    assert_eq!((&again["created"], &again["rule"]["id"]), (&json!(false), &json!(id)));
+    assert_eq!(
+        (&again["created"], &again["rule"]["id"]),
+        (&json!(false), &json!(id))
+    );
     let named = scene.add(&[&words[..], &["--id", id, "--for", "5m"]].concat())?;
     assert_eq!(named["created"], false);
     assert!(named["rule"]["expires"].is_string(), "{named}");
-    let told = scene.daemon.blockctl(&[&["add"], &words[..]].concat())?.success()?;
+    let told = scene
+        .daemon
+        .blockctl(&[&["add"], &words[..]].concat())?
+        .success()?;
     assert!(told.stdout.contains("already"), "{}", told.stdout);
-    assert_eq!(scene.daemon.json(&["list"])?["rules"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        scene.daemon.json(&["list"])?["rules"]
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
     // Another effect is another rule.
     assert_eq!(scene.add(&[&b, "--mode", "drop"])?["created"], true);
     Ok(())
@@ -180,7 +225,10 @@ fn eight_callers_at_once_lose_nothing() -> Result<()> {
     let add = |words: &[&str]| -> Result<std::process::Child> {
         let mut command: Command = scene.daemon.blockctl_command();
         command.args(["-o", "json", "add"]).args(words);
-        Ok(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+        Ok(command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?)
     };
     for round in 0..EACH {
         let mut callers = Vec::new();
@@ -221,7 +269,10 @@ fn a_flush_lifts_everything_and_leaves_the_configurations() -> Result<()> {
     assert_eq!(gone["removed"], json!(["one", "two"]));
     in_a.connect(&scene.pair.b)?.check_alive()?;
     assert_eq!(scene.daemon.json(&["list"])?["rules"][0]["id"], "fixed");
-    assert_eq!(scene.daemon.json(&["flush", "--all"])?["removed"], json!(["fixed"]));
+    assert_eq!(
+        scene.daemon.json(&["flush", "--all"])?["removed"],
+        json!(["fixed"])
+    );
     Ok(())
 }
 
@@ -274,9 +325,24 @@ fn requests_by_hand_get_problems_with_stable_codes() -> Result<()> {
         ("POST /v1/rules", "{", 400, "invalid_input"),
         ("POST /v1/rules", r#"{"targets": []}"#, 400, "invalid_input"),
         ("POST /v1/rules?force=perhaps", rule, 400, "invalid_input"),
-        ("POST /v1/rules", r#"{"targets": ["127.0.0.1"]}"#, 409, "protected"),
-        ("POST /v1/rules", r#"{"targets": ["0.0.0.0/0"]}"#, 409, "refused"),
-        ("POST /v1/rules", r#"{"targets": ["198.51.100.2"]}"#, 400, "limit_exceeded"),
+        (
+            "POST /v1/rules",
+            r#"{"targets": ["127.0.0.1"]}"#,
+            409,
+            "protected",
+        ),
+        (
+            "POST /v1/rules",
+            r#"{"targets": ["0.0.0.0/0"]}"#,
+            409,
+            "refused",
+        ),
+        (
+            "POST /v1/rules",
+            r#"{"targets": ["198.51.100.2"]}"#,
+            400,
+            "limit_exceeded",
+        ),
         (
             "POST /v1/rules",
             r#"{"id": "dev01", "targets": ["198.51.100.2"]}"#,
@@ -285,11 +351,18 @@ fn requests_by_hand_get_problems_with_stable_codes() -> Result<()> {
         ),
     ] {
         let (status, problem) = request(&scene, line, body)?;
-        assert_eq!((status, &problem["code"]), (expected, &json!(code)), "{line} {body}: {problem}");
+        assert_eq!(
+            (status, &problem["code"]),
+            (expected, &json!(code)),
+            "{line} {body}: {problem}"
+        );
         assert_eq!(problem["status"], expected);
         assert!(problem["detail"].is_string(), "{problem}");
     }
-    assert_eq!(request(&scene, "GET /v1/rules", "")?.1["rules"][0]["id"], "dev01");
+    assert_eq!(
+        request(&scene, "GET /v1/rules", "")?.1["rules"][0]["id"],
+        "dev01"
+    );
     assert_eq!(request(&scene, "DELETE /v1/rules/dev01", "")?.0, 200);
     Ok(())
 }

@@ -18,7 +18,9 @@ fn apply(scene: &Scene, text: &str, words: &[&str]) -> Result<Output> {
     let path = directory.path().join("rules.yaml");
     fs::write(&path, text)?;
     let file = path.display().to_string();
-    scene.daemon.blockctl(&[&["-o", "json", "apply", "-f", &file], words].concat())
+    scene
+        .daemon
+        .blockctl(&[&["-o", "json", "apply", "-f", &file], words].concat())
 }
 
 /// The ids of the rules in force.
@@ -33,7 +35,11 @@ fn ids(scene: &Scene) -> Result<Vec<String>> {
 fn part(answer: &Value, name: &str) -> Vec<String> {
     let rules = answer[name].as_array().cloned().unwrap_or_default();
     let id = |rule: &Value| {
-        let rule = if name == "changed" { &rule["after"] } else { rule };
+        let rule = if name == "changed" {
+            &rule["after"]
+        } else {
+            rule
+        };
         rule["id"].as_str().unwrap_or_default().to_owned()
     };
     rules.iter().map(id).collect()
@@ -70,7 +76,10 @@ fn apply_changes_what_differs_and_says_what() -> Result<()> {
     assert!(flow.wait_dead(soon())?);
 
     let again = apply(&scene, &file, &[])?.success()?.json()?;
-    assert_eq!((&again["unchanged"], &again["added"]), (&json!(3), &json!([])));
+    assert_eq!(
+        (&again["unchanged"], &again["added"]),
+        (&json!(3), &json!([]))
+    );
     apply(&scene, "rules: []\n", &[])?.success()?;
     assert_eq!(ids(&scene)?, ["fixed"]);
     Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?.check_alive()
@@ -82,12 +91,27 @@ fn apply_takes_all_or_nothing() -> Result<()> {
     let b = Pair::B.to_string();
     scene.add(&[&b, "--mode", "reset", "--id", "mine"])?;
     for (bad, code) in [
-        ("rules: [{targets: [198.51.100.1]}, {targets: [198.51.100.1/8]}]", 2),
-        ("rules: [{targets: [198.51.100.1]}, {targets: [198.51.100.2], mode: explode}]", 2),
+        (
+            "rules: [{targets: [198.51.100.1]}, {targets: [198.51.100.1/8]}]",
+            2,
+        ),
+        (
+            "rules: [{targets: [198.51.100.1]}, {targets: [198.51.100.2], mode: explode}]",
+            2,
+        ),
         ("rules: [{targets: [198.51.100.1]}, {targets: []}]", 2),
-        ("rules: [{id: a, targets: [198.51.100.1]}, {id: a, targets: [198.51.100.2]}]", 2),
-        ("rules: [{targets: [198.51.100.1]}, {id: fixed, targets: [198.51.100.2]}]", 2),
-        ("rules: [{targets: [198.51.100.1]}, {targets: [127.0.0.1]}]", 5),
+        (
+            "rules: [{id: a, targets: [198.51.100.1]}, {id: a, targets: [198.51.100.2]}]",
+            2,
+        ),
+        (
+            "rules: [{targets: [198.51.100.1]}, {id: fixed, targets: [198.51.100.2]}]",
+            2,
+        ),
+        (
+            "rules: [{targets: [198.51.100.1]}, {targets: [127.0.0.1]}]",
+            5,
+        ),
         ("rules: [{targets: [198.51.100.1]}]\nmore: 1\n", 2),
         ("rules: [", 2),
     ] {
