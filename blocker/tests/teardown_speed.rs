@@ -14,13 +14,12 @@ use nix::sys::socket::{Backlog, listen};
 mod lab;
 mod teardown_stand_in;
 
-use lab::Namespace;
+use lab::{Daemon, Namespace, Pair, Programs};
 use teardown_stand_in::{SETTINGS, Says, reset_of};
 
 const CONNECTIONS: usize = 10_000;
-const REMOTE: [u8; 4] = [198, 18, 7, 7];
 
-/// Many connections from [`REMOTE`], both ends in one namespace.
+/// Many connections.
 ///
 /// The ends that were accepted live in a thread with a table of descriptors of its own: both
 /// tables stay below the usual limit.
@@ -32,10 +31,14 @@ struct Connections {
 }
 
 impl Connections {
-    fn open(host: &Namespace) -> Result<Self> {
+    /// Opens them to an address of one namespace, from an address of the other or the same.
+    fn open(
+        (servers, at): (&Namespace, IpAddr),
+        (clients, from): (&Namespace, IpAddr),
+    ) -> Result<Self> {
         let (count_dead, asked) = mpsc::channel::<()>();
         let (answer, dead) = mpsc::channel();
-        let listener = host.enter(|| TcpListener::bind(("127.0.0.1", 0)))??;
+        let listener = servers.enter(|| TcpListener::bind((at, 0)))??;
         // With std's 128 a SYN is dropped now and then, and comes again a second later.
         listen(&listener, Backlog::MAXCONN)?;
         let to = listener.local_addr()?;
@@ -54,11 +57,8 @@ impl Connections {
             }
         });
         ready.recv()?;
-        let clients: Result<Vec<TcpStream>> = host.enter(|| {
-            (0..CONNECTIONS)
-                .map(|_| connect_from(IpAddr::from(REMOTE), to))
-                .collect()
-        })?;
+        let clients: Result<Vec<TcpStream>> =
+            clients.enter(|| (0..CONNECTIONS).map(|_| connect_from(from, to)).collect())?;
         let connections = Self {
             _clients: clients?,
             count_dead,
@@ -114,40 +114,77 @@ fn connect_from(from: IpAddr, to: SocketAddr) -> Result<TcpStream> {
     Ok(TcpStream::from(fd))
 }
 
+/// Kills one set after another, by `ss` and by us, the best of two each: what else runs on the
+/// machine slows both. `ours` must be no slower.
+fn compare(
+    what: &str,
+    open: impl Fn() -> Result<Connections>,
+    by_ss: impl Fn() -> Result<()>,
+    ours: impl Fn() -> Result<()>,
+) -> Result<()> {
+    let timed = |act: &dyn Fn() -> Result<()>| {
+        let set = open()?;
+        let start = Instant::now();
+        act()?;
+        let elapsed = start.elapsed();
+        ensure!(set.dead()? == CONNECTIONS);
+        Ok(elapsed)
+    };
+    let (mut best_ss, mut best_ours) = (Duration::MAX, Duration::MAX);
+    for _ in 0..2 {
+        best_ss = best_ss.min(timed(&by_ss)?);
+        best_ours = best_ours.min(timed(&ours)?);
+    }
+    let ratio = best_ours.as_secs_f64() / best_ss.as_secs_f64();
+    println!("{what}, {CONNECTIONS} connections: ss {best_ss:?}, ours {best_ours:?}, {ratio:.2}");
+    ensure!(
+        ratio < 1.0,
+        "slower than `ss --kill`: {best_ours:?} against {best_ss:?}"
+    );
+    Ok(())
+}
+
 #[test]
 fn ten_thousand_connections_die_at_least_as_fast_as_by_ss() -> Result<()> {
     let limited = Command::new("prlimit")
         .args([&format!("--pid={}", std::process::id()), "--nofile=15000"])
         .status()?;
     ensure!(limited.success(), "15,000 descriptors are needed");
-    let host = Namespace::new("many")?;
-    let remote = IpAddr::from(REMOTE).to_string();
-    host.run(&["ip", "address", "add", &remote, "dev", "lo"])?;
-    // On loopback there is no datapath to see anything.
-    let (rules, evidence) = (reset_of(IpAddr::from(REMOTE))?, Says::everything());
-    let mut best = [Duration::MAX; 2];
-    // Alternating, the best of two each: what else runs on the machine slows both.
-    for _ in 0..2 {
-        let set = Connections::open(&host)?;
-        let start = Instant::now();
-        host.run(&["ss", "-K", "-Htn", "dst", &remote])?;
-        best[0] = best[0].min(start.elapsed());
-        ensure!(set.dead()? == CONNECTIONS);
-        drop(set);
 
-        let set = Connections::open(&host)?;
-        let start = Instant::now();
-        let account = host.enter(|| kill(&rules, &SETTINGS, &evidence, &|_| {}))?;
-        best[1] = best[1].min(start.elapsed());
-        ensure!(account.killed == CONNECTIONS as u64, "{account:?}");
-        ensure!(set.dead()? == CONNECTIONS);
-    }
-    let [by_ss, ours] = best;
-    let ratio = ours.as_secs_f64() / by_ss.as_secs_f64();
-    println!("{CONNECTIONS} connections: ss {by_ss:?}, teardown {ours:?}, ratio {ratio:.2}");
-    ensure!(
-        ratio < 1.0,
-        "slower than `ss --kill`: {ours:?} against {by_ss:?}"
-    );
-    Ok(())
+    // The teardown alone. On loopback there is no datapath to see anything.
+    let host = Namespace::new("many")?;
+    let remote = IpAddr::from([198, 18, 7, 7]);
+    let text = remote.to_string();
+    host.run(&["ip", "address", "add", &text, "dev", "lo"])?;
+    let (rules, evidence) = (reset_of(remote)?, Says::everything());
+    compare(
+        "teardown on loopback",
+        || Connections::open((&host, IpAddr::from([127, 0, 0, 1])), (&host, remote)),
+        || host.run(&["ss", "-K", "-Htn", "dst", &text]).map(drop),
+        || {
+            let account = host.enter(|| kill(&rules, &SETTINGS, &evidence, &|_| {}))?;
+            ensure!(account.killed == CONNECTIONS as u64, "{account:?}");
+            Ok(())
+        },
+    )?;
+
+    // All of it, as a user has it: command, daemon, datapath, and RSTs on a wire.
+    let pair = Pair::new()?;
+    let daemon = Daemon::start(&pair.a, &Programs::under_test()?, "")?;
+    let text = Pair::B.to_string();
+    compare(
+        "blockctl add on a wire",
+        || {
+            daemon.blockctl(&["flush"])?.success()?;
+            Connections::open((&pair.a, Pair::A), (&pair.b, Pair::B))
+        },
+        || pair.a.run(&["ss", "-K", "-Htn", "dst", &text]).map(drop),
+        || {
+            let answer = daemon.json(&["add", &text, "--mode", "reset"])?;
+            let account = &answer["teardown"];
+            ensure!(account["killed"] == CONNECTIONS, "{account:#}");
+            println!("of which the teardown: {} ms", account["elapsed_ms"]);
+            Ok(())
+        },
+    )
 }

@@ -5,9 +5,10 @@
 //! delivered, since the connection that it was sent on is gone. A rule that drops and kills starts
 //! the same way: what it drops can't be killed any more.
 
+use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
-use super::live::{Wanted, boot_time, lifts_actively};
+use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, Keep, kept, status};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
@@ -17,12 +18,17 @@ use crate::teardown::{self, Listing};
 impl Controller {
     /// Kills the established flows of those rules that do so, and gives the account.
     pub(super) async fn kill(&self, rules: Vec<Rule>) -> Account {
+        self.kill_with(rules, Vec::new()).await
+    }
+
+    /// As [`kill`](Self::kill), with flows that the datapath recorded.
+    async fn kill_with(&self, rules: Vec<Rule>, recorded: Vec<FlowKey>) -> Account {
         if !rules.iter().any(Rule::kills) {
             return Account::default();
         }
         let settings = self.teardown_settings();
         let kills = std::sync::Arc::clone(&self.0.kills);
-        let work = move || teardown::kill(&rules, &settings, &*kills, &|_| {});
+        let work = move || teardown::kill_with(&rules, &recorded, &settings, &*kills, &|_| {});
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
                 if account.found > 0 || !account.left.is_empty() {
@@ -54,13 +60,20 @@ impl Controller {
     pub(super) async fn end(&self, ending: &[Rule], now: Timestamp) -> Result<Account, Error> {
         let ending: Vec<Rule> = ending
             .iter()
-            .filter(|rule| lifts_actively(rule))
+            .filter(|rule| rule.lifts_by_reset())
             .cloned()
             .collect();
         let before = self.live().wanted();
         let (interim, rules) = self.resetting(&before, &ending, now);
-        self.live().put(interim, now)?;
-        Ok(self.kill(rules).await)
+        let recorded = {
+            let mut live = self.live();
+            let slots = live.slots(&ending);
+            live.put(interim, now)?;
+            let recorded = teardown::towards(&ending, live.datapath.recorded(&slots)?);
+            live.datapath.forget_recorded(&recorded)?;
+            recorded
+        };
+        Ok(self.kill_with(rules, recorded).await)
     }
 
     /// Lists the flows that a teardown of these rules would kill.
@@ -109,7 +122,7 @@ impl Controller {
             wanted,
         } = change;
         let mut account = Account::default();
-        if ending.iter().any(lifts_actively) {
+        if ending.iter().any(Rule::lifts_by_reset) {
             account = self.end(&ending, now).await?;
         }
         let killing: Vec<Rule> = starting
@@ -225,7 +238,7 @@ impl Controller {
                 let by_boot = entry.deadline.is_some_and(|deadline| deadline <= boot);
                 // The wall clock decides for those that are lifted before the datapath's deadline.
                 by_boot
-                    || lifts_actively(&entry.rule)
+                    || entry.rule.lifts_by_reset()
                         && entry.rule.expires.is_some_and(|expires| expires <= wall)
             });
             due.map(|entry| entry.rule.clone()).collect()

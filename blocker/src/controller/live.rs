@@ -13,7 +13,7 @@ use crate::compile::{self, RuleInput};
 use crate::config::{Config, Interfaces};
 use crate::datapath::devices::Device;
 use crate::datapath::{Datapath, RuleCounters};
-use crate::rule::{Mode, OnLift, Owner, Rule, RuleId};
+use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::{Entry, Ruleset};
 
 /// How long the datapath goes on behind the deadline of a rule whose flows are to be killed
@@ -101,7 +101,7 @@ impl Live {
                 // A clock that was set must not move a deadline that did not change.
                 Some(old)
                     if old.rule.expires == rule.expires
-                        && lifts_actively(&old.rule) == lifts_actively(&rule) =>
+                        && old.rule.lifts_by_reset() == rule.lifts_by_reset() =>
                 {
                     old.deadline
                 }
@@ -181,6 +181,12 @@ impl Live {
         errors
     }
 
+    /// The counter slots of those rules that are in force.
+    pub(super) fn slots(&self, rules: &[Rule]) -> Vec<u32> {
+        let entries = rules.iter().filter_map(|rule| self.ruleset.get(&rule.id));
+        entries.map(|entry| entry.counter).collect()
+    }
+
     /// What a rule did.
     pub(super) fn counters(&self, entry: &Entry) -> Result<RuleCounters, Error> {
         Ok(self.datapath.rule_counters(entry.counter)?)
@@ -247,7 +253,7 @@ fn wants(interfaces: &Interfaces, device: &Device) -> bool {
 
 /// A rule's deadline as the datapath keeps it: nanoseconds of `CLOCK_BOOTTIME`.
 fn boot_deadline(rule: &Rule, expires: Timestamp, now: Timestamp) -> u64 {
-    let margin = if lifts_actively(rule) {
+    let margin = if rule.lifts_by_reset() {
         LIFT_MARGIN
     } else {
         SignedDuration::ZERO
@@ -255,11 +261,6 @@ fn boot_deadline(rule: &Rule, expires: Timestamp, now: Timestamp) -> u64 {
     let left = expires.duration_since(now).saturating_add(margin);
     let left = u64::try_from(left.as_nanos()).unwrap_or(0);
     boot_time().saturating_add(left)
-}
-
-/// Whether a rule's flows are to be killed when it ends.
-pub(super) fn lifts_actively(rule: &Rule) -> bool {
-    rule.on_lift == OnLift::Reset && matches!(rule.mode, Mode::Drop | Mode::Reject)
 }
 
 /// `CLOCK_BOOTTIME`, nanoseconds.

@@ -25,7 +25,7 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
-use blocker_ebpf::Hook;
+use blocker_ebpf::{FlowKey, Hook};
 
 pub use counters::{HookTotals, RuleCounters, Totals};
 pub use diagnostics::Diagnostics;
@@ -219,6 +219,8 @@ unsafe impl aya::Pod for Plain<blocker_ebpf::HookCounters> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::FlowKey> {}
 // SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
+// SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
 
 /// The loaded datapath.
@@ -228,6 +230,7 @@ pub struct Datapath {
     counters: counters::CounterMaps,
     attachments: Attachments,
     kills: Arc<Kills>,
+    recorded: evidence::Recorded,
     diagnostics: Option<Diagnostics>,
     settings: Settings,
 }
@@ -257,6 +260,7 @@ impl Datapath {
             counters: counters::CounterMaps::new(&mut object)?,
             attachments: Attachments::new(pin_dir, choice, tcx)?,
             kills: Arc::new(Kills::new(&mut object)?),
+            recorded: evidence::Recorded::new(&mut object)?,
             diagnostics: object.diagnostics(&settings)?,
             object,
             settings,
@@ -338,6 +342,23 @@ impl Datapath {
     #[must_use]
     pub fn kills(&self) -> Arc<Kills> {
         Arc::clone(&self.kills)
+    }
+
+    /// The flows that rules with these counter slots blocked, and that are to be killed when those
+    /// rules end.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
+        self.recorded.of(slots)
+    }
+
+    /// Forgets such flows.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn forget_recorded(&mut self, flows: &[FlowKey]) -> Result<(), Error> {
+        self.recorded.forget(flows)
     }
 
     /// The object, for running its programs on packets of a test.

@@ -268,6 +268,12 @@ impl Rule {
         self.interfaces.is_empty() || self.interfaces.iter().any(matches)
     }
 
+    /// Whether its flows are killed when it ends. A `reset` rule leaves none to kill.
+    #[must_use]
+    pub fn lifts_by_reset(&self) -> bool {
+        self.on_lift == OnLift::Reset && matches!(self.mode, Mode::Drop | Mode::Reject)
+    }
+
     /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {

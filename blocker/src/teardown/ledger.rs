@@ -195,6 +195,37 @@ impl Ledger {
         });
     }
 
+    /// Takes in a flow that the datapath blocked, if nothing else told of it: its ends are
+    /// somewhere, or nowhere any more.
+    pub(crate) fn recorded(&mut self, tuple: Tuple) {
+        if self.by_tuple.contains_key(&tuple) {
+            return;
+        }
+        let (local, remote) = (
+            SocketAddr::new(tuple.local, tuple.local_port),
+            SocketAddr::new(tuple.remote, tuple.remote_port),
+        );
+        self.by_tuple.insert(tuple, self.flows.len());
+        self.flows.push(Flow {
+            tuple,
+            state: "BLOCKED",
+            remote_lives: true,
+            local: LocalEnd::Elsewhere,
+            aliases: Vec::new(),
+            to_remote: Probe {
+                from: local,
+                to: remote,
+                device: 0,
+            },
+            to_local: Some(Probe {
+                from: remote,
+                to: local,
+                device: 0,
+            }),
+            seen: 0,
+        });
+    }
+
     /// The keys under which the datapath may see a listed socket's flow.
     pub(crate) fn keys_of(&self, place: usize, tuple: Tuple) -> Vec<FlowKey> {
         self.by_socket

@@ -54,6 +54,8 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use crate::api::types::{Account, LiveFlow};
 use crate::config::Namespaces;
 use crate::rule::Rule;
+use flow::Tuple;
+use prefixes::Prefixes;
 
 /// What a teardown needs to know beside its rules.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +127,33 @@ pub fn kill(
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
-    rounds::kill(rules, settings, evidence, progress)
+    kill_with(rules, &[], settings, evidence, progress)
+}
+
+/// As [`kill`], with flows that the datapath recorded while it blocked them: those that nothing
+/// else tells of are probed at both ends.
+#[must_use]
+pub fn kill_with(
+    rules: &[Rule],
+    recorded: &[FlowKey],
+    settings: &Settings,
+    evidence: &dyn Evidence,
+    progress: &dyn Fn(Progress),
+) -> Account {
+    rounds::kill(rules, recorded, settings, evidence, progress)
+}
+
+/// Those of the flows whose remotes are targets of the rules.
+#[must_use]
+pub fn towards(rules: &[Rule], mut flows: Vec<FlowKey>) -> Vec<FlowKey> {
+    let targets = Prefixes::new(
+        rules
+            .iter()
+            .flat_map(|rule| &rule.targets)
+            .map(|target| (target, 0)),
+    );
+    flows.retain(|flow| targets.covering(Tuple::from(flow).remote).next().is_some());
+    flows
 }
 
 /// What the kernel lacks for a teardown, and what follows from it; empty if nothing.

@@ -78,9 +78,10 @@ pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
     }
 }
 
-/// See [`super::kill`].
+/// See [`super::kill_with`].
 pub(crate) fn kill(
     rules: &[Rule],
+    recorded: &[FlowKey],
     settings: &Settings,
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
@@ -106,7 +107,7 @@ pub(crate) fn kill(
         watched: HashSet::new(),
         blind: None,
     };
-    run.rounds();
+    run.rounds(recorded);
     run.close(started)
 }
 
@@ -127,7 +128,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn rounds(&mut self) {
+    fn rounds(&mut self, recorded: &[FlowKey]) {
         let listed = self.look();
         // Before anything dies: what netfilter makes of a RST would hide the connection.
         let tracked = survey::tracked(
@@ -138,6 +139,18 @@ impl Run<'_> {
         );
         for (connection, views) in &tracked {
             self.ledger.tracked(connection, views);
+        }
+        if recorded.len() > TRANCHE {
+            note_once(
+                &mut self.notes,
+                format!(
+                    "{} flows were blocked, {TRANCHE} of them were probed",
+                    recorded.len()
+                ),
+            );
+        }
+        for key in recorded.iter().take(TRANCHE) {
+            self.ledger.recorded(Tuple::from(key));
         }
         self.watch(self.ledger.keys_elsewhere());
         self.attack(&listed);
