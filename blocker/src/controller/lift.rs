@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, Keep, kept, status};
 use crate::api::types::{Account, DeleteResponse};
-use crate::rule::{Established, Mode, Owner, Rule, RuleId};
+use crate::rule::{Established, Mode, Owner, Rule, RuleId, Target};
 use crate::state;
 use crate::teardown::{self, Listing};
 
@@ -26,6 +26,7 @@ impl Controller {
         if !rules.iter().any(Rule::kills) {
             return Account::default();
         }
+        let rules = sparing(rules, &self.live().config.protect);
         let settings = self.teardown_settings();
         let kills = std::sync::Arc::clone(&self.0.kills);
         let work = move || teardown::kill_with(&rules, &recorded, &settings, &*kills, &|_| {});
@@ -335,6 +336,17 @@ fn as_reset(rule: &Rule, expires: Option<Timestamp>) -> Rule {
         expires,
         ..rule.clone()
     }
+}
+
+/// The rules with what they may not touch among their exceptions: what the datapath passes, a
+/// teardown must not kill.
+fn sparing(mut rules: Vec<Rule>, protect: &[Target]) -> Vec<Rule> {
+    for rule in &mut rules {
+        rule.except.extend_from_slice(protect);
+        rule.except.sort_unstable();
+        rule.except.dedup();
+    }
+    rules
 }
 
 fn names(ids: &[RuleId]) -> String {
