@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use aya::programs::{TestRun, TestRunOptions};
+use aya::programs::{TcAttachType, TestRun, TestRunOptions};
 use blocker::compile::{self, Input, Limits, RuleInput};
 use blocker::config::HookChoice;
 use blocker::datapath::{Datapath, HookTotals, Settings, Totals};
@@ -145,6 +145,16 @@ pub(crate) struct Seen {
     pub(crate) counted: Counted,
 }
 
+/// What came of a frame that met an attached program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Crossed {
+    /// What the peer received.
+    pub(crate) sent: Vec<Vec<u8>>,
+    /// What the device received: also the frame itself, if it came from the wire.
+    pub(crate) received: Vec<Vec<u8>>,
+    pub(crate) counted: Counted,
+}
+
 impl Seen {
     /// The number of the rule that took the packet.
     pub(crate) fn rule(&self) -> Option<usize> {
@@ -169,6 +179,7 @@ pub(crate) struct Bench {
     pub(crate) datapath: Datapath,
     pub(crate) ifindex: u32,
     rules: u32,
+    attached: bool,
     own: Tap,
     peer: Tap,
 }
@@ -205,6 +216,7 @@ impl Bench {
             datapath: Datapath::load(settings, &path, HookChoice::Auto)?,
             ifindex,
             rules: 0,
+            attached: false,
             own: Tap::open(ifindex)?,
             peer: Tap::open(nix::net::if_::if_nametoindex("peer")?)?,
         })
@@ -245,16 +257,61 @@ impl Bench {
     pub(crate) fn run_on(&mut self, program: Program, frame: &[u8], sight: Sight) -> Result<Seen> {
         let before = self.counted(program)?;
         let (verdict, packet, mark) = self.test_run(program, frame, sight)?;
-        self.own.send_end()?;
-        self.peer.send_end()?;
+        let crossed = self.collect(program, &before)?;
         Ok(Seen {
             verdict,
             packet,
             mark,
+            sent: crossed.sent,
+            received: crossed.received,
+            counted: crossed.counted,
+        })
+    }
+
+    /// Attaches the TC programs to the device, for [`Bench::cross`].
+    pub(crate) fn attach(&mut self) -> Result<()> {
+        for (program, way) in [
+            (Program::Ingress, TcAttachType::Ingress),
+            (Program::Egress, TcAttachType::Egress),
+        ] {
+            let classifier = self.datapath.object().classifier(name(program))?;
+            classifier.attach("eth0", way)?;
+        }
+        self.attached = true;
+        Ok(())
+    }
+
+    /// Lets a frame come to an attached program from the wire, or go to it from this host: as the
+    /// kernel itself shows it to the program. The verdict shows in what was counted.
+    pub(crate) fn cross(&mut self, program: Program, frame: &[u8]) -> Result<Crossed> {
+        let before = self.counted(program)?;
+        let from = if program.is_egress() {
+            &self.own
+        } else {
+            &self.peer
+        };
+        match from.send(frame) {
+            // So a sender is told of a packet that egress drops (NET_XMIT_DROP).
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            sent => sent?,
+        }
+        self.collect(program, &before)
+    }
+
+    fn collect(&self, program: Program, before: &Counted) -> Result<Crossed> {
+        self.own.send_end()?;
+        self.peer.send_end()?;
+        let mut crossed = Crossed {
             sent: self.peer.collect()?,
             received: self.own.collect()?,
-            counted: difference(self.counted(program)?, &before),
-        })
+            counted: difference(self.counted(program)?, before),
+        };
+        if self.attached && program != Program::Xdp {
+            // The frame that ended the collection was seen too.
+            crossed.counted.hook.seen -= 1;
+            crossed.counted.hook.passed -= 1;
+        }
+        Ok(crossed)
     }
 
     /// Runs a program for its verdict alone.

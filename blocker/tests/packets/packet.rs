@@ -384,6 +384,21 @@ impl Packet {
         }
     }
 
+    /// The length of link-layer and IP header, with IPv4 options, without IPv6 extensions.
+    pub(crate) fn headers_length(&self) -> usize {
+        let ip = if self.is_v6() {
+            40
+        } else {
+            20 + self.options.len()
+        };
+        self.link_length() + ip
+    }
+
+    /// Where the transport header begins, from the IP header on.
+    pub(crate) fn transport_offset(&self) -> usize {
+        self.ip().len() - self.transport.len()
+    }
+
     /// The whole frame (or packet, on a device without a link-layer header).
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut frame = Vec::new();

@@ -63,6 +63,11 @@ impl Tap {
     pub(crate) fn send_end(&self) -> io::Result<()> {
         let mut frame = [0xff; 60];
         frame[12..14].copy_from_slice(&END);
+        self.send(&frame)
+    }
+
+    /// Sends a frame as it is, by the device and through its hooks.
+    pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: the buffer is as long as said.
         let sent = unsafe {
             libc::send(
