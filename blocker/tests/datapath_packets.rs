@@ -188,8 +188,8 @@ fn by_way(egress: bool) -> Vec<Row> {
         ("nothing behind the IP header", tcp(ACK).transport(&[]), out(ReportedByReject)),
     ];
     if !egress {
-        rows.push(("to a broadcast MAC", udp(b"hello").to_mac([0xff; 6]), Silence));
-        rows.push(("to a multicast MAC", tcp(SYN).to_mac([1, 0, 0x5e, 0, 0, 1]), Silence));
+        rows.push(("to a broadcast MAC", udp(b"hello").addressed([0xff; 6]), Silence));
+        rows.push(("to a multicast MAC", tcp(SYN).addressed([1, 0, 0x5e, 0, 0, 1]), Silence));
     }
     rows
 }

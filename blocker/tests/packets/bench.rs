@@ -14,12 +14,13 @@ use blocker::compile::{self, Input, Limits, RuleInput};
 use blocker::config::HookChoice;
 use blocker::datapath::{Datapath, HookTotals, Settings, Totals};
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker_ebpf::{self as abi, Hook, programs};
+use blocker_ebpf as abi;
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::packet::{LOCAL_MAC, Packet};
+use super::program::Program;
 use super::wire::Tap;
 use crate::lab::Namespace;
 
@@ -37,72 +38,6 @@ pub(crate) const SETTINGS: Settings = Settings {
     mark: 0x5eed_b10c,
     log: log::LevelFilter::Off,
 };
-
-pub(crate) const XDP_DROP: i32 = 1;
-pub(crate) const XDP_PASS: i32 = 2;
-/// `TCX_NEXT`: not ours, whoever else is on the hook gets it.
-pub(crate) const NEXT: i32 = -1;
-/// `TCX_DROP`.
-pub(crate) const SHOT: i32 = 2;
-
-/// One of the datapath's programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Program {
-    Xdp,
-    Ingress,
-    Egress,
-    /// On a device without a link-layer header.
-    IngressL3,
-    /// On a device without a link-layer header.
-    EgressL3,
-}
-
-impl Program {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Xdp,
-        Self::Ingress,
-        Self::Egress,
-        Self::IngressL3,
-        Self::EgressL3,
-    ];
-
-    pub(crate) fn is_egress(self) -> bool {
-        matches!(self, Self::Egress | Self::EgressL3)
-    }
-
-    pub(crate) fn is_l3(self) -> bool {
-        matches!(self, Self::IngressL3 | Self::EgressL3)
-    }
-
-    /// The packet as this program meets it: the other way on egress, bare without a link layer.
-    pub(crate) fn meets(self, packet: &Packet) -> Packet {
-        let mut packet = packet.clone();
-        if self.is_l3() {
-            packet = packet.bare();
-        }
-        if self.is_egress() {
-            packet.outgoing()
-        } else {
-            packet
-        }
-    }
-
-    pub(crate) fn pass(self) -> i32 {
-        if self == Self::Xdp { XDP_PASS } else { NEXT }
-    }
-
-    pub(crate) fn drop(self) -> i32 {
-        if self == Self::Xdp { XDP_DROP } else { SHOT }
-    }
-
-    fn hook(self) -> Hook {
-        match self {
-            Self::Xdp => Hook::Xdp,
-            Self::Ingress | Self::IngressL3 => Hook::Ingress,
-            Self::Egress | Self::EgressL3 => Hook::Egress,
-        }
-    }
-}
 
 /// What the kernel tells a program about a packet beside its bytes (`struct __sk_buff`).
 #[derive(Debug, Clone, Copy, Default)]
@@ -274,7 +209,7 @@ impl Bench {
             (Program::Ingress, TcAttachType::Ingress),
             (Program::Egress, TcAttachType::Egress),
         ] {
-            let classifier = self.datapath.object().classifier(name(program))?;
+            let classifier = self.datapath.object().classifier(program.name())?;
             classifier.attach("eth0", way)?;
         }
         self.attached = true;
@@ -345,7 +280,7 @@ impl Bench {
             _ => {
                 options.ctx_in = Some(&context);
                 options.ctx_out = Some(&mut context_out);
-                object.classifier(name(program))?.test_run(options)
+                object.classifier(program.name())?.test_run(options)
             }
         };
         let result = result.with_context(|| format!("{program:?} on {frame:02x?}"))?;
@@ -384,16 +319,6 @@ pub(crate) fn input(number: u32, rule: &Rule) -> RuleInput<'_> {
         deadline: abi::NEVER,
         counter: number,
         interfaces: None,
-    }
-}
-
-fn name(program: Program) -> &'static str {
-    match program {
-        Program::Xdp => programs::XDP,
-        Program::Ingress => programs::INGRESS,
-        Program::Egress => programs::EGRESS,
-        Program::IngressL3 => programs::INGRESS_L3,
-        Program::EgressL3 => programs::EGRESS_L3,
     }
 }
 
