@@ -16,6 +16,8 @@ use packets::tun::Tun;
 use packets::wire::Tap;
 use packets::{Bench, Packet, Program, SETTINGS, echo, rule, tcp, udp};
 
+type Packets = Vec<Vec<u8>>;
+
 struct Scene<'b> {
     bench: &'b mut Bench,
     wire: Tun,
@@ -60,7 +62,7 @@ impl<'b> Scene<'b> {
         packet: &[u8],
         sent: usize,
         received: usize,
-    ) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+    ) -> Result<(Packets, Packets)> {
         if egress {
             match self.stack.send(packet) {
                 // So a sender is told of a packet that egress drops (NET_XMIT_DROP).
