@@ -10,8 +10,8 @@ use blocker_ebpf::{FlowKey, kill};
 mod lab;
 mod packets;
 
-use packets::bench::{NEXT, SHOT};
 use packets::packet::*;
+use packets::program::{NEXT, SHOT};
 use packets::{Bench, Packet, Program, SETTINGS, Sight, rule, tcp, udp};
 
 const REMOTES: &str = "8.0.0.0/16 2001:db8:86dd::/48";
