@@ -56,6 +56,9 @@ pub mod maps {
     /// `HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`kill`](crate::kill) bits): flows under
     /// teardown, put there by the daemon; the datapath notes which ends it saw a RST go to.
     pub const KILLS: &str = "KILLS";
+    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to [`FlowRecord`](crate::FlowRecord): TCP flows
+    /// that rules with [`flag::RECORD`](crate::flag::RECORD) blocked.
+    pub const FLOWS: &str = "FLOWS";
     /// `PERCPU_ARRAY` of one scratch buffer, private to the datapath.
     pub const SCRATCH: &str = "SCRATCH";
 }
@@ -252,6 +255,14 @@ shared! {
     }
 }
 
+shared! {
+    /// What is kept of a blocked flow.
+    pub struct FlowRecord {
+        /// [`Rule::counter`] of the rule that blocked it last.
+        pub counter: u32,
+    }
+}
+
 /// Modes, as [`Rule::mode`].
 pub mod mode {
     /// Silently dropped.
@@ -274,10 +285,12 @@ pub mod direction {
 
 /// Bits of [`Rule::flags`].
 pub mod flag {
-    /// RSTs pass: always in reset mode, and where established flows are killed while dropping.
+    /// RSTs pass: in `reset` mode.
     pub const PASS_RST: u32 = 1;
     /// `percent` is decided per flow, not per packet.
     pub const PER_FLOW: u32 = 2;
+    /// The TCP flows that it blocks are recorded: they are to be killed when it ends.
+    pub const RECORD: u32 = 4;
 }
 
 /// Bits of a [`maps::KILLS`] value.

@@ -5,10 +5,10 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use blocker_ebpf::{
-    Bucket, Counters, FlowKey, HookCounters, IndexBlock, InterfaceKey, PortSet, RangeBlock, Rule,
-    RuleList, State,
+    Bucket, Counters, FlowKey, FlowRecord, HookCounters, IndexBlock, InterfaceKey, PortSet,
+    RangeBlock, Rule, RuleList, State,
 };
 
 use crate::packet::{Packet, Words};
@@ -39,6 +39,8 @@ pub static HOOKS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(3, 0
 pub static BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static KILLS: HashMap<FlowKey, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]

@@ -9,8 +9,9 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use blocker_ebpf::{
-    ALWAYS, ANY_INTERFACES, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, Hook, HookCounters,
-    ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill, mode,
+    ALWAYS, ANY_INTERFACES, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, FlowRecord, Hook,
+    HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill,
+    mode,
 };
 
 use crate::packet::{self, Link, Odd, Packet, Source, Words};
@@ -47,6 +48,7 @@ pub fn xdp(ctx: &XdpContext) -> u32 {
         && settles(rule, packet)
     {
         count_hook(Hook::Xdp, ifindex, |hook| hook.seen += 1);
+        record(rule, packet, Hook::Xdp);
         count_rule(rule, Hook::Xdp, ctx.len(), reply::Sent::default());
         return XDP_DROP;
     }
@@ -134,6 +136,7 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         _ => (SHOT, reply::Sent::default()),
     };
     count_hook(hook, ifindex, |counters| counters.seen += 1);
+    record(rule, packet, hook);
     count_rule(rule, hook, length, sent);
     action
 }
@@ -307,6 +310,28 @@ pub fn note(flow: &FlowKey, to_local: bool) {
         // Two CPUs may race for the two bits; the loser's bit is set again by the next probe.
         // SAFETY: the pointer is to a live map value; the program holds the RCU read lock.
         unsafe { *seen |= bit };
+    }
+}
+
+/// Keeps the flow of a blocked segment, if the rule's flows are to be killed when it ends. One that
+/// begins a connection is of none that could be killed.
+#[inline(always)]
+fn record(rule: &Rule, packet: &Packet, hook: Hook) {
+    if rule.flags & flag::RECORD == 0 || !packet.has(packet::ACK) || packet.flags & packet::RST != 0
+    {
+        return;
+    }
+    let flow = flow(packet, hook);
+    let record = FlowRecord {
+        counter: rule.counter,
+    };
+    let known = maps::FLOWS.get_ptr(flow).is_some_and(|old| {
+        // SAFETY: the pointer is to a live map value; the program holds the RCU read lock.
+        unsafe { *old == record }
+    });
+    if !known {
+        // A full table gives up its oldest flow; that is all that can happen.
+        let _kept = maps::FLOWS.insert(flow, record, 0);
     }
 }
 

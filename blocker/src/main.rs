@@ -107,12 +107,15 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
     let control = config.control.clone();
     let pin_dir = PinDir::open(&config.pin_dir)?;
     let socket = server::bind(&control)?;
-    let settings = Settings::new(
-        limits.prefixes,
-        limits.rules,
-        limits.replies_per_second,
-        datapath_log_level.filter(),
-    )?;
+    let settings = Settings {
+        flows: limits.flows,
+        ..Settings::new(
+            limits.prefixes,
+            limits.rules,
+            limits.replies_per_second,
+            datapath_log_level.filter(),
+        )?
+    };
     let mut datapath = Datapath::load(settings, pin_dir.path(), config.hook)?;
     let diagnostics = datapath.take_diagnostics();
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be handled")?;

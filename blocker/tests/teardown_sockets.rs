@@ -8,76 +8,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use blocker::api::types::{Account, LiveFlow};
-use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Listing, Namespaces, Settings, kill, list};
-use blocker_ebpf::{FlowKey, kill as bits};
+use blocker::config::Namespaces;
+use blocker::rule::Rule;
+use blocker::teardown::{Evidence, Listing, Settings, kill, list};
+use blocker_ebpf::FlowKey;
 use nix::errno::Errno;
 
 mod lab;
+mod teardown_stand_in;
 
 use lab::{Connection, Listener, Namespace, Pair, poll};
-
-const SETTINGS: Settings = Settings {
-    namespaces: Namespaces::Own,
-    mark: 0x5eed,
-};
-
-/// A datapath that says the same of every flow, and remembers what it was asked to watch.
-struct Says {
-    bits: u32,
-    watched: Mutex<Vec<FlowKey>>,
-}
-
-impl Says {
-    const fn new(bits: u32) -> Self {
-        Self {
-            bits,
-            watched: Mutex::new(Vec::new()),
-        }
-    }
-
-    fn everything() -> Self {
-        Self::new(bits::REMOTE | bits::LOCAL)
-    }
-
-    fn nothing() -> Self {
-        Self::new(0)
-    }
-}
-
-impl Evidence for Says {
-    fn watch(&self, flows: &[FlowKey]) -> io::Result<()> {
-        self.watched.lock().unwrap().extend(flows);
-        Ok(())
-    }
-
-    fn seen(&self, flows: &[FlowKey]) -> io::Result<Vec<u32>> {
-        Ok(vec![self.bits; flows.len()])
-    }
-
-    fn forget(&self, flows: &[FlowKey]) -> io::Result<()> {
-        self.watched
-            .lock()
-            .unwrap()
-            .retain(|key| !flows.contains(key));
-        Ok(())
-    }
-}
-
-fn rule(json: &str) -> Rule {
-    let spec: RuleSpec = serde_json::from_str(json).unwrap();
-    let id = || "test".parse().unwrap();
-    spec.resolve(id, Defaults::default(), jiff::Timestamp::now())
-        .unwrap()
-}
-
-fn reset(rest: &str) -> Vec<Rule> {
-    vec![rule(&format!(r#"{{"mode":"reset",{rest}}}"#))]
-}
-
-fn reset_of(remote: IpAddr) -> Vec<Rule> {
-    reset(&format!(r#""targets":["{remote}"]"#))
-}
+use teardown_stand_in::{SETTINGS, Says, reset, reset_of};
 
 fn kill_in(host: &Namespace, rules: &[Rule], evidence: &dyn Evidence) -> Result<Account> {
     host.enter(|| kill(rules, &SETTINGS, evidence, &|_| {}))
@@ -99,7 +40,7 @@ fn idle_flows_die_at_both_ends_and_the_server_lives() -> Result<()> {
         let mut inbound = [server.connect(&pair.b)?, server.connect(&pair.b)?];
         let mut outbound = Connection::open(&pair.a, &pair.b, remote)?;
         let evidence = Says::everything();
-        let account = kill_in(&pair.a, &reset_of(remote), &evidence)?;
+        let account = kill_in(&pair.a, &reset_of(remote)?, &evidence)?;
         assert_eq!((account.found, account.killed), (3, 3), "{account:?}");
         assert_eq!(
             (account.left.len(), account.notes.len()),
@@ -119,10 +60,7 @@ fn idle_flows_die_at_both_ends_and_the_server_lives() -> Result<()> {
             assert_eq!(here, Some(Errno::ECONNABORTED));
             assert_eq!(there, Some(Errno::ECONNRESET));
         }
-        assert!(
-            evidence.watched.lock().unwrap().is_empty(),
-            "all is forgotten"
-        );
+        assert!(evidence.watching() == 0, "all is forgotten");
         server.connect(&pair.b)?.check_alive()?;
     }
     Ok(())
@@ -145,7 +83,7 @@ fn only_what_the_rule_names_dies() -> Result<()> {
         format!(r#""targets":["{remote}"],"percent":99"#),
         format!(r#""targets":["{remote}"],"established":"keep""#),
     ] {
-        let account = kill_in(&pair.a, &reset(&rest), &Says::everything())?;
+        let account = kill_in(&pair.a, &reset(&rest)?, &Says::everything())?;
         assert_eq!(account.found, 0, "{rest}: {account:?}");
         connection.check_alive().context(rest)?;
     }
@@ -158,7 +96,7 @@ fn only_what_the_rule_names_dies() -> Result<()> {
         format!(r#""targets":["{remote}"],"direction":"ingress""#),
     ] {
         let mut connection = server.connect(&pair.b)?;
-        let account = kill_in(&pair.a, &reset(&rest), &Says::everything())?;
+        let account = kill_in(&pair.a, &reset(&rest)?, &Says::everything())?;
         assert!(account.killed >= 1, "{rest}: {account:?}");
         assert!(connection.wait_dead(soon())?, "{rest}");
     }
@@ -178,7 +116,7 @@ fn a_rule_of_very_many_targets_kills_the_same() -> Result<()> {
         .map(|n| format!("{:?}", Ipv4Addr::from(0xcb00_7100 + 2 * n).to_string()))
         .collect();
     targets.push(format!("{:?}", Pair::B.to_string()));
-    let rules = reset(&format!(r#""targets":[{}]"#, targets.join(",")));
+    let rules = reset(&format!(r#""targets":[{}]"#, targets.join(",")))?;
     let account = kill_in(&pair.a, &rules, &Says::everything())?;
     assert_eq!((account.found, account.killed), (1, 1), "{account:?}");
     assert!(named.wait_dead(soon())?);
@@ -193,12 +131,12 @@ fn an_ipv6_socket_that_talks_ipv4_is_found_by_its_ipv4_address() -> Result<()> {
     let address = SocketAddr::new(Pair::A, port);
     let mut client = pair.b.enter(|| TcpStream::connect(address))??;
     let listed = poll("the flow to be listed", Duration::from_secs(5), || {
-        let listing = list_in(&pair.a, &reset_of(Pair::B)).ok()?;
+        let listing = list_in(&pair.a, &reset_of(Pair::B).ok()?).ok()?;
         (listing.flows.len() == 1).then_some(listing)
     })?;
     assert_eq!(listed.flows[0].remote, Pair::B);
     assert_eq!(listed.flows[0].local, Pair::A);
-    let account = kill_in(&pair.a, &reset_of(Pair::B), &Says::everything())?;
+    let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Says::everything())?;
     assert_eq!((account.found, account.killed), (1, 1), "{account:?}");
     let error = io::Read::read(&mut client, &mut [0]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
@@ -268,7 +206,7 @@ fn every_state_dies_but_time_wait() -> Result<()> {
         states(&pair).ok().filter(|states| *states == expected)
     });
     seen.with_context(|| format!("{:?}", states(&pair)))?;
-    let account = kill_in(&pair.a, &reset_of(Pair::B), &Says::everything())?;
+    let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Says::everything())?;
     assert_eq!((account.found, account.killed), (6, 6), "{account:?}");
     assert_eq!(states(&pair)?, ["TIME-WAIT"]);
     Ok(())
@@ -302,7 +240,7 @@ fn the_owner_of_a_connected_udp_socket_is_told() -> Result<()> {
         Ok::<_, io::Error>(socket)
     })??;
     let unconnected = pair.a.enter(|| UdpSocket::bind((Pair::A, 0)))??;
-    let account = kill_in(&pair.a, &reset_of(Pair::B), &Says::nothing())?;
+    let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Says::nothing())?;
     assert_eq!((account.found, account.killed), (1, 1), "{account:?}");
     let error = socket.recv(&mut [0]).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED));
@@ -314,7 +252,7 @@ fn the_owner_of_a_connected_udp_socket_is_told() -> Result<()> {
 fn without_evidence_nothing_counts_as_dead_and_the_account_says_why() -> Result<()> {
     let pair = Pair::new()?;
     let mut connection = Connection::open(&pair.b, &pair.a, Pair::A)?;
-    let account = kill_in(&pair.a, &reset_of(Pair::B), &Says::nothing())?;
+    let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Says::nothing())?;
     assert!(connection.wait_dead(soon())?);
     assert_eq!((account.found, account.killed), (1, 0), "{account:?}");
     let [left] = &account.left[..] else {
@@ -327,11 +265,40 @@ fn without_evidence_nothing_counts_as_dead_and_the_account_says_why() -> Result<
     Ok(())
 }
 
+/// A datapath that has no room.
+struct Full;
+
+impl Evidence for Full {
+    fn watch(&self, _: &[FlowKey]) -> io::Result<()> {
+        Err(io::Error::other("no room"))
+    }
+
+    fn seen(&self, _: &[FlowKey]) -> io::Result<Vec<u32>> {
+        Err(io::Error::other("no room"))
+    }
+
+    fn forget(&self, _: &[FlowKey]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_datapath_that_fails_stops_no_teardown_and_is_accounted_for() -> Result<()> {
+    let pair = Pair::new()?;
+    let mut connection = Connection::open(&pair.b, &pair.a, Pair::A)?;
+    let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Full)?;
+    assert!(connection.wait_dead(soon())?);
+    assert_eq!((account.found, account.killed), (1, 0), "{account:?}");
+    assert!(account.left[0].why.contains("no room"), "{account:?}");
+    assert!(account.notes[0].contains("no room"), "{account:?}");
+    Ok(())
+}
+
 #[test]
 fn a_listing_names_processes_and_changes_nothing() -> Result<()> {
     let pair = Pair::new()?;
     let mut connection = Connection::open(&pair.b, &pair.a, Pair::A)?;
-    let listing = list_in(&pair.a, &reset_of(Pair::B))?;
+    let listing = list_in(&pair.a, &reset_of(Pair::B)?)?;
     let local = connection.server.local()?;
     let remote = connection.client.local()?;
     let expected = LiveFlow {
@@ -368,7 +335,7 @@ fn with_all_namespaces_sockets_of_containers_die_too() -> Result<()> {
     let elsewhere = Namespace::new("host")?;
     let mut container = Connection::open(&pair.a, &pair.b, remote)?;
     let mut other = Connection::open(&pair.a, &pair.b, Pair::B)?;
-    let rules = reset_of(remote);
+    let rules = reset_of(remote)?;
     let evidence = Says::everything();
     let account = kill_in(&elsewhere, &rules, &evidence)?;
     assert_eq!(account.found, 0, "{account:?}");
@@ -390,7 +357,7 @@ fn with_all_namespaces_sockets_of_containers_die_too() -> Result<()> {
 fn progress_tells_of_what_was_found_and_killed() -> Result<()> {
     let pair = Pair::new()?;
     let _connection = Connection::open(&pair.b, &pair.a, Pair::A)?;
-    let rules = reset_of(Pair::B);
+    let rules = reset_of(Pair::B)?;
     let evidence = Says::everything();
     let reports = pair.a.enter(|| {
         let reports = Mutex::new(Vec::new());

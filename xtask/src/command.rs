@@ -114,17 +114,14 @@ pub(crate) fn sudo() -> Result<Option<PathBuf>> {
     Ok(Some(sudo))
 }
 
-/// A command that runs as root: directly, or by sudo.
-///
-/// # Errors
-/// As [`sudo`].
-pub(crate) fn as_root(program: &str) -> Result<Command> {
-    Ok(match sudo()? {
+/// A command that runs as root: directly, or by what [`sudo`] gave.
+pub(crate) fn elevated(sudo: Option<&Path>, program: &str) -> Command {
+    match sudo {
         None => Command::new(program),
         Some(sudo) => {
             let mut command = Command::new(sudo);
             command.arg(program);
             command
         }
-    })
+    }
 }

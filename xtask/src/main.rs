@@ -2,6 +2,7 @@
 //!
 //! Depends on nothing that needs the eBPF toolchain, so that `cargo xtask setup` can install it.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -44,6 +45,8 @@ enum Task {
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
+    /// Measure what a packet costs, beside programs that do nothing
+    Bench,
     /// Run all tests, those that need root and a kernel included
     Test {
         /// Only tests whose name contains one of these
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup { check: true } => setup::check(setup::Purpose::Test),
         Task::Setup { check: false } => setup::install(setup::Purpose::Test),
+        Task::Bench => bench::run(),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
         Task::Test { filter } => test::run(&filter),

@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::command::{self, cargo, find, line, rustc, say};
 use crate::toolchain::{self, BPF_LINKER, Missing};
@@ -214,8 +214,10 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
             packages.join(" ")
         );
     }
+    let by_hand = format!("run this as root: {by_hand}");
+    let sudo = command::sudo().with_context(|| by_hand.clone())?;
     let apt = |arguments: &[&str]| -> Result<()> {
-        let mut command = command::as_root("env")?;
+        let mut command = command::elevated(sudo.as_deref(), "env");
         command
             .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"])
             // Another run of apt (unattended upgrades) is waited for.
@@ -227,22 +229,14 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
         TASK,
         &format!("installing {} by apt-get", packages.join(" ")),
     );
-    let install = [&["install", "--no-install-recommends"], packages].concat();
-    // An old package list only matters if the packages are not to be had by it.
-    let result = apt(&["update"])
-        .or_else(|error| {
-            if command::is_root() || command::sudo().is_ok() {
-                say(
-                    TASK,
-                    &format!("{error:#}; going on with the package lists that are there"),
-                );
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })
-        .and_then(|()| apt(&install));
-    result.map_err(|error| error.context(format!("run this as root: {by_hand}")))
+    // Old package lists only matter if the packages cannot be had by them.
+    if let Err(error) = apt(&["update"]) {
+        say(
+            TASK,
+            &format!("{error:#}; going on with the lists that are there"),
+        );
+    }
+    apt(&[&["install", "--no-install-recommends"], packages].concat()).context(by_hand)
 }
 
 /// Builds bpf-linker into the cache. It takes a minute or two, once.
@@ -250,7 +244,11 @@ fn bpf_linker() -> Result<()> {
     let mut install = cargo();
     install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
     if let Some(cache) = toolchain::cache() {
-        install.arg("--root").arg(cache);
+        // On the PATH, or cargo warns that it is not; the build finds it by itself.
+        let mut path = cache.join("bin").into_os_string();
+        path.push(":");
+        path.push(command::search_path());
+        install.arg("--root").arg(cache).env("PATH", path);
     }
     say(
         TASK,

@@ -30,7 +30,7 @@ struct Tally {
 /// The set-up is impossible, something does not build, or a test fails.
 pub(crate) fn run(filter: &[String]) -> Result<()> {
     setup::install(setup::Purpose::Test)?;
-    let sudo = command::sudo().context("the tests that need root cannot run")?;
+    let sudo = command::sudo().context("run this as root: tests of the kernel need it")?;
     let start = Instant::now();
     let mut tally = Tally::default();
     let mut failed = Vec::new();
@@ -141,7 +141,7 @@ fn has_integration_tests() -> bool {
 }
 
 /// The name of the variable by which cargo runs test binaries through another program.
-fn runner_variable() -> Result<String> {
+pub(crate) fn runner_variable() -> Result<String> {
     let output = Command::new(rustc())
         .arg("-vV")
         .current_dir(command::workspace())

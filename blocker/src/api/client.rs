@@ -16,9 +16,10 @@
 //! # Ok(()) }
 //! ```
 
+mod error;
+
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,9 +33,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+pub use self::error::{Absence, ClientError};
 use super::types::{
-    AddResponse, DeleteResponse, ListResponse, Problem, RuleView, RulesetRequest, RulesetResponse,
-    Status,
+    AddResponse, DeleteResponse, ListResponse, RuleView, RulesetRequest, RulesetResponse, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -49,122 +50,6 @@ pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
 /// port, server address and port, separated by blanks), so that the daemon can protect the
 /// caller's own SSH peer even where it cannot read the caller's environment.
 pub const SSH_CONNECTION_HEADER: &str = "blocker-ssh-connection";
-
-/// Why nobody could be asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Absence {
-    /// There is no such file.
-    NoSocket,
-    /// The socket's file is there, but nobody listens: its daemon is gone.
-    Stale,
-    /// The file is no socket.
-    NotASocket,
-    /// Permissions keep the caller out.
-    Denied {
-        /// What keeps the caller out: the socket, or a directory on the way to it.
-        at: PathBuf,
-        /// Its group, by number where it has no name.
-        group: String,
-        /// Its permission bits.
-        mode: u32,
-        /// Whether its group may do what the caller may not.
-        group_may: bool,
-    },
-    /// Something else, which the source names.
-    Other,
-}
-
-/// What went wrong between the caller and the daemon, or what the daemon objects to.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// No connection was made; the daemon knows nothing of the request.
-    #[error("{}", absence_text(path, why, source))]
-    Unreachable {
-        /// The socket's path.
-        path: PathBuf,
-        /// Why.
-        why: Absence,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Something answers on the socket, but it is not blocker's daemon.
-    #[error("what answers on {} is not blocker's daemon: {found}", path.display())]
-    NotBlocker {
-        /// The socket's path.
-        path: PathBuf,
-        /// What was found instead.
-        found: String,
-    },
-    /// The request's body is larger than the daemon reads; it was not sent.
-    #[error(
-        "the request is {bytes} bytes long, and the daemon reads at most {BODY_LIMIT}: split the rules"
-    )]
-    TooLarge {
-        /// Its length.
-        bytes: usize,
-    },
-    /// The connection broke before the whole answer was there.
-    #[error("the daemon closed the connection before it answered {request}: {source}")]
-    Lost {
-        /// Method and path.
-        request: String,
-        /// What broke.
-        source: hyper::Error,
-    },
-    /// No answer in time.
-    #[error("the daemon did not answer {request} within {} s", TIMEOUT.as_secs())]
-    Timeout {
-        /// Method and path.
-        request: String,
-    },
-    /// The daemon's answer has another form than this client knows.
-    #[error(
-        "the daemon's answer to {request} cannot be read ({source}): are client and daemon of one version?"
-    )]
-    Garbled {
-        /// Method and path.
-        request: String,
-        /// Where it departs.
-        source: serde_json::Error,
-    },
-    /// The request could not be written down.
-    #[error("the request {request} cannot be written: {why}")]
-    Unwritable {
-        /// Method and path.
-        request: String,
-        /// Why.
-        why: String,
-    },
-    /// The daemon understood, and objects.
-    #[error("{}", problem_text(.0))]
-    Problem(Problem),
-}
-
-fn absence_text(path: &Path, why: &Absence, source: &io::Error) -> String {
-    let path = path.display();
-    match why {
-        Absence::NoSocket => format!("there is no control socket at {path}"),
-        Absence::Stale => format!("nobody listens on {path}: its daemon is gone"),
-        Absence::NotASocket => format!("{path} is not a socket"),
-        Absence::Denied {
-            at, group, mode, ..
-        } => {
-            let at = at.display();
-            format!(
-                "cannot connect to {path}: permission denied by {at} (group {group}, mode {mode:04o})"
-            )
-        }
-        Absence::Other => format!("cannot connect to {path}: {source}"),
-    }
-}
-
-fn problem_text(problem: &Problem) -> &str {
-    if problem.detail.is_empty() {
-        &problem.title
-    } else {
-        &problem.detail
-    }
-}
 
 /// How a change is to be made: the query of `POST /v1/rules` and `PUT /v1/ruleset`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -436,7 +321,7 @@ impl Client {
                 }
                 Err(source) => {
                     return Err(ClientError::Unreachable {
-                        why: absence(&self.path, &source),
+                        why: Absence::of(&self.path, &source),
                         path: self.path.clone(),
                         source,
                     });
@@ -482,41 +367,70 @@ impl Answer {
     }
 }
 
-/// What a failed connect(2) means here.
-fn absence(path: &Path, error: &io::Error) -> Absence {
-    let metadata = std::fs::metadata(path).ok();
-    let is_socket = metadata.as_ref().is_some_and(|m| m.file_type().is_socket());
-    match error.kind() {
-        io::ErrorKind::NotFound => Absence::NoSocket,
-        io::ErrorKind::PermissionDenied => denied(path),
-        // The kernel refuses so for what is not a socket as well (`unix_find_bsd`).
-        io::ErrorKind::ConnectionRefused if is_socket => Absence::Stale,
-        io::ErrorKind::ConnectionRefused if metadata.is_some() => Absence::NotASocket,
-        _ => Absence::Other,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
 
-/// Who keeps the caller out: the last part of the path that can still be looked at. A directory
-/// that may not be searched hides what is in it, but not itself.
-fn denied(path: &Path) -> Absence {
-    let mut visible = path
-        .ancestors()
-        .filter_map(|at| Some((at, std::fs::metadata(at).ok()?)));
-    match visible.next() {
-        Some((at, metadata)) => Absence::Denied {
-            at: at.to_owned(),
-            group: group_name(metadata.gid()),
-            mode: metadata.mode() & 0o7777,
-            // A directory is searched, a socket written to (unix(7)).
-            group_may: metadata.mode() & if metadata.is_dir() { 0o010 } else { 0o020 } != 0,
-        },
-        None => Absence::Other,
-    }
-}
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept, bind, listen, socket,
+    };
 
-fn group_name(gid: u32) -> String {
-    match nix::unistd::Group::from_gid(gid.into()) {
-        Ok(Some(group)) => group.name,
-        _ => gid.to_string(),
+    use super::*;
+
+    #[test]
+    fn the_query_says_how() {
+        let query = |force, dry_run| Change { force, dry_run }.query();
+        assert_eq!(query(false, false), "");
+        assert_eq!(query(true, false), "?force=true");
+        assert_eq!(query(false, true), "?dry_run=true");
+        assert_eq!(query(true, true), "?force=true&dry_run=true");
+    }
+
+    #[tokio::test]
+    async fn what_the_daemon_would_not_read_is_not_sent() {
+        let rules = RulesetRequest {
+            rules: vec![RuleSpec {
+                comment: Some("x".repeat(BODY_LIMIT)),
+                ..RuleSpec::default()
+            }],
+        };
+        // No socket either: the size is looked at first.
+        let client = Client::new("/nonexistent.sock");
+        let error = client.replace(&rules, Change::default()).await.unwrap_err();
+        assert!(matches!(error, ClientError::TooLarge { bytes } if bytes > BODY_LIMIT));
+    }
+
+    #[tokio::test]
+    async fn connect_fails_where_nobody_is() {
+        let error = Client::connect("/nonexistent.sock").await.unwrap_err();
+        let ClientError::Unreachable { why, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(why, Absence::NoSocket);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("full.sock");
+        let listener = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = UnixStream::connect(&path).await {
+            waiting.push(stream);
+        }
+        let asking = tokio::spawn(Client::connect(path));
+        tokio::task::yield_now().await;
+        assert!(!asking.is_finished(), "it waits while the queue is full");
+        let accepted = accept(listener.as_raw_fd()).unwrap();
+        asking.await.unwrap().unwrap();
+        nix::unistd::close(accepted).unwrap();
     }
 }

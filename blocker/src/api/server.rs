@@ -29,6 +29,7 @@ use super::types::{Code, Problem, RulesetRequest};
 use crate::config::{Control, ReadAccess};
 use crate::controller::{Asking, Controller, Error};
 use crate::rule::{RuleId, RuleSpec, Target};
+use crate::ruleset::RulesetError;
 
 /// The largest request body, in bytes: a ruleset of some million prefixes.
 pub const BODY_LIMIT: usize = 64 << 20;
@@ -141,7 +142,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let Socket { listener, file } = socket;
-    let app = router(controller, control).into_make_service_with_connect_info::<Peer>();
+    let app = router(controller, &control).into_make_service_with_connect_info::<Peer>();
     let result = axum::serve(listener, app)
         .with_graceful_shutdown(shutdown)
         .await;
@@ -150,7 +151,7 @@ pub async fn serve(
 }
 
 /// The API's routes.
-fn router(controller: Controller, control: Control) -> Router {
+fn router(controller: Controller, control: &Control) -> Router {
     let may = Arc::new(May {
         group: control
             .group
@@ -436,9 +437,10 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let detail = error.to_string();
         let (status, code, title) = match &error {
-            Error::Rule(_) | Error::RuleOf { .. } | Error::SameId { .. } | Error::Config(_) => {
-                (StatusCode::BAD_REQUEST, Code::InvalidInput, "invalid input")
-            }
+            Error::Rule(_)
+            | Error::RuleOf { .. }
+            | Error::Ruleset(RulesetError::Twice(_))
+            | Error::Config(_) => (StatusCode::BAD_REQUEST, Code::InvalidInput, "invalid input"),
             Error::Compile(_) | Error::TooManyRules { .. } => (
                 StatusCode::BAD_REQUEST,
                 Code::LimitExceeded,
@@ -450,7 +452,9 @@ impl From<Error> for Failure {
                 "refused to protect you",
             ),
             Error::Refused(_) => (StatusCode::CONFLICT, Code::Protected, "protected"),
-            Error::Taken { .. } => (StatusCode::CONFLICT, Code::Conflict, "id taken"),
+            Error::Taken { .. } | Error::Ruleset(RulesetError::Taken { .. }) => {
+                (StatusCode::CONFLICT, Code::Conflict, "id taken")
+            }
             Error::NoSuchRule { .. } => (StatusCode::NOT_FOUND, Code::NotFound, "no such rule"),
             Error::Datapath(_)
             | Error::State(_)

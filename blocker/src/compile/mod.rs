@@ -21,10 +21,10 @@
 //! # How
 //!
 //! Prefixes either nest or are disjoint, so one pass over them in order, with a stack of those
-//! that are open, cuts the address space into segments ([`sweep`]); what applies in a segment is
-//! a state that depends on the parent's state and on what the prefix adds ([`states`]), computed
-//! once for each such pair. Equal lists are kept once ([`lists`]). IPv4 segments become a range
-//! table ([`v4`]), IPv6 prefixes nodes of a trie ([`v6`]).
+//! that are open, cuts the address space into segments (`sweep`); what applies in a segment is
+//! a state that depends on the parent's state and on what the prefix adds (`states`), computed
+//! once for each such pair. Equal lists are kept once (`lists`). IPv4 segments become a range
+//! table (`v4`), IPv6 prefixes nodes of a trie (`v6`).
 
 mod lists;
 mod ports;
@@ -33,7 +33,7 @@ mod rules;
 mod states;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod v4;
 mod v6;
 
@@ -168,7 +168,7 @@ pub enum CompileError {
         "{address} is covered by {found} rules ({}), but at most {} can be tried on one address: merge some of them, or narrow their targets", some_of(.rules), abi::RULES_PER_LIST
     )]
     RulesOnAddress {
-        /// The lowest such address.
+        /// One such address.
         address: IpAddr,
         /// How many rules cover it.
         found: usize,

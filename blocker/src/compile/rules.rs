@@ -89,11 +89,15 @@ fn directions(direction: Direction) -> u8 {
     }
 }
 
-/// A RST that ends a flow must not be eaten by the rule that wants the flow ended.
+/// A RST that ends a flow must not be eaten by the rule that wants the flow ended; one that drops
+/// kills before it begins to. What is to be killed at the end must be known then.
 fn flags(rule: &Rule) -> u32 {
     let mut flags = 0;
-    if rule.mode == Mode::Reset || rule.kills() {
+    if rule.mode == Mode::Reset {
         flags |= abi::flag::PASS_RST;
+    }
+    if rule.lifts_by_reset() {
+        flags |= abi::flag::RECORD;
     }
     if rule.mode == Mode::Reset && rule.percent < 100 {
         flags |= abi::flag::PER_FLOW;
@@ -197,11 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn resets_pass_where_flows_are_to_die() {
+    fn flags_follow_from_what_becomes_of_flows() {
         for (fields, flags) in [
             ("{mode: drop}", 0),
-            ("{mode: drop, established: kill}", abi::flag::PASS_RST),
-            ("{mode: reject, established: kill}", abi::flag::PASS_RST),
+            ("{mode: drop, established: kill}", 0),
+            ("{mode: reject, established: kill}", 0),
+            ("{mode: drop, on_lift: reset}", abi::flag::RECORD),
+            ("{mode: reject, on_lift: reset}", abi::flag::RECORD),
+            ("{mode: reset, on_lift: reset}", abi::flag::PASS_RST),
             ("{mode: reset}", abi::flag::PASS_RST),
             ("{mode: reset, established: keep}", abi::flag::PASS_RST),
             (

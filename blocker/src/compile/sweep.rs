@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use blocker_ebpf as abi;
+
 use super::states::{StateId, States};
 
 /// An address of either family as a number.
@@ -91,10 +93,15 @@ pub(super) struct Swept<A> {
     pub(super) nodes: Vec<Node<A>>,
     /// The segments, sorted, without gaps, none of them empty.
     pub(super) segments: Vec<Segment<A>>,
+    /// Whether a segment has more rules than a list can hold.
+    overfull: bool,
 }
 
 /// Sweeps over all claims in order of address. Takes time in proportion to their number, sorting
 /// aside; sorting is cheap, too, where rules bring their targets sorted.
+///
+/// Stops behind a segment with more rules than a list can hold: such a ruleset is refused once
+/// its lists are made, and the states behind might each repeat thousands of rules.
 pub(super) fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) -> Swept<A> {
     // The stable sort finds and merges sorted runs.
     claims.sort();
@@ -102,6 +109,7 @@ pub(super) fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) 
     let mut swept = Swept {
         nodes: Vec::with_capacity(claims.len() + 1),
         segments: Vec::with_capacity(2 * claims.len() + 1),
+        overfull: false,
     };
     swept.nodes.push(Node {
         start: A::FIRST,
@@ -109,13 +117,16 @@ pub(super) fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) 
         state: StateId::OUTSIDE,
         around: 0,
     });
-    swept.begin(A::FIRST, 0);
+    swept.begin(A::FIRST, 0, states);
     // The prefixes around the current address, but the whole space, each with its last address.
     let mut open: Vec<(A, u32)> = Vec::new();
     let mut step = Vec::new();
     for group in claims.chunk_by(|a, b| (a.start, a.length) == (b.start, b.length)) {
         let Claim { start, length, .. } = group[0];
-        swept.close(&mut open, |last| last < start);
+        swept.close(&mut open, |last| last < start, states);
+        if swept.overfull {
+            return swept;
+        }
         let around = open.last().map_or(0, |(_, node)| *node);
         step.clear();
         step.extend(group.iter().map(|claim| (claim.what, claim.place)));
@@ -126,10 +137,10 @@ pub(super) fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) 
             state,
             around,
         });
-        swept.begin(start, node);
+        swept.begin(start, node, states);
         open.push((start.last(length), node));
     }
-    swept.close(&mut open, |_| true);
+    swept.close(&mut open, |_| true, states);
     swept
 }
 
@@ -142,20 +153,25 @@ impl<A: Address> Swept<A> {
     }
 
     /// Begins a segment; one that begins at the same address was empty, and is replaced.
-    fn begin(&mut self, start: A, node: u32) {
+    fn begin(&mut self, start: A, node: u32, states: &States) {
         let segment = Segment { start, node };
         match self.segments.last_mut() {
             Some(last) if last.start == start => *last = segment,
-            _ => self.segments.push(segment),
+            Some(last) => {
+                let state = self.nodes[last.node as usize].state;
+                self.overfull |= states.active(state).len() > abi::RULES_PER_LIST;
+                self.segments.push(segment);
+            }
+            None => self.segments.push(segment),
         }
     }
 
     /// Leaves the innermost open prefixes that are `over`.
-    fn close(&mut self, open: &mut Vec<(A, u32)>, over: impl Fn(A) -> bool) {
+    fn close(&mut self, open: &mut Vec<(A, u32)>, over: impl Fn(A) -> bool, states: &States) {
         while let Some((last, _)) = open.pop_if(|(last, _)| over(*last)) {
             let around = open.last().map_or(0, |(_, node)| *node);
             if let Some(next) = last.next() {
-                self.begin(next, around);
+                self.begin(next, around, states);
             }
         }
     }

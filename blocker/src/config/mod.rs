@@ -87,6 +87,9 @@ pub struct Limits {
     /// Rules.
     #[serde(deserialize_with = "values::whole::<1, 65_536, _>")]
     pub rules: u32,
+    /// Blocked flows that are remembered, of rules with `on_lift: reset`; the oldest give way.
+    #[serde(deserialize_with = "values::whole::<1, 1_048_576, _>")]
+    pub flows: u32,
     /// Replies (RST, ICMP) a second on each CPU; 0: none.
     #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]
     pub replies_per_second: u32,
@@ -97,6 +100,7 @@ impl Default for Limits {
         Self {
             prefixes: 1_000_000,
             rules: 4_096,
+            flows: 65_536,
             replies_per_second: 1_000,
         }
     }

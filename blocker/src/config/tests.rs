@@ -54,6 +54,45 @@ fn the_annotated_example_is_valid_and_shows_every_key() {
 }
 
 #[test]
+fn the_documentation_names_every_key_and_its_examples_are_valid() {
+    let text = include_str!("../../../docs/configuration.md");
+    let examples: Vec<&str> = text
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert_eq!(examples.len(), 1);
+    for example in examples {
+        parse(example).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let effective = Config::default().effective_yaml().unwrap();
+    let mut section = String::new();
+    for line in effective.lines() {
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
+        let name = match key.strip_prefix("  ") {
+            Some(nested) => format!("{section}.{nested}"),
+            None => {
+                section = key.to_owned();
+                key.to_owned()
+            }
+        };
+        let row = match value.trim() {
+            "" => continue,
+            "null" => format!("| `{name}` | none |"),
+            value => format!("| `{name}` | `{value}` |"),
+        };
+        assert!(text.contains(&row), "{row}");
+    }
+    let error = parse("rules: [{x: 1}]").unwrap_err().to_string();
+    let keys = error.split("expected one of ").nth(1).unwrap();
+    for key in keys.lines().next().unwrap().split(", ") {
+        assert!(text.contains(&format!("`{key}`")), "{key}");
+    }
+}
+
+#[test]
 fn every_key_is_read() {
     let config = parse(
         r#"
@@ -64,7 +103,7 @@ control: {socket: /tmp/s, group: wheel, mode: 0600, read: all}
 state_dir: /s
 pin_dir: /p
 on_stop: keep
-limits: {prefixes: 5, rules: 6, replies_per_second: 0}
+limits: {prefixes: 5, rules: 6, flows: 7, replies_per_second: 0}
 protect: [10.0.0.1, 192.0.2.0/24]
 defaults: {mode: reset}
 rules:
@@ -89,6 +128,7 @@ rules:
     let limits = Limits {
         prefixes: 5,
         rules: 6,
+        flows: 7,
         replies_per_second: 0,
     };
     assert_eq!(config.limits, limits);
@@ -133,8 +173,8 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
         ),
         ("metrics: {listen: ':9'}", "1:1: unknown key \"metrics\""),
         (
-            "limits: {flows: 1}",
-            "1:10: unknown key \"flows\", expected one of prefixes, rules, replies_per_second",
+            "limits: {events: 1}",
+            "1:10: unknown key \"events\", expected one of prefixes, rules, flows, replies_per_second",
         ),
         (
             "interfaces: eth0",
@@ -362,6 +402,9 @@ fn an_expired_rule_is_left_out_and_no_error() {
     let now = "2026-06-01T00:00:00Z".parse().unwrap();
     let expired = parse(text).unwrap().expired_rules(now).unwrap();
     assert_eq!(expired[0].id.as_str(), "old");
+    // A rule ends at its date, not after it.
+    let end = "2026-01-01T00:00:00Z".parse().unwrap();
+    assert_eq!(parse(text).unwrap().rules(end).unwrap().len(), 1);
 }
 
 #[test]
@@ -372,4 +415,23 @@ fn a_hundred_thousand_targets_are_read() {
         format!("  - {address}\n")
     }));
     assert_eq!(rules(&text)[0].targets.len(), 100_000);
+}
+
+#[test]
+fn interfaces_cover_what_they_name_but_never_loopback() {
+    let covers = |text: &str, device: &str| parse(text).unwrap().interfaces.covers(device);
+    for (text, device, expected) in [
+        ("interfaces: auto", "eth0", true),
+        ("interfaces: auto", "lo", false),
+        ("interfaces: [eth0, 'veth*']", "eth0", true),
+        ("interfaces: [eth0, 'veth*']", "eth01", false),
+        ("interfaces: [eth0, 'veth*']", "veth1a2b", true),
+        ("interfaces: [eth0, 'veth*']", "xveth1", false),
+        ("interfaces: ['*']", "wg0", true),
+        ("interfaces: ['*']", "lo", false),
+        ("interfaces: ['eth[0-2]']", "eth2", true),
+        ("interfaces: ['eth[0-2]']", "eth3", false),
+    ] {
+        assert_eq!(covers(text, device), expected, "{text}: {device}");
+    }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::rule::check_interface;
+use crate::rule::{check_interface, interface_matches};
 
 /// Which devices are attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,19 @@ pub enum Interfaces {
     Auto,
     /// Those with these names or matching these globs, as they come and go. Not empty.
     Named(Vec<DeviceName>),
+}
+
+impl Interfaces {
+    /// Whether a device of this name is to be attached. Loopback never is.
+    #[must_use]
+    pub fn covers(&self, device: &str) -> bool {
+        let named = |pattern: &DeviceName| interface_matches(&pattern.0, device);
+        device != "lo"
+            && match self {
+                Self::Auto => true,
+                Self::Named(patterns) => patterns.iter().any(named),
+            }
+    }
 }
 
 impl Serialize for Interfaces {
@@ -107,7 +120,7 @@ choice! {
         Auto,
         /// TC alone.
         Tc,
-        /// XDP in the driver, and TC; a device whose driver lacks it is an error.
+        /// As `Auto`, but a device whose driver lacks XDP is logged as an error.
         XdpNative,
         /// XDP in the kernel's generic path, and TC.
         XdpGeneric,

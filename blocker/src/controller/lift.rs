@@ -1,27 +1,35 @@
-//! The end of rules: by deletion, by deadline, and what became of their flows.
+//! How a change is carried out, what it kills on the way, and the end of rules by deadline.
 //!
 //! A rule with `on_lift: reset` does not simply go. It becomes a `reset` rule first, under which
 //! its flows are killed at both ends; then it goes. Nothing that was sent during the block can be
-//! delivered, since the connection that it was sent on is gone.
+//! delivered, since the connection that it was sent on is gone. A rule that drops and kills starts
+//! the same way: what it drops can't be killed any more.
 
-use jiff::Timestamp;
+use blocker_ebpf::FlowKey;
+use jiff::{SignedDuration, Timestamp};
 
-use super::live::{Wanted, boot_time, lifts_actively};
+use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, Keep, kept, status};
 use crate::api::types::{Account, DeleteResponse};
-use crate::rule::{Established, Mode, Rule};
+use crate::rule::{Established, Mode, Owner, Rule, RuleId, Target};
 use crate::state;
 use crate::teardown::{self, Listing};
 
 impl Controller {
     /// Kills the established flows of those rules that do so, and gives the account.
     pub(super) async fn kill(&self, rules: Vec<Rule>) -> Account {
+        self.kill_with(rules, Vec::new()).await
+    }
+
+    /// As [`kill`](Self::kill), with flows that the datapath recorded.
+    async fn kill_with(&self, rules: Vec<Rule>, recorded: Vec<FlowKey>) -> Account {
         if !rules.iter().any(Rule::kills) {
             return Account::default();
         }
+        let rules = sparing(rules, &self.live().config.protect);
         let settings = self.teardown_settings();
         let kills = std::sync::Arc::clone(&self.0.kills);
-        let work = move || teardown::kill(&rules, &settings, &*kills, &|_| {});
+        let work = move || teardown::kill_with(&rules, &recorded, &settings, &*kills, &|_| {});
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
                 if account.found > 0 || !account.left.is_empty() {
@@ -42,6 +50,33 @@ impl Controller {
         }
     }
 
+    /// Kills the established flows of those that are `reset` rules; others' were killed before
+    /// they began to drop.
+    pub(super) async fn kill_resets(&self, mut rules: Vec<Rule>) -> Account {
+        rules.retain(|rule| rule.mode == Mode::Reset);
+        self.kill(rules).await
+    }
+
+    /// Kills the flows of rules that end with the daemon and ask for it. The writer's lock is held.
+    pub(super) async fn end(&self, ending: &[Rule], now: Timestamp) -> Result<Account, Error> {
+        let ending: Vec<Rule> = ending
+            .iter()
+            .filter(|rule| rule.lifts_by_reset())
+            .cloned()
+            .collect();
+        let before = self.live().wanted();
+        let (interim, rules) = self.resetting(&before, &ending, now);
+        let recorded = {
+            let mut live = self.live();
+            let slots = live.slots(&ending);
+            live.put(interim, now)?;
+            let recorded = teardown::towards(&ending, live.datapath.recorded(&slots)?);
+            live.datapath.forget_recorded(&recorded)?;
+            recorded
+        };
+        Ok(self.kill_with(rules, recorded).await)
+    }
+
     /// Lists the flows that a teardown of these rules would kill.
     pub(super) async fn list_flows(&self, rules: Vec<Rule>) -> Result<Listing, Error> {
         let settings = self.teardown_settings();
@@ -57,37 +92,98 @@ impl Controller {
         }
     }
 
-    /// Makes those rules that want it `reset` rules, and kills their flows. The writer's lock is
-    /// held; the rules are to be removed next.
-    pub(super) async fn settle_ending(
-        &self,
-        ending: &[Rule],
-        now: Timestamp,
-    ) -> Result<Account, Error> {
-        let resetting: Vec<Rule> = ending
-            .iter()
-            .filter(|rule| lifts_actively(rule))
-            .map(as_reset)
-            .collect();
-        if resetting.is_empty() {
-            return Ok(Account::default());
+    /// Carries a change out: kept on disk, the flows of ending rules killed if they ask for it, the
+    /// flows of starting rules killed that drop from then on, and the wanted rules in force.
+    /// The writer's lock is held. What fails leaves everything as it was (but what was killed).
+    ///
+    /// Flows of starting `reset` rules are left to [`kill`](Self::kill), which needs no lock.
+    pub(super) async fn change(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
+        let before = self.live().wanted();
+        let state_dir = self.live().config.state_dir.clone();
+        let differs = kept(&before) != kept(&change.wanted);
+        if differs {
+            state::save(&state_dir, kept(&change.wanted))?;
         }
-        {
-            let mut live = self.live();
-            let mut wanted = live.wanted();
-            for rule in &resetting {
-                match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
-                    Some(old) => old.rule = rule.clone(),
-                    // One that ended while no daemon was there.
-                    None => wanted.push(Wanted {
-                        rule: rule.clone(),
-                        owner: crate::rule::Owner::Api,
-                    }),
+        let result = self.carry_out(change, now).await;
+        if result.is_err() {
+            if let Err(error) = self.live().put(before.clone(), now) {
+                tracing::error!("the rules before a failed change cannot be put back: {error}");
+            }
+            if differs && let Err(error) = state::save(&state_dir, kept(&before)) {
+                tracing::error!("{error}");
+            }
+        }
+        result
+    }
+
+    async fn carry_out(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
+        let Change {
+            ending,
+            starting,
+            wanted,
+        } = change;
+        let mut account = Account::default();
+        if ending.iter().any(Rule::lifts_by_reset) {
+            account = self.end(&ending, now).await?;
+        }
+        let killing: Vec<Rule> = starting
+            .into_iter()
+            .filter(|rule| rule.kills() && rule.mode != Mode::Reset)
+            .collect();
+        if !killing.is_empty() {
+            let rules: Vec<Rule> = killing
+                .iter()
+                .map(|rule| as_reset(rule, rule.expires))
+                .collect();
+            let mut interim = wanted.clone();
+            for wanted in &mut interim {
+                if let Some(rule) = rules.iter().find(|rule| rule.id == wanted.rule.id) {
+                    wanted.rule = rule.clone();
                 }
             }
-            live.put(wanted, now)?;
+            self.live().put(interim, now)?;
+            account = status::sum(account, self.kill(rules).await);
         }
-        Ok(self.kill(resetting).await)
+        self.live().put(wanted, now)?;
+        Ok(account)
+    }
+
+    /// The rules before a change with the ending ones made `reset` rules, and those.
+    fn resetting(
+        &self,
+        before: &[Wanted],
+        ending: &[Rule],
+        now: Timestamp,
+    ) -> (Vec<Wanted>, Vec<Rule>) {
+        let expires = now.checked_add(LIFTING).ok();
+        let mut interim = before.to_vec();
+        let mut rules = Vec::new();
+        for ending in ending {
+            let mut rule = as_reset(ending, expires);
+            match interim
+                .iter_mut()
+                .find(|wanted| wanted.rule.id == ending.id)
+            {
+                Some(whole) if whole.rule.targets == ending.targets => whole.rule = rule.clone(),
+                part => {
+                    // A part of a rule, which for a moment is a rule of its own; or one that ended
+                    // while no daemon was there.
+                    if let Some(part) = part {
+                        part.rule
+                            .targets
+                            .retain(|target| !ending.targets.contains(target));
+                        rule.id = self.fresh_id();
+                    }
+                    interim.push(Wanted {
+                        rule: rule.clone(),
+                        owner: Owner::Api,
+                        created: now,
+                    });
+                }
+            }
+            rules.push(rule);
+        }
+        (interim, rules)
     }
 
     /// Removes what `keep` does not keep. The writer's lock is held.
@@ -102,89 +198,38 @@ impl Controller {
             narrowed: Vec::new(),
             teardown: Account::default(),
         };
-        let mut ending = Vec::new();
-        let mut left = Vec::new();
+        let mut change = Change::to(Vec::new());
         for wanted in self.live().wanted() {
             match keep(&wanted.rule) {
-                Keep::All => left.push(wanted),
+                Keep::All => change.wanted.push(wanted),
                 Keep::Nothing => {
                     response.removed.push(wanted.rule.id.clone());
-                    ending.push(wanted.rule);
+                    change.ending.push(wanted.rule);
                 }
                 Keep::Only(targets) => {
                     response.narrowed.push(wanted.rule.id.clone());
-                    let gone = wanted
-                        .rule
-                        .targets
-                        .iter()
-                        .copied()
-                        .filter(|target| !targets.contains(target));
-                    let gone = gone.collect();
+                    let mut gone = wanted.rule.targets.clone();
+                    gone.retain(|target| !targets.contains(target));
+                    change.ending.push(Rule {
+                        targets: gone,
+                        ..wanted.rule.clone()
+                    });
                     let rule = Rule {
                         targets,
                         ..wanted.rule.clone()
                     };
-                    ending.push(Rule {
-                        targets: gone,
-                        ..wanted.rule
-                    });
-                    left.push(Wanted {
-                        rule,
-                        owner: wanted.owner,
-                    });
+                    change.wanted.push(Wanted { rule, ..wanted });
                 }
             }
         }
-        response.teardown = self.lift_parts(&ending, &left, now).await?;
-        self.commit(left, now)?;
+        response.teardown = self.change(change, now).await?;
         tracing::info!(
-            who = asking.who, removed = ?response.removed, narrowed = ?response.narrowed, "rules lifted"
+            who = asking.who,
+            removed = names(&response.removed),
+            narrowed = names(&response.narrowed),
+            "rules lifted"
         );
         Ok(response)
-    }
-
-    /// As [`settle_ending`](Self::settle_ending), where a part of a rule may stay.
-    async fn lift_parts(
-        &self,
-        ending: &[Rule],
-        left: &[Wanted],
-        now: Timestamp,
-    ) -> Result<Account, Error> {
-        let (parts, wholes): (Vec<Rule>, Vec<Rule>) = ending
-            .iter()
-            .cloned()
-            .partition(|rule| left.iter().any(|left| left.rule.id == rule.id));
-        let account = self.settle_ending(&wholes, now).await?;
-        let parts: Vec<Rule> = parts
-            .iter()
-            .filter(|rule| lifts_actively(rule))
-            .map(as_reset)
-            .collect();
-        if parts.is_empty() {
-            return Ok(account);
-        }
-        // The ending part is a rule of its own for a moment, beside what stays of it.
-        let interim: Vec<Rule> = parts
-            .into_iter()
-            .map(|rule| Rule {
-                id: self.fresh_id(),
-                ..rule
-            })
-            .collect();
-        {
-            let mut live = self.live();
-            let stay = left.iter().map(|left| Wanted {
-                rule: left.rule.clone(),
-                owner: left.owner.clone(),
-            });
-            let owner = crate::rule::Owner::Api;
-            let end = interim.iter().map(|rule| Wanted {
-                rule: rule.clone(),
-                owner: owner.clone(),
-            });
-            live.put(stay.chain(end).collect(), now)?;
-        }
-        Ok(status::sum(account, self.kill(interim).await))
     }
 
     /// Lifts rules whose deadline has passed.
@@ -194,7 +239,7 @@ impl Controller {
                 let by_boot = entry.deadline.is_some_and(|deadline| deadline <= boot);
                 // The wall clock decides for those that are lifted before the datapath's deadline.
                 by_boot
-                    || lifts_actively(&entry.rule)
+                    || entry.rule.lifts_by_reset()
                         && entry.rule.expires.is_some_and(|expires| expires <= wall)
             });
             due.map(|entry| entry.rule.clone()).collect()
@@ -204,59 +249,106 @@ impl Controller {
         }
         let _writer = self.0.writer.lock().await;
         let now = Timestamp::now();
-        let ended = due(now, boot_time(), &self.live());
-        if let Err(error) = self.settle_ending(&ended, now).await {
-            tracing::error!("{error}");
-        }
-        let mut left = self.live().wanted();
-        left.retain(|wanted| !ended.iter().any(|rule| rule.id == wanted.rule.id));
-        match self.commit(left, now) {
-            Ok(()) => {
-                for rule in ended {
-                    tracing::info!(rule = %rule.id, "rule expired");
-                }
-            }
+        let ending = due(now, boot_time(), &self.live());
+        let mut wanted = self.live().wanted();
+        wanted.retain(|wanted| !ending.iter().any(|rule| rule.id == wanted.rule.id));
+        let ids: Vec<_> = ending.iter().map(|rule| rule.id.clone()).collect();
+        match self
+            .change(
+                Change {
+                    ending,
+                    ..Change::to(wanted)
+                },
+                now,
+            )
+            .await
+        {
+            Ok(_) => tracing::info!(rules = names(&ids), "rules expired"),
             Err(error) => {
-                tracing::error!("expired rules cannot be removed, but no longer match: {error}")
+                tracing::error!("expired rules cannot be removed, but no longer match: {error}");
             }
         }
     }
 
     /// Does what the end of rules asked for that ended while no daemon was there.
-    pub(super) async fn make_good(&self, expired: Vec<Rule>) {
+    pub(super) async fn make_good(&self, ending: Vec<Rule>) {
+        if ending.is_empty() {
+            return;
+        }
         let _writer = self.0.writer.lock().await;
-        let now = Timestamp::now();
-        for rule in &expired {
-            tracing::info!(rule = %rule.id, "rule expired while no daemon was there");
-        }
+        let ids: Vec<_> = ending.iter().map(|rule| rule.id.clone()).collect();
+        tracing::info!(
+            rules = names(&ids),
+            "rules expired while no daemon was there"
+        );
         let wanted = self.live().wanted();
-        if let Err(error) = self.settle_ending(&expired, now).await {
-            tracing::error!("{error}");
-        }
-        let rules = kept(&wanted);
+        let staying = wanted.clone();
         let state_dir = self.live().config.state_dir.clone();
-        let saved = if expired.is_empty() {
-            Ok(())
-        } else {
-            state::save(&state_dir, &rules)
-        };
-        if let Err(error) = saved {
-            tracing::error!("{error}");
-        }
-        if expired.iter().any(lifts_actively)
-            && let Err(error) = self.live().put(wanted, now)
+        let done = self
+            .change(
+                Change {
+                    ending,
+                    ..Change::to(wanted)
+                },
+                Timestamp::now(),
+            )
+            .await;
+        // They are in the file still, and in no rule set that could differ from it.
+        if let Err(error) = done
+            .map(drop)
+            .and_then(|()| Ok(state::save(&state_dir, kept(&staying))?))
         {
             tracing::error!("{error}");
         }
     }
 }
 
-/// The rule under which another one's flows are killed before it goes.
-fn as_reset(rule: &Rule) -> Rule {
+/// How long the datapath keeps a rule under which flows are killed at the end of another, should
+/// the daemon die over it.
+const LIFTING: SignedDuration = SignedDuration::from_secs(3);
+
+/// A change of the rules in force.
+pub(super) struct Change {
+    /// Rules, or parts of rules, that end with it.
+    pub(super) ending: Vec<Rule>,
+    /// Rules that start with it.
+    pub(super) starting: Vec<Rule>,
+    /// All rules that are to be.
+    pub(super) wanted: Vec<Wanted>,
+}
+
+impl Change {
+    /// A change to these rules that neither ends nor starts one.
+    pub(super) const fn to(wanted: Vec<Wanted>) -> Self {
+        Self {
+            ending: Vec::new(),
+            starting: Vec::new(),
+            wanted,
+        }
+    }
+}
+
+/// The rule under which another one's flows are killed.
+fn as_reset(rule: &Rule, expires: Option<Timestamp>) -> Rule {
     Rule {
         mode: Mode::Reset,
         established: Established::Kill,
-        expires: None,
+        expires,
         ..rule.clone()
     }
+}
+
+/// The rules with what they may not touch among their exceptions: what the datapath passes, a
+/// teardown must not kill.
+fn sparing(mut rules: Vec<Rule>, protect: &[Target]) -> Vec<Rule> {
+    for rule in &mut rules {
+        rule.except.extend_from_slice(protect);
+        rule.except.sort_unstable();
+        rule.except.dedup();
+    }
+    rules
+}
+
+fn names(ids: &[RuleId]) -> String {
+    ids.iter().map(RuleId::as_str).collect::<Vec<_>>().join(" ")
 }

@@ -13,7 +13,7 @@ use crate::compile::{self, RuleInput};
 use crate::config::{Config, Interfaces};
 use crate::datapath::devices::Device;
 use crate::datapath::{Datapath, RuleCounters};
-use crate::rule::{Mode, OnLift, Owner, Rule, RuleId};
+use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::{Entry, Ruleset};
 
 /// How long the datapath goes on behind the deadline of a rule whose flows are to be killed
@@ -31,9 +31,12 @@ pub(super) struct Live {
 }
 
 /// A rule that is to be in force.
+#[derive(Clone)]
 pub(super) struct Wanted {
     pub(super) rule: Rule,
     pub(super) owner: Owner,
+    /// When it was first put in force; of a rule that is in force already, that counts.
+    pub(super) created: Timestamp,
 }
 
 impl Live {
@@ -58,22 +61,31 @@ impl Live {
 
     /// The rules of all owners, as they would be wanted if nothing changed.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
-        self.ruleset
-            .values()
-            .map(|entry| Wanted {
-                rule: entry.rule.clone(),
-                owner: entry.owner.clone(),
-            })
-            .collect()
+        let wanted = |Entry {
+                          rule,
+                          owner,
+                          created,
+                          ..
+                      }: &Entry| Wanted {
+            rule: rule.clone(),
+            owner: owner.clone(),
+            created: *created,
+        };
+        self.ruleset.values().map(wanted).collect()
     }
 
-    /// Makes exactly these rules the ones in force. A rule that was there keeps its counters and
-    /// the time it was made.
+    /// Makes exactly these rules, no two of one id, the ones in force. A rule that was there keeps
+    /// its counters and the time it was made.
     pub(super) fn put(&mut self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
         let mut free = self.free_slots(&wanted);
         let mut fresh = Vec::new();
         let mut ruleset = Ruleset::new();
-        for Wanted { rule, owner } in wanted {
+        for Wanted {
+            rule,
+            owner,
+            created,
+        } in wanted
+        {
             let old = self.ruleset.get(&rule.id);
             let counter = match old {
                 Some(old) => old.counter,
@@ -87,28 +99,25 @@ impl Live {
             };
             let deadline = match old {
                 // A clock that was set must not move a deadline that did not change.
-                Some(old) if old.rule.expires == rule.expires => old.deadline,
+                Some(old)
+                    if old.rule.expires == rule.expires
+                        && old.rule.lifts_by_reset() == rule.lifts_by_reset() =>
+                {
+                    old.deadline
+                }
                 _ => rule
                     .expires
                     .map(|expires| boot_deadline(&rule, expires, now)),
             };
-            let created = old.map_or(now, |old| old.created);
-            let id = rule.id.clone();
-            if ruleset
-                .insert(
-                    id.clone(),
-                    Entry {
-                        rule,
-                        owner,
-                        created,
-                        deadline,
-                        counter,
-                    },
-                )
-                .is_some()
-            {
-                return Err(Error::SameId { id });
-            }
+            let created = old.map_or(created, |old| old.created);
+            let entry = Entry {
+                rule,
+                owner,
+                created,
+                deadline,
+                counter,
+            };
+            ruleset.insert(entry.rule.id.clone(), entry);
         }
         let snapshot = self.compile(&ruleset)?;
         for slot in fresh {
@@ -121,23 +130,25 @@ impl Live {
     }
 
     /// Whether these rules would fit, without doing anything.
-    pub(super) fn check(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
-        let ruleset = wanted
-            .into_iter()
-            .map(|Wanted { rule, owner }| {
-                (
-                    rule.id.clone(),
-                    Entry {
-                        rule,
-                        owner,
-                        created: now,
-                        deadline: None,
-                        counter: 0,
-                    },
-                )
-            })
-            .collect();
-        self.compile(&ruleset).map(drop)
+    pub(super) fn check(&self, wanted: Vec<Wanted>) -> Result<(), Error> {
+        let entry = |Wanted {
+                         rule,
+                         owner,
+                         created,
+                     }| {
+            (
+                rule.id.clone(),
+                Entry {
+                    rule,
+                    owner,
+                    created,
+                    deadline: None,
+                    counter: 0,
+                },
+            )
+        };
+        self.compile(&wanted.into_iter().map(entry).collect())
+            .map(drop)
     }
 
     /// Attaches to the devices that the configuration names; rules that name interfaces follow.
@@ -168,6 +179,12 @@ impl Live {
                 .map(Error::from),
         );
         errors
+    }
+
+    /// The counter slots of those rules that are in force.
+    pub(super) fn slots(&self, rules: &[Rule]) -> Vec<u32> {
+        let entries = rules.iter().filter_map(|rule| self.ruleset.get(&rule.id));
+        entries.map(|entry| entry.counter).collect()
     }
 
     /// What a rule did.
@@ -236,7 +253,7 @@ fn wants(interfaces: &Interfaces, device: &Device) -> bool {
 
 /// A rule's deadline as the datapath keeps it: nanoseconds of `CLOCK_BOOTTIME`.
 fn boot_deadline(rule: &Rule, expires: Timestamp, now: Timestamp) -> u64 {
-    let margin = if lifts_actively(rule) {
+    let margin = if rule.lifts_by_reset() {
         LIFT_MARGIN
     } else {
         SignedDuration::ZERO
@@ -244,11 +261,6 @@ fn boot_deadline(rule: &Rule, expires: Timestamp, now: Timestamp) -> u64 {
     let left = expires.duration_since(now).saturating_add(margin);
     let left = u64::try_from(left.as_nanos()).unwrap_or(0);
     boot_time().saturating_add(left)
-}
-
-/// Whether a rule's flows are to be killed when it ends.
-pub(super) fn lifts_actively(rule: &Rule) -> bool {
-    rule.on_lift == OnLift::Reset && matches!(rule.mode, Mode::Drop | Mode::Reject)
 }
 
 /// `CLOCK_BOOTTIME`, nanoseconds.

@@ -23,9 +23,12 @@ use crate::compile::CompileError;
 use crate::config::{Config, ConfigError, OnStop};
 use crate::datapath::{self, Datapath, Kills, devices};
 use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec, Target};
+use crate::ruleset::{self, Diff, RulesetError};
+use crate::safety::facts::{self, Caller, Places};
 use crate::safety::{self, HostFacts, Refusal};
-use crate::state;
+use crate::state::{self, Stored};
 use crate::teardown;
+use lift::Change;
 use live::{Live, Wanted};
 
 /// Why a request failed. Nothing was changed, unless a variant says otherwise.
@@ -58,12 +61,9 @@ pub enum Error {
         /// The limit.
         limit: u32,
     },
-    /// An id twice in a set.
-    #[error("id {id} is used twice: ids name one rule each")]
-    SameId {
-        /// The id.
-        id: RuleId,
-    },
+    /// A set of rules that can't be one owner's.
+    #[error("{0}")]
+    Ruleset(#[from] RulesetError),
     /// An id that another rule has.
     #[error(
         "id {id} is taken by a rule of {owner} that does something else: delete it first, change it with `apply`, or choose another id"
@@ -155,15 +155,17 @@ impl Controller {
             .map(|rule| Wanted {
                 rule,
                 owner: Owner::Config,
+                created: now,
             })
             .collect();
-        for rule in kept.rules {
+        for Stored { rule, created } in kept.rules {
             if wanted.iter().any(|other| other.rule.id == rule.id) {
                 tracing::warn!(rule = %rule.id, "a kept rule gives way to the configuration's of the same id");
             } else {
                 wanted.push(Wanted {
                     rule,
                     owner: Owner::Api,
+                    created,
                 });
             }
         }
@@ -194,8 +196,9 @@ impl Controller {
             lacks,
         }));
         tracing::info!(rules, "rules in force");
-        controller.make_good(kept.expired).await;
-        controller.kill(killing).await;
+        let expired = kept.expired.into_iter().map(|stored| stored.rule).collect();
+        controller.make_good(expired).await;
+        controller.kill_resets(killing).await;
         Ok(controller)
     }
 
@@ -253,7 +256,9 @@ impl Controller {
             };
         }
         if asking.dry_run {
-            self.live().check(self.with(&rule), now)?;
+            // On its own line: `with` takes the lock that the check holds.
+            let wanted = self.with(&rule, now);
+            self.live().check(wanted)?;
             let mut killing = rule.clone();
             killing.established = crate::rule::Established::Kill;
             let listing = self.list_flows(vec![killing]).await?;
@@ -270,14 +275,19 @@ impl Controller {
                 would_kill: Some(listing.flows),
             });
         }
-        let wanted = self.with(&rule);
-        self.commit(wanted, now)?;
+        let wanted = self.with(&rule, now);
+        let change = Change {
+            starting: vec![rule.clone()],
+            ..Change::to(wanted)
+        };
+        let account = self.change(change, now).await?;
         drop(writer);
         tracing::info!(
             who = asking.who, rule = %rule.id, mode = %rule.mode, targets = rule.targets.len(), created,
             expires = rule.expires.map(tracing::field::display), comment = rule.comment, "rule added"
         );
-        let teardown = self.kill(vec![rule.clone()]).await;
+        let killed = self.kill_resets(vec![rule.clone()]).await;
+        let teardown = status::sum(account, killed);
         Ok(AddResponse {
             rule,
             created,
@@ -401,7 +411,7 @@ impl Controller {
         specs: Vec<RuleSpec>,
         asking: &Asking,
     ) -> Result<RulesetResponse, Error> {
-        let _writer = self.0.writer.lock().await;
+        let writer = self.0.writer.lock().await;
         let now = Timestamp::now();
         let (defaults, protect) = {
             let live = self.live();
@@ -409,6 +419,7 @@ impl Controller {
         };
         let facts = facts(asking);
         let of = specs.len();
+        let named: Vec<bool> = specs.iter().map(|spec| spec.id.is_some()).collect();
         let mut carved: Vec<Carved> = Vec::new();
         let mut rules: Vec<Rule> = Vec::with_capacity(of);
         for (place, spec) in (1..).zip(specs) {
@@ -418,65 +429,76 @@ impl Controller {
             carved.extend(safety::review(&mut rule, &facts, &protect, asking.force)?);
             rules.push(rule);
         }
-        let (others, before) = self.owned_by_api();
-        for rule in &rules {
-            if let Some(other) = others.iter().find(|other| other.rule.id == rule.id) {
-                return Err(Error::Taken {
-                    id: rule.id.clone(),
-                    owner: other.owner.clone(),
-                });
-            }
-        }
         // A rule without an id is the one that is there already, if one does the same.
-        for rule in &mut rules {
-            if let Some(old) = before.iter().find(|old| old.same_effect(rule)) {
-                rule.id = old.id.clone();
+        for (rule, named) in rules.iter_mut().zip(named) {
+            if !named && let Some(old) = self.same(rule) {
+                rule.id = old.id;
             }
         }
-        let response = difference(&before, &rules, carved, asking.dry_run);
-        let wanted = |rules: Vec<Rule>, others: Vec<Wanted>| {
-            let ours = rules.into_iter().map(|rule| Wanted {
-                rule,
-                owner: Owner::Api,
-            });
-            others.into_iter().chain(ours).collect::<Vec<_>>()
+        let diff = ruleset::diff(self.live().ruleset(), &Owner::Api, &rules)?;
+        let mut response = RulesetResponse {
+            added: diff.added.clone(),
+            removed: diff.removed.clone(),
+            changed: diff
+                .changed
+                .iter()
+                .map(|(before, after)| Changed {
+                    before: before.clone(),
+                    after: after.clone(),
+                })
+                .collect(),
+            unchanged: diff.unchanged.len() as u64,
+            carved,
+            teardown: Account::default(),
+            dry_run: asking.dry_run,
         };
+        let change = self.replacement(&diff, rules, &Owner::Api, now);
         if asking.dry_run {
-            self.live().check(wanted(rules, others), now)?;
+            self.live().check(change.wanted)?;
             return Ok(response);
         }
-        let ending: Vec<Rule> = response
-            .removed
-            .iter()
-            .cloned()
-            .chain(
-                response
-                    .changed
-                    .iter()
-                    .map(|changed| changed.before.clone()),
-            )
-            .collect();
-        let lifted = self.settle_ending(&ending, now).await?;
-        self.commit(wanted(rules, others), now)?;
+        let starting = change.starting.clone();
+        let account = self.change(change, now).await?;
         tracing::info!(
             who = asking.who,
-            added = response.added.len(),
-            removed = response.removed.len(),
-            changed = response.changed.len(),
-            unchanged = response.unchanged,
+            added = diff.added.len(),
+            removed = diff.removed.len(),
+            changed = diff.changed.len(),
+            unchanged = diff.unchanged.len(),
             "ruleset replaced"
         );
-        let starting: Vec<Rule> = response
+        drop(writer);
+        response.teardown = status::sum(account, self.kill_resets(starting).await);
+        Ok(response)
+    }
+
+    /// The change that replaces all rules of an owner.
+    fn replacement(&self, diff: &Diff, rules: Vec<Rule>, owner: &Owner, now: Timestamp) -> Change {
+        let others = self
+            .live()
+            .wanted()
+            .into_iter()
+            .filter(|wanted| wanted.owner != *owner);
+        let ours = rules.into_iter().map(|rule| Wanted {
+            rule,
+            owner: owner.clone(),
+            created: now,
+        });
+        let different = |(before, after): &&(Rule, Rule)| !before.same_effect(after);
+        let changed: Vec<&(Rule, Rule)> = diff.changed.iter().filter(different).collect();
+        let ending = diff
+            .removed
+            .iter()
+            .chain(changed.iter().map(|(before, _)| before));
+        let starting = diff
             .added
             .iter()
-            .cloned()
-            .chain(response.changed.iter().map(|changed| changed.after.clone()))
-            .collect();
-        let killed = self.kill(starting).await;
-        Ok(RulesetResponse {
-            teardown: status::sum(lifted, killed),
-            ..response
-        })
+            .chain(changed.iter().map(|(_, after)| after));
+        Change {
+            ending: ending.cloned().collect(),
+            starting: starting.cloned().collect(),
+            wanted: others.chain(ours).collect(),
+        }
     }
 
     /// Reads the configuration file again and puts its rules in force as one change.
@@ -505,60 +527,26 @@ impl Controller {
             });
         }
         let rules = config.rules(now)?;
-        let (mut wanted, before): (Vec<Wanted>, Vec<Rule>) = {
-            let (api, others): (Vec<_>, Vec<_>) = self
-                .live()
-                .wanted()
-                .into_iter()
-                .partition(|wanted| wanted.owner != Owner::Config);
-            (api, others.into_iter().map(|wanted| wanted.rule).collect())
-        };
-        if let Some(taken) = wanted
-            .iter()
-            .find(|wanted| rules.iter().any(|rule| rule.id == wanted.rule.id))
-        {
-            return Err(Error::Taken {
-                id: taken.rule.id.clone(),
-                owner: taken.owner.clone(),
-            });
-        }
-        let change = difference(&before, &rules, Vec::new(), false);
-        let ending: Vec<Rule> = change
-            .removed
-            .iter()
-            .cloned()
-            .chain(change.changed.iter().map(|changed| changed.before.clone()))
-            .collect();
-        self.settle_ending(&ending, now).await?;
-        wanted.extend(rules.into_iter().map(|rule| Wanted {
-            rule,
-            owner: Owner::Config,
-        }));
+        let diff = ruleset::diff(self.live().ruleset(), &Owner::Config, &rules)?;
+        let change = self.replacement(&diff, rules, &Owner::Config, now);
+        let starting = change.starting.clone();
         let devices = devices::list().await?;
-        {
-            let mut live = self.live();
-            live.config = config;
-            if let Err(error) = live.put(wanted, now) {
-                live.config = old;
-                return Err(error);
-            }
-            for error in live.follow(&devices, now) {
-                tracing::error!("{error}");
-            }
+        self.live().config = config;
+        if let Err(error) = self.change(change, now).await {
+            self.live().config = old;
+            return Err(error);
+        }
+        for error in self.live().follow(&devices, now) {
+            tracing::error!("{error}");
         }
         tracing::info!(
-            added = change.added.len(),
-            removed = change.removed.len(),
-            changed = change.changed.len(),
-            unchanged = change.unchanged,
+            added = diff.added.len(),
+            removed = diff.removed.len(),
+            changed = diff.changed.len(),
+            unchanged = diff.unchanged.len(),
             "configuration reloaded"
         );
-        let starting: Vec<Rule> = change
-            .added
-            .into_iter()
-            .chain(change.changed.into_iter().map(|changed| changed.after))
-            .collect();
-        self.kill(starting).await;
+        self.kill_resets(starting).await;
         Ok(())
     }
 
@@ -576,7 +564,8 @@ impl Controller {
             .into_iter()
             .map(|wanted| wanted.rule)
             .collect();
-        if let Err(error) = self.settle_ending(&ending, Timestamp::now()).await {
+        // What the API's rules are after a restart stays on disk; only the datapath forgets them.
+        if let Err(error) = self.end(&ending, Timestamp::now()).await {
             tracing::error!("{error}");
         }
         for error in self.live().datapath.detach() {
@@ -585,32 +574,15 @@ impl Controller {
         tracing::info!("stopped: all rules are lifted");
     }
 
-    /// Puts rules in force and keeps the API's on disk; both or neither.
-    fn commit(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
-        let mut live = self.live();
-        let before = kept(&live.wanted());
-        let after = kept(&wanted);
-        let state_dir = live.config.state_dir.clone();
-        if before != after {
-            state::save(&state_dir, &after)?;
-        }
-        live.put(wanted, now).inspect_err(|_| {
-            if before != after
-                && let Err(error) = state::save(&state_dir, &before)
-            {
-                tracing::error!("{error}");
-            }
-        })
-    }
-
     /// The rules in force and this one, in place of the one of its id.
-    fn with(&self, rule: &Rule) -> Vec<Wanted> {
+    fn with(&self, rule: &Rule, now: Timestamp) -> Vec<Wanted> {
         let mut wanted = self.live().wanted();
         match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
             Some(old) => old.rule = rule.clone(),
             None => wanted.push(Wanted {
                 rule: rule.clone(),
                 owner: Owner::Api,
+                created: now,
             }),
         }
         wanted
@@ -618,15 +590,10 @@ impl Controller {
 
     /// The rule that is in force already for what is asked: of the same id, or doing the same.
     fn existing(&self, rule: &Rule, named: bool) -> Result<Option<Rule>, Error> {
-        let live = self.live();
         if !named {
-            let same = live
-                .ruleset()
-                .values()
-                .find(|old| old.owner == Owner::Api && old.rule.same_effect(rule));
-            return Ok(same.map(|old| old.rule.clone()));
+            return Ok(self.same(rule));
         }
-        match live.ruleset().get(&rule.id) {
+        match self.live().ruleset().get(&rule.id) {
             Some(old) if old.rule.same_effect(rule) => Ok(Some(old.rule.clone())),
             Some(old) => Err(Error::Taken {
                 id: rule.id.clone(),
@@ -636,14 +603,15 @@ impl Controller {
         }
     }
 
-    /// The rules of others, and those of the API.
-    fn owned_by_api(&self) -> (Vec<Wanted>, Vec<Rule>) {
-        let (api, others): (Vec<_>, Vec<_>) = self
-            .live()
-            .wanted()
-            .into_iter()
-            .partition(|wanted| wanted.owner == Owner::Api);
-        (others, api.into_iter().map(|wanted| wanted.rule).collect())
+    /// A rule of the API that does the same.
+    fn same(&self, rule: &Rule) -> Option<Rule> {
+        let live = self.live();
+        let mut api = live
+            .ruleset()
+            .values()
+            .filter(|entry| entry.owner == Owner::Api);
+        api.find(|entry| entry.rule.same_effect(rule))
+            .map(|entry| entry.rule.clone())
     }
 
     /// Six hexadecimal digits that no rule is called yet.
@@ -686,49 +654,21 @@ enum Keep {
 }
 
 /// The rules that are kept on disk.
-fn kept(wanted: &[Wanted]) -> Vec<Rule> {
-    wanted
-        .iter()
-        .filter(|wanted| wanted.owner == Owner::Api)
-        .map(|wanted| wanted.rule.clone())
-        .collect()
-}
-
-fn difference(
-    before: &[Rule],
-    after: &[Rule],
-    carved: Vec<Carved>,
-    dry_run: bool,
-) -> RulesetResponse {
-    let find = |rules: &[Rule], id: &RuleId| rules.iter().find(|rule| rule.id == *id).cloned();
-    let mut response = RulesetResponse {
-        added: Vec::new(),
-        removed: before
-            .iter()
-            .filter(|rule| find(after, &rule.id).is_none())
-            .cloned()
-            .collect(),
-        changed: Vec::new(),
-        unchanged: 0,
-        carved,
-        teardown: Account::default(),
-        dry_run,
-    };
-    for rule in after {
-        match find(before, &rule.id) {
-            None => response.added.push(rule.clone()),
-            Some(old) if old == *rule => response.unchanged += 1,
-            Some(before) => response.changed.push(Changed {
-                before,
-                after: rule.clone(),
-            }),
-        }
-    }
-    response
+fn kept(wanted: &[Wanted]) -> Vec<(&Rule, Timestamp)> {
+    let api = wanted.iter().filter(|wanted| wanted.owner == Owner::Api);
+    api.map(|wanted| (&wanted.rule, wanted.created)).collect()
 }
 
 fn facts(asking: &Asking) -> HostFacts {
-    safety::facts::gather(asking.pid, asking.ssh_connection.as_deref())
+    let caller = Caller {
+        pid: asking.pid,
+        ssh_connection: asking.ssh_connection.as_deref(),
+    };
+    let (facts, problems) = facts::gather(&Places::default(), caller);
+    for problem in problems {
+        tracing::warn!("what must not be blocked is known in part only: {problem}");
+    }
+    facts
 }
 
 /// Runs to its end whatever becomes of whoever waits.

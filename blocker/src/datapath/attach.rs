@@ -111,6 +111,13 @@ impl Attachments {
             }
             match self.attach(object, device) {
                 Ok(attached) => {
+                    let xdp = attached.hooks.iter().any(|hook| hook.hook == Hook::Xdp);
+                    if self.choice == HookChoice::XdpNative && !xdp {
+                        errors.push(Error::NoXdp {
+                            device: device.name.clone(),
+                            why: attached.notes.join("; "),
+                        });
+                    }
                     self.devices.insert(device.index, attached);
                 }
                 Err(error) => errors.push(error),
@@ -372,7 +379,11 @@ pub fn remove_filters(device: &str) {
 
 fn clsact(name: &str) -> Result<(), Error> {
     match tc::qdisc_add_clsact(name) {
-        Ok(()) | Err(tc::TcError::AlreadyAttached) => Ok(()),
+        Ok(()) => Ok(()),
+        // There is one already, ours for the other direction or somebody else's.
+        Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+            Ok(())
+        }
         Err(source) => Err(Error::Clsact {
             device: name.to_owned(),
             source: Box::new(source),

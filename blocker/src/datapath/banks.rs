@@ -131,7 +131,7 @@ impl Banks {
             (&raw mut (*state).banks)
                 .cast::<Bank>()
                 .add(idle)
-                .write_volatile(bank)
+                .write_volatile(bank);
         };
         // Everything above must be there before the word below says so.
         fence(Ordering::Release);

@@ -1,10 +1,11 @@
-//! What the datapath saw of flows under teardown: to which ends it let a RST go.
+//! What the datapath saw of flows: to which ends of one under teardown it let a RST go, and which
+//! ones it blocked that are to be killed later.
 
 use std::io;
 use std::sync::Mutex;
 
 use aya::maps::{HashMap, MapData, MapError};
-use blocker_ebpf::{FlowKey, maps};
+use blocker_ebpf::{FlowKey, FlowRecord, maps};
 
 use super::load::Object;
 use super::{Error, Plain};
@@ -37,6 +38,57 @@ impl Kills {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         act(&mut map).map_err(io::Error::other)
+    }
+}
+
+/// The map of blocked flows that are to be killed when their rule ends.
+pub struct Recorded(HashMap<MapData, Plain<FlowKey>, Plain<FlowRecord>>);
+
+impl Recorded {
+    /// Takes the map from a loaded object.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub fn new(object: &mut Object) -> Result<Self, Error> {
+        HashMap::try_from(object.map(maps::FLOWS)?)
+            .map(Self)
+            .map_err(flows_error)
+    }
+
+    /// The flows that the rules of these counter slots blocked.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn of(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
+        let entries = self
+            .0
+            .iter()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(flows_error)?;
+        let ours = entries
+            .into_iter()
+            .filter(|(_, record)| slots.contains(&record.0.counter));
+        Ok(ours.map(|(flow, _)| flow.0).collect())
+    }
+
+    /// Forgets flows.
+    ///
+    /// # Errors
+    /// If the map can't be written. A flow that went meanwhile is no error.
+    pub fn forget(&mut self, flows: &[FlowKey]) -> Result<(), Error> {
+        flows
+            .iter()
+            .try_for_each(|flow| match self.0.remove(&Plain(*flow)) {
+                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+                Err(error) => Err(flows_error(error)),
+            })
+    }
+}
+
+const fn flows_error(source: MapError) -> Error {
+    Error::Map {
+        map: maps::FLOWS,
+        source,
     }
 }
 

@@ -19,12 +19,16 @@ pub struct Settings {
     pub limits: Limits,
     /// Replies a second, on each CPU.
     pub replies_per_second: u32,
+    /// Blocked flows that are remembered, of rules whose flows are killed at their end.
+    pub flows: u32,
     /// The mark of our own packets; not 0.
     pub mark: u32,
     /// Level of the datapath's diagnostics; `Off` removes them from the programs.
     pub log: log::LevelFilter,
 }
 
+/// Blocked flows that are remembered, unless settings say otherwise.
+pub const FLOWS: u32 = 65_536;
 /// Flows that one teardown may watch at once.
 pub const WATCHED_FLOWS: u32 = 65_536;
 
@@ -48,6 +52,7 @@ impl Settings {
         Ok(Self {
             limits: Limits::sized(prefixes, rules),
             replies_per_second,
+            flows: FLOWS,
             mark,
             log,
         })
@@ -95,6 +100,7 @@ impl Object {
             .map_max_entries(maps::INTERFACES, limits.rules.saturating_mul(8))
             .map_max_entries(maps::COUNTERS, limits.rules * 2)
             .map_max_entries(maps::HOOKS, abi::HOOK_DEVICES * 3)
+            .map_max_entries(maps::FLOWS, settings.flows)
             .map_max_entries(maps::KILLS, WATCHED_FLOWS);
         let mut ebpf = loader.load(OBJECT).map_err(Error::object)?;
         for name in programs::ALL {

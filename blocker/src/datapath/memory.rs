@@ -59,7 +59,7 @@ impl<T: Copy> Mapped<T> {
                 values.as_ptr(),
                 self.start.as_ptr().add(first),
                 values.len(),
-            )
+            );
         };
     }
 

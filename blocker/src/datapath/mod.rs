@@ -25,7 +25,7 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
-use blocker_ebpf::Hook;
+use blocker_ebpf::{FlowKey, Hook};
 
 pub use counters::{HookTotals, RuleCounters, Totals};
 pub use diagnostics::Diagnostics;
@@ -120,6 +120,14 @@ pub enum Error {
         /// What the kernel said.
         source: Box<ProgramError>,
     },
+    /// A device has no XDP, and the configuration asks for it.
+    #[error("{device}: {why}")]
+    NoXdp {
+        /// The device.
+        device: String,
+        /// Why not, and what serves there.
+        why: String,
+    },
     /// The clsact qdisc can't be added.
     #[error("the clsact qdisc cannot be added to {device}: {source}")]
     Clsact {
@@ -209,7 +217,9 @@ unsafe impl aya::Pod for Plain<blocker_ebpf::Counters> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::HookCounters> {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::FlowKey> {}
+unsafe impl aya::Pod for Plain<FlowKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
 
@@ -220,6 +230,7 @@ pub struct Datapath {
     counters: counters::CounterMaps,
     attachments: Attachments,
     kills: Arc<Kills>,
+    recorded: evidence::Recorded,
     diagnostics: Option<Diagnostics>,
     settings: Settings,
 }
@@ -249,6 +260,7 @@ impl Datapath {
             counters: counters::CounterMaps::new(&mut object)?,
             attachments: Attachments::new(pin_dir, choice, tcx)?,
             kills: Arc::new(Kills::new(&mut object)?),
+            recorded: evidence::Recorded::new(&mut object)?,
             diagnostics: object.diagnostics(&settings)?,
             object,
             settings,
@@ -330,6 +342,23 @@ impl Datapath {
     #[must_use]
     pub fn kills(&self) -> Arc<Kills> {
         Arc::clone(&self.kills)
+    }
+
+    /// The flows that rules with these counter slots blocked, and that are to be killed when those
+    /// rules end.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
+        self.recorded.of(slots)
+    }
+
+    /// Forgets such flows.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn forget_recorded(&mut self, flows: &[FlowKey]) -> Result<(), Error> {
+        self.recorded.forget(flows)
     }
 
     /// The object, for running its programs on packets of a test.

@@ -28,6 +28,7 @@ pub(crate) fn for_targets(targets: &[Target], ipv4_only: bool) -> Option<Option<
         .iter()
         .map(|target| target.net())
         .filter(|net| !ipv4_only || matches!(net, IpNet::V4(_)))
+        .take(MOST_CONDITIONS + 1)
         .collect();
     match wanted.len() {
         0 => None,

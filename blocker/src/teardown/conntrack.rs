@@ -5,9 +5,9 @@
 //! that is not in it. Owns no probing and no order of events.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, NLA_F_NESTED, Nla, ParseableParametrized};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, Nla, ParseableParametrized};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple,
     Tuple as Part,
@@ -17,10 +17,9 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::flow::{TCP, Tuple};
 use super::matching::Matcher;
 use super::netlink::{Body, Conversation, NetlinkError, encode};
-use super::segment::Probe;
+use super::tracked::{Connection, Wire};
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h, as far as the crate keeps it to itself.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -44,126 +43,6 @@ const FILTER_DESTINATION: u32 = 1 << 1;
 const MANY_ENTRIES: u32 = 20_000;
 /// Most addresses that are filtered for in the kernel.
 const FEW_TARGETS: usize = 4;
-
-/// One direction of a tracked connection, as on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wire {
-    /// Who sends in this direction.
-    pub(crate) source: (IpAddr, u16),
-    /// Who receives in this direction.
-    pub(crate) destination: (IpAddr, u16),
-}
-
-/// An end of a tracked connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// Who opened it.
-    Initiator,
-    /// Who was asked.
-    Responder,
-}
-
-impl End {
-    /// The other one.
-    pub(crate) const fn other(self) -> Self {
-        match self {
-            Self::Initiator => Self::Responder,
-            Self::Responder => Self::Initiator,
-        }
-    }
-}
-
-/// A tracked connection as a rule may see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct View {
-    /// The flow.
-    pub(crate) tuple: Tuple,
-    /// Which end the remote is.
-    pub(crate) remote_end: End,
-}
-
-/// A tracked connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Connection {
-    /// IP protocol number.
-    pub(crate) protocol: u8,
-    /// State number of TCP (`nf_conntrack_tcp.h`).
-    pub(crate) state: Option<u8>,
-    /// As its initiator sends.
-    pub(crate) original: Wire,
-    /// As its responder answers; with NAT not the mirror image.
-    pub(crate) reply: Wire,
-    /// What names the entry when it is deleted: its original tuple, id and zone.
-    name: Vec<ConntrackAttribute>,
-}
-
-impl Connection {
-    /// The connection as rules may see it: either end as the remote, on either side of a NAT.
-    pub(crate) fn views(&self) -> Vec<View> {
-        let mut views: Vec<View> = Vec::with_capacity(4);
-        let (original, reply) = (self.original, self.reply);
-        for (remote, local, remote_end) in [
-            (original.source, original.destination, End::Initiator),
-            (original.destination, original.source, End::Responder),
-            (reply.source, reply.destination, End::Responder),
-            (reply.destination, reply.source, End::Initiator),
-        ] {
-            let tuple = Tuple {
-                protocol: self.protocol,
-                remote: remote.0,
-                remote_port: remote.1,
-                local: local.0,
-                local_port: local.1,
-            };
-            if views.iter().all(|view| view.tuple != tuple) {
-                views.push(View { tuple, remote_end });
-            }
-        }
-        views
-    }
-
-    /// A probe to one of its ends, in the name of the other as that end knows it.
-    pub(crate) fn probe_to(&self, end: End) -> Probe {
-        let socket = |(address, port): (IpAddr, u16)| SocketAddr::new(address, port);
-        match end {
-            End::Initiator => Probe {
-                from: socket(self.original.destination),
-                to: socket(self.original.source),
-            },
-            End::Responder => Probe {
-                from: socket(self.reply.destination),
-                to: socket(self.reply.source),
-            },
-        }
-    }
-
-    /// Whether its ends may hold a connection: not while it is asked for (SYN-SENT), nor when it
-    /// is over.
-    pub(crate) fn lives(&self) -> bool {
-        self.protocol == TCP && matches!(self.state, Some(2..=6))
-    }
-
-    /// Whether it counts as closed by a RST that its ends may not have taken: a netfilter rule
-    /// that answers with RSTs leaves such half-dead connections.
-    pub(crate) fn doubtful(&self) -> bool {
-        self.protocol == TCP && self.state == Some(8)
-    }
-
-    /// The state's name.
-    pub(crate) fn state_name(&self) -> &'static str {
-        match self.state {
-            Some(1 | 9) => "SYN-SENT",
-            Some(2) => "SYN-RECEIVED",
-            Some(3) => "ESTABLISHED",
-            Some(4) => "FIN-WAIT",
-            Some(5) => "CLOSE-WAIT",
-            Some(6) => "LAST-ACK",
-            Some(7) => "TIME-WAIT",
-            Some(8) => "CLOSED",
-            _ => "TRACKED",
-        }
-    }
-}
 
 /// Opens ctnetlink in the calling thread's network namespace.
 pub(crate) fn open() -> Result<Conversation, NetlinkError> {
@@ -217,18 +96,11 @@ pub(crate) fn list(
     if entries == 0 {
         return Ok(None);
     }
-    let hosts: Vec<IpAddr> = matcher
-        .targets()
-        .iter()
-        .filter(|target| target.is_host())
-        .map(|target| target.net().addr())
-        .collect();
+    let targets = matcher.targets();
+    let few = targets.len() <= FEW_TARGETS && targets.iter().all(|target| target.is_host());
     let mut found: Vec<Connection> = Vec::new();
-    if entries > MANY_ENTRIES
-        && hosts.len() == matcher.targets().len()
-        && hosts.len() <= FEW_TARGETS
-    {
-        for host in hosts {
+    if few && entries > MANY_ENTRIES {
+        for host in targets.iter().map(|target| target.net().addr()) {
             for place in Place::ALL {
                 // Kernels before 5.8 ignore the filter and send everything, which is then all that
                 // is needed.
@@ -277,8 +149,9 @@ impl Place {
         }
     }
 
-    /// The attributes that ask the kernel for entries with `host` in this place.
-    fn filter(self, host: IpAddr) -> Vec<ConntrackAttribute> {
+    /// The attributes that ask the kernel for entries with `host` in this place: a tuple, and
+    /// which part of it counts. The crate would lose the latter's mark of a nested attribute.
+    fn filter(self, host: IpAddr) -> (ConntrackAttribute, DefaultNla) {
         let (address, flag) = match self {
             Self::OriginalSource | Self::ReplySource => {
                 (IPTuple::SourceAddress(host), FILTER_SOURCE)
@@ -300,8 +173,7 @@ impl Place {
             &DefaultNla::new(CTA_FILTER_ORIG_FLAGS, original.to_ne_bytes().to_vec()),
             &DefaultNla::new(CTA_FILTER_REPLY_FLAGS, reply.to_ne_bytes().to_vec()),
         ]);
-        let filter = DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags);
-        vec![tuple, ConntrackAttribute::Other(filter)]
+        (tuple, DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags))
     }
 }
 
@@ -322,18 +194,15 @@ fn dump(
         None if all_v4 => NetfilterProtoFamily::IPv4,
         None => NetfilterProtoFamily::Unspec,
     };
-    let request = NetfilterMessage::new(
-        header(family),
-        ConntrackMessage::Get(
-            filter
-                .map(|(host, place)| place.filter(host))
-                .unwrap_or_default(),
-        ),
-    );
+    let (tuple, flags) = filter.map(|(host, place)| place.filter(host)).unzip();
+    let attributes = tuple.into_iter().collect();
+    let request = NetfilterMessage::new(header(family), ConntrackMessage::Get(attributes));
+    let mut parts: Vec<&dyn Emitable> = vec![&request];
+    parts.extend(flags.iter().map(|flags| flags as &dyn Emitable));
     let body = Body {
         kind: GET,
         flags: 0,
-        parts: &[&request],
+        parts: &parts,
     };
     let mut fits = true;
     netfilter.dump("listing tracked connections", &body, |kind, payload| {
@@ -449,105 +318,4 @@ pub(crate) fn delete(
         );
         (DELETE, encode(&[&request]))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn end(address: &str, port: u16) -> (IpAddr, u16) {
-        (address.parse().unwrap(), port)
-    }
-
-    fn connection(original: [(IpAddr, u16); 2], reply: [(IpAddr, u16); 2]) -> Connection {
-        let wire = |ends: [(IpAddr, u16); 2]| Wire {
-            source: ends[0],
-            destination: ends[1],
-        };
-        Connection {
-            protocol: TCP,
-            state: Some(3),
-            original: wire(original),
-            reply: wire(reply),
-            name: Vec::new(),
-        }
-    }
-
-    fn shown(connection: &Connection) -> Vec<String> {
-        connection
-            .views()
-            .iter()
-            .map(|view| {
-                let v = view.tuple;
-                format!(
-                    "{}:{} {}:{}",
-                    v.remote, v.remote_port, v.local, v.local_port
-                )
-            })
-            .collect()
-    }
-
-    #[test]
-    fn without_nat_a_connection_has_two_views() {
-        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
-        assert_eq!(
-            shown(&connection([client, server], [server, client])),
-            ["10.0.0.2:5000 192.0.2.7:80", "192.0.2.7:80 10.0.0.2:5000"]
-        );
-    }
-
-    #[test]
-    fn behind_a_masquerade_the_remote_is_seen_with_either_local_address() {
-        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
-        let outside = end("198.51.100.1", 61_000);
-        assert_eq!(
-            shown(&connection([client, server], [server, outside])),
-            [
-                "10.0.0.2:5000 192.0.2.7:80",
-                "192.0.2.7:80 10.0.0.2:5000",
-                "192.0.2.7:80 198.51.100.1:61000",
-                "198.51.100.1:61000 192.0.2.7:80"
-            ]
-        );
-    }
-
-    #[test]
-    fn each_end_is_probed_in_the_name_that_it_knows() {
-        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
-        let outside = end("198.51.100.1", 61_000);
-        let tracked = connection([client, server], [server, outside]);
-        let remote = &tracked.views()[1];
-        assert_eq!(remote.remote_end, End::Responder);
-        let shown = |probe: Probe| format!("{} -> {}", probe.from, probe.to);
-        assert_eq!(
-            shown(tracked.probe_to(remote.remote_end)),
-            "198.51.100.1:61000 -> 192.0.2.7:80"
-        );
-        assert_eq!(
-            shown(tracked.probe_to(remote.remote_end.other())),
-            "192.0.2.7:80 -> 10.0.0.2:5000"
-        );
-    }
-
-    #[test]
-    fn only_connections_whose_ends_may_live_are_killed() {
-        let (client, server) = (end("10.0.0.2", 5000), end("192.0.2.7", 80));
-        let mut tracked = connection([client, server], [server, client]);
-        let lives: Vec<&str> = (0..=9)
-            .filter_map(|state| {
-                tracked.state = Some(state);
-                tracked.lives().then(|| tracked.state_name())
-            })
-            .collect();
-        assert_eq!(
-            lives,
-            [
-                "SYN-RECEIVED",
-                "ESTABLISHED",
-                "FIN-WAIT",
-                "CLOSE-WAIT",
-                "LAST-ACK"
-            ]
-        );
-    }
 }

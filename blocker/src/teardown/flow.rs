@@ -51,6 +51,19 @@ impl Tuple {
     }
 }
 
+impl From<&FlowKey> for Tuple {
+    /// Of a TCP flow; the datapath records no others.
+    fn from(key: &FlowKey) -> Self {
+        Self {
+            protocol: TCP,
+            remote: unmapped(Ipv6Addr::from(key.remote)),
+            remote_port: key.remote_port,
+            local: unmapped(Ipv6Addr::from(key.local)),
+            local_port: key.local_port,
+        }
+    }
+}
+
 fn mapped(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),

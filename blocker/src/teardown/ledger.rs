@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 
 use blocker_ebpf::{FlowKey, kill};
 
-use super::conntrack::{Connection, View};
 use super::flow::{State, TCP, Tuple};
 use super::segment::Probe;
+use super::tracked::{Connection, View};
 use crate::api::types::Left;
 
 /// What is known of a flow's local end.
@@ -100,7 +100,7 @@ impl Flow {
             }
             LocalEnd::Elsewhere => {
                 let end = match (self.local_dead(), self.remote_dead()) {
-                    (false, false) => "neither end",
+                    (false, false) => "either end",
                     (false, true) => "the local end",
                     (true, _) => "the remote end",
                 };
@@ -123,8 +123,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Takes in a socket that was listed in a namespace; the keys to watch if its flow is new.
-    pub(crate) fn socket(&mut self, place: usize, tuple: Tuple, state: State) -> Option<FlowKey> {
+    /// Takes in a socket that was listed in a namespace.
+    ///
+    /// `device` is that of its probes, see [`Probe::device`].
+    pub(crate) fn socket(&mut self, place: usize, tuple: Tuple, state: State, device: u32) {
         let flow = Flow {
             tuple,
             state: state.name(),
@@ -134,6 +136,7 @@ impl Ledger {
             to_remote: Probe {
                 from: SocketAddr::new(tuple.local, tuple.local_port),
                 to: SocketAddr::new(tuple.remote, tuple.remote_port),
+                device,
             },
             to_local: None,
             seen: 0,
@@ -143,22 +146,21 @@ impl Ledger {
             let known = &mut self.flows[number];
             known.state = flow.state;
             known.local = LocalEnd::Alive;
-            return None;
+            return;
         }
         let number = self.flows.len();
         self.by_socket.insert((place, tuple), number);
         self.by_tuple.entry(tuple).or_insert(number);
         self.flows.push(flow);
-        Some(tuple.key())
     }
 
-    /// Takes in a tracked connection that the rules name by these views; the keys to watch.
+    /// Takes in a tracked connection that the rules name by these views.
     ///
     /// A connection of a listed socket only adds to what is known of its flow: how it looks beyond
     /// a NAT.
-    pub(crate) fn tracked(&mut self, connection: &Connection, views: &[View]) -> Vec<FlowKey> {
+    pub(crate) fn tracked(&mut self, connection: &Connection, views: &[View]) {
         let Some(first) = views.first() else {
-            return Vec::new();
+            return;
         };
         let known = views
             .iter()
@@ -171,11 +173,11 @@ impl Ledger {
                 .map(|view| view.tuple)
                 .filter(|tuple| *tuple != flow.tuple && !flow.aliases.contains(tuple))
                 .collect();
-            flow.aliases.extend(&new);
-            return new.iter().map(Tuple::key).collect();
+            flow.aliases.extend(new);
+            return;
         }
         if !connection.lives() {
-            return Vec::new();
+            return;
         }
         let number = self.flows.len();
         for view in views {
@@ -191,7 +193,54 @@ impl Ledger {
             to_local: Some(connection.probe_to(first.remote_end.other())),
             seen: 0,
         });
-        views.iter().map(|view| view.tuple.key()).collect()
+    }
+
+    /// Takes in a flow that the datapath blocked, if nothing else told of it: its ends are
+    /// somewhere, or nowhere any more.
+    pub(crate) fn recorded(&mut self, tuple: Tuple) {
+        if self.by_tuple.contains_key(&tuple) {
+            return;
+        }
+        let (local, remote) = (
+            SocketAddr::new(tuple.local, tuple.local_port),
+            SocketAddr::new(tuple.remote, tuple.remote_port),
+        );
+        self.by_tuple.insert(tuple, self.flows.len());
+        self.flows.push(Flow {
+            tuple,
+            state: "BLOCKED",
+            remote_lives: true,
+            local: LocalEnd::Elsewhere,
+            aliases: Vec::new(),
+            to_remote: Probe {
+                from: local,
+                to: remote,
+                device: 0,
+            },
+            to_local: Some(Probe {
+                from: remote,
+                to: local,
+                device: 0,
+            }),
+            seen: 0,
+        });
+    }
+
+    /// The keys under which the datapath may see a listed socket's flow.
+    pub(crate) fn keys_of(&self, place: usize, tuple: Tuple) -> Vec<FlowKey> {
+        self.by_socket
+            .get(&(place, tuple))
+            .map(|&number| self.flows[number].keys().collect())
+            .unwrap_or_default()
+    }
+
+    /// The keys of flows that have no socket of ours.
+    pub(crate) fn keys_elsewhere(&self) -> Vec<FlowKey> {
+        self.flows
+            .iter()
+            .filter(|flow| flow.local == LocalEnd::Elsewhere)
+            .flat_map(Flow::keys)
+            .collect()
     }
 
     /// Notes how the destruction of a socket went: the errno, 0 for done.
@@ -215,14 +264,30 @@ impl Ledger {
         (self.flows.len() as u64, dead as u64)
     }
 
-    /// The keys of flows that are not dead yet, each with its flow's number.
+    /// The keys of flows that the datapath may still tell something about, each with its flow's
+    /// number: those not dead, whose own socket, if they have one, was dealt with.
     pub(crate) fn awaited(&self) -> Vec<(usize, FlowKey)> {
         self.flows
             .iter()
             .enumerate()
-            .filter(|(_, flow)| !flow.dead())
+            .filter(|(_, flow)| flow.local != LocalEnd::Alive && !flow.dead())
             .flat_map(|(number, flow)| flow.keys().map(move |key| (number, key)))
             .collect()
+    }
+
+    /// Whether there is any such flow.
+    pub(crate) fn awaiting(&self) -> bool {
+        self.flows
+            .iter()
+            .any(|flow| flow.local != LocalEnd::Alive && !flow.dead())
+    }
+
+    /// The keys of flows that are dead: they need be watched no longer.
+    pub(crate) fn done(&self) -> impl Iterator<Item = FlowKey> {
+        self.flows
+            .iter()
+            .filter(|flow| flow.dead())
+            .flat_map(Flow::keys)
     }
 
     /// Notes what was seen of a flow.
@@ -230,12 +295,21 @@ impl Ledger {
         self.flows[number].seen |= bits;
     }
 
+    /// One probe for each flow that is not dead yet, to its nearer end: an answer of either end
+    /// kills both, and what is behind this host is seldom far.
+    pub(crate) fn first_probes(&self) -> Vec<Probe> {
+        let wanting = self.flows.iter().filter(|flow| !flow.dead());
+        wanting
+            .filter(|flow| flow.remote_lives)
+            .map(|flow| flow.to_local.unwrap_or(flow.to_remote))
+            .collect()
+    }
+
     /// The probes that may bring about what is not dead yet.
     pub(crate) fn probes(&self) -> Vec<Probe> {
         let mut probes = Vec::new();
         for flow in self.flows.iter().filter(|flow| !flow.dead()) {
-            // Both bits come with either end's answer, so that each end is asked while any bit is
-            // wanting.
+            // Both ends are asked, since either may be gone, or may not answer.
             if flow.remote_lives {
                 probes.push(flow.to_remote);
                 probes.extend(flow.to_local);
@@ -304,7 +378,7 @@ mod tests {
         ];
         for (protocol, state, errno, seen, dead) in table {
             let mut ledger = Ledger::default();
-            assert!(ledger.socket(0, tuple(protocol), state).is_some());
+            ledger.socket(0, tuple(protocol), state, 0);
             assert!(ledger.unfinished(), "a listed socket is alive");
             ledger.destroyed(0, tuple(protocol), errno);
             ledger.saw(0, seen);
@@ -320,10 +394,10 @@ mod tests {
     #[test]
     fn a_socket_that_is_listed_again_is_alive_again() {
         let mut ledger = Ledger::default();
-        ledger.socket(0, tuple(UDP), State::Established);
+        ledger.socket(0, tuple(UDP), State::Established, 0);
         ledger.destroyed(0, tuple(UDP), 0);
         assert!(!ledger.unfinished());
-        assert_eq!(ledger.socket(0, tuple(UDP), State::Established), None);
+        ledger.socket(0, tuple(UDP), State::Established, 0);
         assert!(ledger.unfinished());
         assert_eq!(ledger.counts(), (1, 0));
     }
@@ -331,8 +405,8 @@ mod tests {
     #[test]
     fn the_same_tuple_in_two_namespaces_is_two_flows() {
         let mut ledger = Ledger::default();
-        ledger.socket(0, tuple(UDP), State::Established);
-        ledger.socket(1, tuple(UDP), State::Established);
+        ledger.socket(0, tuple(UDP), State::Established, 0);
+        ledger.socket(1, tuple(UDP), State::Established, 0);
         ledger.destroyed(1, tuple(UDP), 0);
         assert_eq!(ledger.counts(), (2, 1));
     }
@@ -340,7 +414,7 @@ mod tests {
     #[test]
     fn what_could_not_be_confirmed_says_why() {
         let mut ledger = Ledger::default();
-        ledger.socket(0, tuple(TCP), State::Established);
+        ledger.socket(0, tuple(TCP), State::Established, 0);
         ledger.destroyed(0, tuple(TCP), 0);
         let why = |blind| ledger.left(blind)[0].why.clone();
         assert!(

@@ -1,7 +1,7 @@
 //! Killing the flows that were established when a rule starts.
 //!
-//! The caller has made the rule live, with RSTs passing, before it calls [`kill`]. Then this
-//! host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
+//! The caller has made the rule live in mode `reset` before it calls [`kill`], whatever its mode is
+//! to be: only so do probes kill, and do RSTs pass. Then this host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
 //! that this did not kill at both ends is probed: a forged segment with one byte of data outside
 //! the window, to which RFC 9293 (3.10.7.4) has the endpoint answer with an ACK that carries its
 //! exact sequence numbers; the datapath turns that ACK into RSTs for both ends. What the datapath
@@ -12,10 +12,12 @@
 //! |---|---|
 //! | [`flow`] | a flow's tuple and state |
 //! | [`matching`] | which flows the rules name |
+//! | [`prefixes`] | numbers by prefix |
 //! | [`netlink`] | framing, dumps, batches |
 //! | [`bytecode`] | the filter that `sock_diag` runs |
 //! | [`sockets`] | listing and destroying sockets |
-//! | [`conntrack`] | tracked connections: listing, deleting |
+//! | [`tracked`] | a tracked connection on either side of a NAT |
+//! | [`conntrack`] | listing and deleting tracked connections |
 //! | [`routes`] | device, next hop, link-layer address |
 //! | [`segment`] | the bytes of a probe |
 //! | [`probe`] | sending probes |
@@ -35,12 +37,14 @@ mod matching;
 mod netlink;
 mod netns;
 mod owners;
+mod prefixes;
 mod probe;
 mod rounds;
 mod routes;
 mod segment;
 mod sockets;
 mod survey;
+mod tracked;
 
 use std::io;
 
@@ -50,6 +54,8 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use crate::api::types::{Account, LiveFlow};
 use crate::config::Namespaces;
 use crate::rule::Rule;
+use flow::Tuple;
+use prefixes::Prefixes;
 
 /// What a teardown needs to know beside its rules.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +71,7 @@ pub struct Settings {
 /// Keys are as a rule sees the flow ([`FlowKey`]); bits are those of
 /// [`kill`](blocker_ebpf::kill): a RST passed towards the remote, towards the local end.
 pub trait Evidence: Send + Sync {
-    /// Watches flows from now on. A flow that is watched already keeps its bits.
+    /// Watches flows from now on, with no bits to begin with.
     ///
     /// # Errors
     /// If the datapath can't: then nothing is confirmed, and the account says so.
@@ -121,7 +127,33 @@ pub fn kill(
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
-    rounds::kill(rules, settings, evidence, progress)
+    kill_with(rules, &[], settings, evidence, progress)
+}
+
+/// As [`kill`], with flows that the datapath recorded while it blocked them: those that nothing
+/// else tells of are probed at both ends.
+#[must_use]
+pub fn kill_with(
+    rules: &[Rule],
+    recorded: &[FlowKey],
+    settings: &Settings,
+    evidence: &dyn Evidence,
+    progress: &dyn Fn(Progress),
+) -> Account {
+    rounds::kill(rules, recorded, settings, evidence, progress)
+}
+
+/// Those of the flows whose remotes are targets of the rules.
+#[must_use]
+pub fn towards(rules: &[Rule], mut flows: Vec<FlowKey>) -> Vec<FlowKey> {
+    let targets = Prefixes::new(
+        rules
+            .iter()
+            .flat_map(|rule| &rule.targets)
+            .map(|target| (target, 0)),
+    );
+    flows.retain(|flow| targets.covering(Tuple::from(flow).remote).next().is_some());
+    flows
 }
 
 /// What the kernel lacks for a teardown, and what follows from it; empty if nothing.

@@ -140,8 +140,9 @@ impl Conversation {
                 if header.sequence_number != sequence {
                     continue;
                 }
-                if header.message_type == NLMSG_ERROR {
-                    let errno = leading_errno(payload);
+                let errno = leading_errno(payload);
+                // An acknowledgment is an error message without an error.
+                if header.message_type == NLMSG_ERROR && errno != 0 {
                     return Err(self.error(action, io::Error::from_raw_os_error(errno)));
                 }
                 return read(header.message_type, payload).map_err(|e| self.error(action, e));

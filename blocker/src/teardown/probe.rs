@@ -52,9 +52,11 @@ impl Prober {
         })
     }
 
-    /// Sends two segments for each probe, by the ways that `routes` gives.
-    pub(crate) fn send(&self, probes: &[Probe], routes: &mut Routes) -> Sent {
+    /// Sends one segment or two for each probe, by the ways that `routes` gives. Of two at least one
+    /// is outside the window.
+    pub(crate) fn send(&self, probes: &[Probe], segments: usize, routes: &mut Routes) -> Sent {
         let mut sent = Sent::default();
+        routes.forget_neighbours();
         let mut random = vec![0; probes.len() * 8];
         if let Err(e) = getrandom::fill(&mut random) {
             sent.error = Some(io::Error::other(e.to_string()));
@@ -68,7 +70,7 @@ impl Prober {
                 seq: word(0),
                 ack: word(4),
             };
-            for numbers in [numbers, numbers.opposite()] {
+            for numbers in [numbers, numbers.opposite()].into_iter().take(segments) {
                 match self.send_one(probe, numbers, routes) {
                     Ok(()) => sent.packets += 1,
                     Err(e) => sent.error = Some(e),
@@ -82,7 +84,7 @@ impl Prober {
         let Some(packet) = segment::packet(probe, numbers) else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
-        let hop = routes.hop(probe.to.ip(), Some(probe.from.ip()), 0);
+        let hop = routes.hop(probe.to.ip(), Some(probe.from.ip()), probe.device);
         let carriage = hop.map(|hop| (hop.device, routes.carriage(&hop)));
         let flags = MsgFlags::empty();
         match carriage {
@@ -101,7 +103,7 @@ impl Prober {
                     sendto(self.raw4.as_raw_fd(), &packet, &to, flags)
                 }
                 SocketAddr::V6(to) => {
-                    let to = SockaddrIn6::from(SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id()));
+                    let to = SockaddrIn6::from(SocketAddrV6::new(*to.ip(), 0, 0, probe.device));
                     sendto(self.raw6.as_raw_fd(), &packet, &to, flags)
                 }
             },

@@ -5,21 +5,20 @@
 //! whoever is behind it. What is known of each flow is in the [`Ledger`].
 
 use std::collections::HashSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use blocker_ebpf::FlowKey;
 
-use super::conntrack::{self, Connection, View};
+use super::conntrack;
 use super::flow::Tuple;
 use super::ledger::Ledger;
-use super::matching::{Device, Match, Matcher};
+use super::matching::Matcher;
 use super::netlink::Conversation;
 use super::probe::Prober;
-use super::routes::Routes;
 use super::segment::Probe;
 use super::sockets::{self, HostSocket};
 use super::survey::{self, Place, note_once};
+use super::tracked::{Connection, View};
 use super::{Evidence, Listing, Progress, Settings, owners};
 use crate::api::types::{Account, LiveFlow};
 use crate::rule::Rule;
@@ -27,6 +26,9 @@ use crate::rule::Rule;
 /// How long the first look waits for the kernel's own RSTs: they pass the datapath within the
 /// system call that destroys the socket, or a softirq later where they come from a container.
 const KERNEL_RSTS: Duration = Duration::from_millis(3);
+/// How long the first probes, one a flow, wait for their answers: what is near is dead by then, and
+/// needs no more of them.
+const FIRST_ANSWERS: Duration = Duration::from_millis(5);
 /// How long each round of probes waits for its answers: the round trips of a LAN, of a continent,
 /// of an ocean.
 const ROUNDS: [Duration; 3] = [
@@ -34,6 +36,9 @@ const ROUNDS: [Duration; 3] = [
     Duration::from_millis(90),
     Duration::from_millis(160),
 ];
+/// Most flows that are watched at once, as far as that is up to us. The datapath has room for
+/// 65,536, and other teardowns may run.
+const TRANCHE: usize = 16_384;
 /// How often the evidence is read meanwhile.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -59,8 +64,8 @@ pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
         flows.push((socket.tuple, live));
     }
     let own: HashSet<Tuple> = sockets.iter().map(|(_, socket)| socket.tuple).collect();
-    let mut netfilter = open_tracking(&mut notes);
-    for (connection, views) in tracked(&mut netfilter, &mut places, &matcher, &mut notes) {
+    let mut netfilter = survey::open_tracking(&mut notes);
+    for (connection, views) in survey::tracked(&mut netfilter, &mut places, &matcher, &mut notes) {
         let known = views.iter().any(|view| own.contains(&view.tuple));
         if connection.lives() && !known {
             flows.push((views[0].tuple, views[0].tuple.live(connection.state_name())));
@@ -73,9 +78,10 @@ pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
     }
 }
 
-/// See [`super::kill`].
+/// See [`super::kill_with`].
 pub(crate) fn kill(
     rules: &[Rule],
+    recorded: &[FlowKey],
     settings: &Settings,
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
@@ -87,7 +93,7 @@ pub(crate) fn kill(
     }
     let mut notes = Vec::new();
     let places = survey::places(settings, &mut notes);
-    let netfilter = open_tracking(&mut notes);
+    let netfilter = survey::open_tracking(&mut notes);
     let mut run = Run {
         matcher: &matcher,
         mark: settings.mark,
@@ -98,97 +104,11 @@ pub(crate) fn kill(
         prober: None,
         notes,
         ledger: Ledger::default(),
-        watched: Vec::new(),
+        watched: HashSet::new(),
         blind: None,
     };
-    run.rounds();
+    run.rounds(recorded);
     run.close(started)
-}
-
-/// Opens ctnetlink, or notes what follows from its absence.
-fn open_tracking(notes: &mut Vec<String>) -> Option<Conversation> {
-    match conntrack::open() {
-        Ok(netfilter) => Some(netfilter),
-        Err(e) => {
-            notes.push(format!(
-                "{e}: forwarded connections can't be listed, and die at their next segment"
-            ));
-            None
-        }
-    }
-}
-
-/// The tracked connections of the rules, each with the views by which they name it (never none).
-fn tracked(
-    netfilter: &mut Option<Conversation>,
-    places: &mut [Place],
-    matcher: &Matcher,
-    notes: &mut Vec<String>,
-) -> Vec<(Connection, Vec<View>)> {
-    let Some(netfilter) = netfilter else {
-        return Vec::new();
-    };
-    let connections = match conntrack::list(netfilter, matcher) {
-        Ok(Some(connections)) => connections,
-        Ok(None) => {
-            if forwards() {
-                note_once(
-                    notes,
-                    "this host forwards packets but tracks no connections: forwarded ones can't be listed, and die at their next segment"
-                        .to_owned(),
-                );
-            }
-            return Vec::new();
-        }
-        Err(e) => {
-            note_once(
-                notes,
-                format!("{e}: forwarded connections were not looked at"),
-            );
-            return Vec::new();
-        }
-    };
-    let mut routes = own_routes(places);
-    let mut unsure = false;
-    let mut named = Vec::new();
-    for connection in connections {
-        let mut views = connection.views();
-        views.retain(|view| {
-            let tuple = &view.tuple;
-            let device = || match &mut routes {
-                Some(routes) => routes.device(tuple.remote, tuple.local, 0),
-                None => Device::Unknown,
-            };
-            let answer = matcher.matches(tuple, device);
-            unsure |= answer == Match::Unsure;
-            answer == Match::Yes
-        });
-        if !views.is_empty() {
-            named.push((connection, views));
-        }
-    }
-    if unsure {
-        note_once(notes, survey::UNSURE.to_owned());
-    }
-    named
-}
-
-/// Whether this network namespace forwards packets.
-fn forwards() -> bool {
-    [
-        "/proc/sys/net/ipv4/ip_forward",
-        "/proc/sys/net/ipv6/conf/all/forwarding",
-    ]
-    .iter()
-    .any(|path| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0"))
-}
-
-/// Routing in the namespace that this program runs in, which is where the datapath is.
-fn own_routes(places: &mut [Place]) -> Option<&mut Routes> {
-    places
-        .iter_mut()
-        .find(|place| place.namespace.is_own())
-        .and_then(|place| place.routes.as_mut())
 }
 
 /// A teardown in progress.
@@ -202,27 +122,38 @@ struct Run<'a> {
     prober: Option<Prober>,
     notes: Vec<String>,
     ledger: Ledger,
-    watched: Vec<FlowKey>,
+    watched: HashSet<FlowKey>,
     /// Why there is no evidence.
     blind: Option<String>,
 }
 
 impl Run<'_> {
-    fn rounds(&mut self) {
+    fn rounds(&mut self, recorded: &[FlowKey]) {
         let listed = self.look();
         // Before anything dies: what netfilter makes of a RST would hide the connection.
-        let tracked = tracked(
+        let tracked = survey::tracked(
             &mut self.netfilter,
             &mut self.places,
             self.matcher,
             &mut self.notes,
         );
-        let keys: Vec<FlowKey> = tracked
-            .iter()
-            .flat_map(|(connection, views)| self.ledger.tracked(connection, views))
-            .collect();
-        self.watch(keys);
-        self.destroy(&listed);
+        for (connection, views) in &tracked {
+            self.ledger.tracked(connection, views);
+        }
+        if recorded.len() > TRANCHE {
+            note_once(
+                &mut self.notes,
+                format!(
+                    "{} flows were blocked, {TRANCHE} of them were probed",
+                    recorded.len()
+                ),
+            );
+        }
+        for key in recorded.iter().take(TRANCHE) {
+            self.ledger.recorded(Tuple::from(key));
+        }
+        self.watch(self.ledger.keys_elsewhere());
+        self.attack(&listed);
         self.gather(KERNEL_RSTS);
         let mut doubtful: Vec<Probe> = tracked
             .iter()
@@ -232,10 +163,14 @@ impl Run<'_> {
                 [connection.probe_to(end), connection.probe_to(end.other())]
             })
             .collect();
+        if self.ledger.unfinished() {
+            self.probe(&self.ledger.first_probes(), 1);
+            self.gather(FIRST_ANSWERS);
+        }
         for wait in ROUNDS {
             let mut probes = self.ledger.probes();
             probes.append(&mut doubtful);
-            self.probe(&probes);
+            self.probe(&probes, 2);
             if self.ledger.unfinished() {
                 self.gather(wait);
             }
@@ -243,25 +178,45 @@ impl Run<'_> {
             if listed.is_empty() && !self.ledger.unfinished() {
                 break;
             }
-            self.destroy(&listed);
+            self.attack(&listed);
         }
         self.gather(KERNEL_RSTS);
         self.untrack(tracked);
     }
 
-    /// Lists sockets, takes in the flows that are new, and has them watched.
+    /// Lists sockets and takes in the flows that are new.
     fn look(&mut self) -> Vec<(usize, HostSocket)> {
         let listed = survey::sockets(&mut self.places, self.matcher, &mut self.notes);
-        let keys: Vec<FlowKey> = listed
-            .iter()
-            .filter_map(|(place, socket)| self.ledger.socket(*place, socket.tuple, socket.state))
-            .collect();
-        self.watch(keys);
+        for (place, socket) in &listed {
+            // Devices of other namespaces mean nothing in ours, from where probes are sent.
+            let own = self.places[*place].namespace.is_own();
+            let device = if own { socket.bound() } else { 0 };
+            self.ledger
+                .socket(*place, socket.tuple, socket.state, device);
+        }
         self.report();
         listed
     }
 
-    fn watch(&mut self, keys: Vec<FlowKey>) {
+    /// Has flows watched, and destroys their sockets, so many at a time that the datapath has room
+    /// for them.
+    fn attack(&mut self, listed: &[(usize, HostSocket)]) {
+        for tranche in listed.chunks(TRANCHE) {
+            if self.watched.len() + tranche.len() > TRANCHE {
+                self.gather(KERNEL_RSTS);
+                self.forget_done();
+            }
+            let keys = tranche
+                .iter()
+                .flat_map(|(place, socket)| self.ledger.keys_of(*place, socket.tuple))
+                .collect();
+            self.watch(keys);
+            self.destroy(tranche);
+        }
+    }
+
+    fn watch(&mut self, mut keys: Vec<FlowKey>) {
+        keys.retain(|key| !self.watched.contains(key));
         if keys.is_empty() || self.blind.is_some() {
             return;
         }
@@ -273,6 +228,25 @@ impl Run<'_> {
             self.blind = Some(e.to_string());
         }
         self.watched.extend(keys);
+    }
+
+    /// Ends the watch of flows that are dead.
+    fn forget_done(&mut self) {
+        let done = self.ledger.done();
+        let keys: Vec<FlowKey> = done.filter(|key| self.watched.remove(key)).collect();
+        self.forget(&keys);
+    }
+
+    fn forget(&mut self, keys: &[FlowKey]) {
+        if keys.is_empty() {
+            return;
+        }
+        if let Err(e) = self.evidence.forget(keys) {
+            note_once(
+                &mut self.notes,
+                format!("the datapath could not be told to forget flows: {e}"),
+            );
+        }
     }
 
     /// Destroys sockets, place by place.
@@ -297,8 +271,8 @@ impl Run<'_> {
         }
     }
 
-    /// Sends probes, from the namespace that the datapath is in.
-    fn probe(&mut self, probes: &[Probe]) {
+    /// Sends so many segments for each probe, from the namespace that the datapath is in.
+    fn probe(&mut self, probes: &[Probe], segments: usize) {
         if probes.is_empty() {
             return;
         }
@@ -311,11 +285,11 @@ impl Run<'_> {
                 ),
             }
         }
-        let Some(routes) = own_routes(&mut self.places) else {
+        let Some(routes) = survey::own_routes(&mut self.places) else {
             return;
         };
         if let Some(prober) = &self.prober
-            && let Some(e) = prober.send(probes, routes).error
+            && let Some(e) = prober.send(probes, segments, routes).error
         {
             note_once(
                 &mut self.notes,
@@ -324,27 +298,25 @@ impl Run<'_> {
         }
     }
 
-    /// Reads the evidence until every flow is dead or time is up.
+    /// Reads the evidence until it has nothing more to tell or time is up.
     fn gather(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         loop {
-            self.read_evidence();
-            self.report();
-            if self.blind.is_some() || !self.ledger.unfinished() || Instant::now() >= until {
-                return;
+            let awaited = self.ledger.awaited();
+            if awaited.is_empty() || self.blind.is_some() {
+                break;
+            }
+            self.read_evidence(awaited);
+            if !self.ledger.awaiting() || Instant::now() >= until {
+                break;
             }
             std::thread::sleep(POLL);
         }
+        self.report();
     }
 
-    fn read_evidence(&mut self) {
-        if self.blind.is_some() {
-            return;
-        }
-        let (numbers, keys): (Vec<usize>, Vec<FlowKey>) = self.ledger.awaited().into_iter().unzip();
-        if keys.is_empty() {
-            return;
-        }
+    fn read_evidence(&mut self, awaited: Vec<(usize, FlowKey)>) {
+        let (numbers, keys): (Vec<usize>, Vec<FlowKey>) = awaited.into_iter().unzip();
         match self.evidence.seen(&keys) {
             Ok(bits) => {
                 for (number, bits) in numbers.into_iter().zip(bits) {
@@ -394,14 +366,8 @@ impl Run<'_> {
 
     /// Ends the watch and writes the account.
     fn close(mut self, started: Instant) -> Account {
-        if !self.watched.is_empty()
-            && let Err(e) = self.evidence.forget(&self.watched)
-        {
-            self.notes.push(format!(
-                "the datapath could not be told to forget {} flows: {e}",
-                self.watched.len()
-            ));
-        }
+        let watched: Vec<FlowKey> = self.watched.drain().collect();
+        self.forget(&watched);
         let (found, killed) = self.ledger.counts();
         Account {
             found,

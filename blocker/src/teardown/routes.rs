@@ -2,17 +2,17 @@
 //!
 //! Asked of the kernel's own routing (`RTM_GETROUTE`, so policy rules count), neighbour table
 //! (`RTM_GETNEIGH`) and device list (`RTM_GETLINK`), each answer kept for the length of one
-//! teardown. Sends nothing but these questions.
+//! teardown. Sends no packet itself; it may have the kernel look for a neighbour.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 
-use netlink_packet_core::Parseable;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, Parseable};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
@@ -25,6 +25,7 @@ use super::netlink::{Body, Conversation, NetlinkError};
 // Message types of include/uapi/linux/rtnetlink.h, which the crate keeps to itself.
 const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
 
 /// The way to an address.
@@ -64,6 +65,7 @@ pub(crate) struct Routes {
     hops: HashMap<(IpAddr, Option<IpAddr>, u32), Option<Hop>>,
     links: HashMap<u32, Link>,
     neighbours: Option<HashMap<(u32, IpAddr), [u8; 6]>>,
+    resolving: HashSet<(u32, IpAddr)>,
 }
 
 impl Routes {
@@ -76,6 +78,7 @@ impl Routes {
             hops: HashMap::new(),
             links,
             neighbours: None,
+            resolving: HashSet::new(),
         })
     }
 
@@ -162,17 +165,52 @@ impl Routes {
             Some(link) if link.loopback => Carriage::Unknown,
             Some(link) if !link.addressed => Carriage::Bare,
             Some(_) => {
+                let key = (hop.device, hop.next);
                 if self.neighbours.is_none() {
                     // Without the table every packet goes the slower way, through the kernel's
                     // own resolution.
                     self.neighbours = Some(neighbours(&mut self.route).unwrap_or_default());
                 }
-                self.neighbours
-                    .as_ref()
-                    .and_then(|table| table.get(&(hop.device, hop.next)))
-                    .map_or(Carriage::Unknown, |mac| Carriage::To(*mac))
+                let known = self.neighbours.as_ref().and_then(|table| table.get(&key));
+                if let Some(mac) = known {
+                    return Carriage::To(*mac);
+                }
+                if self.resolving.insert(key) {
+                    self.resolve(hop);
+                }
+                Carriage::Unknown
             }
         }
+    }
+
+    /// Has the neighbour table read anew when it is next needed.
+    pub(crate) fn forget_neighbours(&mut self) {
+        self.neighbours = None;
+    }
+
+    /// Has the kernel look for a neighbour's link-layer address, as if there were a packet for it.
+    ///
+    /// The answer comes some time later, into the table. Failing is no worse than not asking.
+    fn resolve(&mut self, hop: &Hop) {
+        let mut request = NeighbourMessage::default();
+        request.header.family = family(hop.next);
+        request.header.ifindex = hop.device;
+        request.header.flags = NeighbourFlags::Use;
+        let address = match hop.next {
+            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+        };
+        request
+            .attributes
+            .push(NeighbourAttribute::Destination(address));
+        let body = Body {
+            kind: RTM_NEWNEIGH,
+            flags: NLM_F_CREATE | NLM_F_ACK,
+            parts: &[&request],
+        };
+        let _ = self
+            .route
+            .ask("resolving a neighbour", &body, |_, _| Ok(()));
     }
 }
 

@@ -14,6 +14,9 @@ pub(crate) struct Probe {
     pub(crate) from: SocketAddr,
     /// Who is to answer.
     pub(crate) to: SocketAddr,
+    /// Index of the device that it must leave by, 0 for any. Link-local addresses mean nothing
+    /// without.
+    pub(crate) device: u32,
 }
 
 /// The numbers of a probe, both random, so that no one can tell our probes in advance.
@@ -109,6 +112,7 @@ mod tests {
         Probe {
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
+            device: 0,
         }
     }
 

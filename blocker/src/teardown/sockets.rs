@@ -34,6 +34,13 @@ pub(crate) struct HostSocket {
     family: u8,
 }
 
+impl HostSocket {
+    /// Index of the device that it is bound to, 0 for none.
+    pub(crate) const fn bound(&self) -> u32 {
+        self.id.interface_id
+    }
+}
+
 /// Lists the sockets of TCP flows, and connected UDP sockets, that the rules name.
 ///
 /// `device` tells a flow's device from its tuple and the device that its socket is bound to
@@ -92,7 +99,7 @@ pub(crate) fn list(
                 let Some(socket) = read(payload, protocol) else {
                     return;
                 };
-                let bound = socket.id.interface_id;
+                let bound = socket.bound();
                 match matcher.matches(&socket.tuple, || device(&socket.tuple, bound)) {
                     Match::Yes => found.push(socket),
                     Match::Unsure => *unsure = true,

@@ -1,17 +1,20 @@
-//! What there is to kill: the network namespaces in reach, and the rules' sockets in each.
+//! What there is to kill: the network namespaces in reach, the rules' sockets in each, and what
+//! netfilter tracks in ours.
 //!
 //! Looks only; [`super::rounds`] acts.
 
-use std::io;
+use std::{fs, io};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
+use super::conntrack;
 use super::flow::Tuple;
-use super::matching::{Device, Matcher};
+use super::matching::{Device, Match, Matcher};
 use super::netlink::{Conversation, NetlinkError};
 use super::netns::{self, Namespace};
 use super::routes::Routes;
 use super::sockets::{self, HostSocket};
+use super::tracked::{Connection, View};
 use super::{Namespaces, Settings};
 
 /// The note on flows that a rule may name or not.
@@ -26,6 +29,8 @@ pub(crate) struct Place {
     pub(crate) diag: Conversation,
     /// Routing there.
     pub(crate) routes: Option<Routes>,
+    /// Whether nothing was found there when it was last looked at.
+    quiet: bool,
 }
 
 impl Place {
@@ -48,6 +53,7 @@ impl Place {
                     namespace,
                     diag,
                     routes,
+                    quiet: false,
                 })
             }
             Err(e) => {
@@ -84,8 +90,10 @@ pub(crate) fn places(settings: &Settings, notes: &mut Vec<String>) -> Vec<Place>
         .collect()
 }
 
-/// Lists the rules' sockets everywhere, each with the number of its place.
+/// Lists the rules' sockets in those places that are not `quiet`, each with the number of its
+/// place.
 ///
+/// A place in which there are none is quiet from then on: a rule that is live lets none come up.
 /// The same note is made once, however often the list is read.
 pub(crate) fn sockets(
     places: &mut [Place],
@@ -95,8 +103,14 @@ pub(crate) fn sockets(
     let mut found = Vec::new();
     let mut unsure = false;
     for (number, place) in places.iter_mut().enumerate() {
+        if place.quiet {
+            continue;
+        }
         match place.list(matcher, &mut unsure) {
-            Ok(sockets) => found.extend(sockets.into_iter().map(|socket| (number, socket))),
+            Ok(sockets) => {
+                place.quiet = sockets.is_empty() && !place.namespace.is_own();
+                found.extend(sockets.into_iter().map(|socket| (number, socket)));
+            }
             Err(e) => note_once(notes, format!("{}: {e}", place.namespace.path.display())),
         }
     }
@@ -104,6 +118,92 @@ pub(crate) fn sockets(
         note_once(notes, UNSURE.to_owned());
     }
     found
+}
+
+/// Opens ctnetlink, or notes what follows from its absence.
+pub(crate) fn open_tracking(notes: &mut Vec<String>) -> Option<Conversation> {
+    match conntrack::open() {
+        Ok(netfilter) => Some(netfilter),
+        Err(e) => {
+            notes.push(format!(
+                "{e}: forwarded connections can't be listed, and die at their next segment"
+            ));
+            None
+        }
+    }
+}
+
+/// The tracked connections of the rules, each with the views by which they name it (never none).
+pub(crate) fn tracked(
+    netfilter: &mut Option<Conversation>,
+    places: &mut [Place],
+    matcher: &Matcher,
+    notes: &mut Vec<String>,
+) -> Vec<(Connection, Vec<View>)> {
+    let Some(netfilter) = netfilter else {
+        return Vec::new();
+    };
+    let connections = match conntrack::list(netfilter, matcher) {
+        Ok(Some(connections)) => connections,
+        Ok(None) => {
+            if forwards() {
+                note_once(
+                    notes,
+                    "this host forwards packets but tracks no connections: forwarded ones can't be listed, and die at their next segment"
+                        .to_owned(),
+                );
+            }
+            return Vec::new();
+        }
+        Err(e) => {
+            note_once(
+                notes,
+                format!("{e}: forwarded connections were not looked at"),
+            );
+            return Vec::new();
+        }
+    };
+    let mut routes = own_routes(places);
+    let mut unsure = false;
+    let mut named = Vec::new();
+    for connection in connections {
+        let mut views = connection.views();
+        views.retain(|view| {
+            let tuple = &view.tuple;
+            let device = || match &mut routes {
+                Some(routes) => routes.device(tuple.remote, tuple.local, 0),
+                None => Device::Unknown,
+            };
+            let answer = matcher.matches(tuple, device);
+            unsure |= answer == Match::Unsure;
+            answer == Match::Yes
+        });
+        if !views.is_empty() {
+            named.push((connection, views));
+        }
+    }
+    if unsure {
+        note_once(notes, UNSURE.to_owned());
+    }
+    named
+}
+
+/// Whether this network namespace forwards packets.
+fn forwards() -> bool {
+    [
+        "/proc/sys/net/ipv4/ip_forward",
+        "/proc/sys/net/ipv6/conf/all/forwarding",
+    ]
+    .iter()
+    .any(|path| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0"))
+}
+
+/// Routing in the namespace that this program runs in, which is where the datapath is.
+pub(crate) fn own_routes(places: &mut [Place]) -> Option<&mut Routes> {
+    places
+        .iter_mut()
+        .find(|place| place.namespace.is_own())
+        .and_then(|place| place.routes.as_mut())
 }
 
 /// Adds a note unless it is there.

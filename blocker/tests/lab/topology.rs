@@ -168,6 +168,12 @@ impl Bridged {
 }
 
 fn address(host: &Namespace, device: &str, address: &str) -> Result<()> {
-    host.run(&["ip", "address", "add", address, "dev", device])?;
+    let mut words = vec!["ip", "address", "add", address, "dev", device];
+    if address.contains(':') {
+        // Else it is tentative until the kernel has noticed that the device is up, which on a busy
+        // machine takes a second.
+        words.push("nodad");
+    }
+    host.run(&words)?;
     Ok(())
 }

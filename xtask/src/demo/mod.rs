@@ -50,12 +50,16 @@ pub(crate) fn demo(programs: Option<PathBuf>) -> Result<()> {
     result
 }
 
-/// Namespaces take root: the building was done by the user.
+/// Namespaces take root: the building was done by the user. Ends as the other does, which said why.
 fn again_as_root(programs: &Path) -> Result<()> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let own = own.to_str().context("this program's path is no text")?;
-    let mut again = command::as_root(own).context("the demo needs root for its namespaces")?;
-    run(TASK, again.arg(TASK).arg("--programs").arg(programs))
+    let sudo = command::sudo().context("run this as root: network namespaces need it")?;
+    let mut again = command::elevated(sudo.as_deref(), own);
+    again.arg(TASK).arg("--programs").arg(programs);
+    say(TASK, &command::line(&again));
+    let status = again.status().context("sudo cannot be started")?;
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 fn clean_up_on_signals() -> Result<()> {

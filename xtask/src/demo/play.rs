@@ -140,11 +140,9 @@ impl Scene {
 pub(super) fn play(row: &Row, programs: &Programs) -> Result<Observed> {
     let scene = Scene::new(row.place)?;
     let (a, b, blocking) = (scene.a(), scene.b(), scene.blocking());
+    run(blocking, row.before)?;
     let daemon = match &row.block {
-        Block::Commands { before, .. } => {
-            run(blocking, before)?;
-            None
-        }
+        Block::Commands { .. } => None,
         Block::Blocker { .. } => Some(Daemon::start(blocking, programs, "")?),
     };
 

@@ -6,6 +6,8 @@ pub(super) struct Row {
     pub(super) title: &'static str,
     /// Where it is done.
     pub(super) place: Place,
+    /// Commands before the connections are there.
+    pub(super) before: &'static [&'static str],
     /// How it is done.
     pub(super) block: Block,
 }
@@ -21,9 +23,8 @@ pub(super) enum Place {
 
 /// How B is blocked. `B` stands for its address.
 pub(super) enum Block {
-    /// Commands before the connections are there, to block, and to lift.
+    /// Commands to block, and to lift.
     Commands {
-        before: &'static [&'static str],
         start: &'static [&'static str],
         lift: &'static [&'static str],
     },
@@ -47,13 +48,17 @@ pub(super) enum Promise {
     OutageThenReset,
 }
 
+/// What makes a router track connections, as NAT, container networks and stateful firewalls do:
+/// nothing else on it knows of a connection that is idle. The rule only counts.
+const TRACKED: &str = "iptables -w -A FORWARD -m conntrack --ctstate ESTABLISHED";
+
 /// All of them, in the order in which they are played.
 pub(super) const ROWS: &[Row] = &[
     Row {
         title: "iptables REJECT (ICMP), INPUT and OUTPUT",
         place: Place::Host,
+        before: &[],
         block: Block::Commands {
-            before: &[],
             start: &[
                 "iptables -w -A INPUT -s B -j REJECT",
                 "iptables -w -A OUTPUT -d B -j REJECT",
@@ -64,8 +69,8 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "iptables REJECT with tcp-reset, INPUT and OUTPUT",
         place: Place::Host,
+        before: &[],
         block: Block::Commands {
-            before: &[],
             start: &[
                 "iptables -w -A INPUT -s B -p tcp -j REJECT --reject-with tcp-reset",
                 "iptables -w -A OUTPUT -d B -p tcp -j REJECT --reject-with tcp-reset",
@@ -76,8 +81,8 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "iptables REJECT with tcp-reset, INPUT only",
         place: Place::Host,
+        before: &[],
         block: Block::Commands {
-            before: &[],
             start: &["iptables -w -A INPUT -s B -p tcp -j REJECT --reject-with tcp-reset"],
             lift: &["iptables -w -F"],
         },
@@ -85,8 +90,8 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "iptables REJECT with tcp-reset, OUTPUT only",
         place: Place::Host,
+        before: &[],
         block: Block::Commands {
-            before: &[],
             start: &["iptables -w -A OUTPUT -d B -p tcp -j REJECT --reject-with tcp-reset"],
             lift: &["iptables -w -F"],
         },
@@ -94,8 +99,8 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "iptables DROP, INPUT and OUTPUT, then ss --kill",
         place: Place::Host,
+        before: &[],
         block: Block::Commands {
-            before: &[],
             start: &[
                 "iptables -w -A INPUT -s B -j DROP",
                 "iptables -w -A OUTPUT -d B -j DROP",
@@ -107,17 +112,17 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "conntrack -D, where connections are tracked",
         place: Place::Host,
+        before: &["iptables -w -A INPUT -m conntrack --ctstate ESTABLISHED"],
         block: Block::Commands {
-            before: &["iptables -w -A INPUT -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT"],
             start: &["conntrack -D -s B"],
             lift: &["iptables -w -F"],
         },
     },
     Row {
-        title: "on a router: iptables REJECT with tcp-reset, FORWARD both ways",
+        title: "on a router that tracks: iptables REJECT with tcp-reset, FORWARD both ways",
         place: Place::Router,
+        before: &[TRACKED],
         block: Block::Commands {
-            before: &[],
             start: &[
                 "iptables -w -A FORWARD -s B -p tcp -j REJECT --reject-with tcp-reset",
                 "iptables -w -A FORWARD -d B -p tcp -j REJECT --reject-with tcp-reset",
@@ -128,14 +133,16 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "blockctl add B --mode reset",
         place: Place::Host,
+        before: &[],
         block: Block::Blocker {
             options: &["--mode", "reset"],
             promise: Promise::Reset,
         },
     },
     Row {
-        title: "on a router: blockctl add B --mode reset",
+        title: "on a router that tracks: blockctl add B --mode reset",
         place: Place::Router,
+        before: &[TRACKED],
         block: Block::Blocker {
             options: &["--mode", "reset"],
             promise: Promise::Reset,
@@ -144,6 +151,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "blockctl add B --mode drop",
         place: Place::Host,
+        before: &[],
         block: Block::Blocker {
             options: &["--mode", "drop"],
             promise: Promise::Outage,
@@ -152,6 +160,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "blockctl add B --mode drop --established kill",
         place: Place::Host,
+        before: &[],
         block: Block::Blocker {
             options: &["--mode", "drop", "--established", "kill"],
             promise: Promise::KilledOutage,
@@ -160,6 +169,7 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         title: "blockctl add B --mode drop --on-lift reset",
         place: Place::Host,
+        before: &[],
         block: Block::Blocker {
             options: &["--mode", "drop", "--on-lift", "reset"],
             promise: Promise::OutageThenReset,

@@ -40,17 +40,30 @@ pub(super) fn row(row: &Row, observed: &Observed) -> String {
     }
     let (a, b) = (attempt(observed.from_a), attempt(observed.from_b));
     text += &line("connect()", &a, &b, "");
-    if let Some(account) = &observed.account {
-        text += &format!("  reported   {account}\n");
+    if let Some(account) = &observed.account
+        && kills(row)
+    {
+        text += &format!("  reported  {account}\n");
     }
     for broken in broken(row, observed) {
-        text += &format!("  {BAD}NOT KEPT{PLAIN}   {broken}\n");
+        text += &format!("  {BAD}NOT KEPT{PLAIN}  {broken}\n");
     }
     text
 }
 
+/// Whether a row is to kill what is established when it starts.
+fn kills(row: &Row) -> bool {
+    matches!(
+        row.block,
+        Block::Blocker {
+            promise: Promise::Reset | Promise::KilledOutage,
+            ..
+        }
+    )
+}
+
 fn line(label: &str, a: &str, b: &str, sent: &str) -> String {
-    let line = format!("  {label:<10} {a:<23} {b:<23} {sent}");
+    let line = format!("  {label:<9} {a:<20} {b:<20} {sent}");
     line.trim_end().to_owned() + "\n"
 }
 
@@ -65,33 +78,36 @@ fn seen(seen: Option<Seen>) -> String {
 }
 
 fn sent(row: &Row, flow: &Flow) -> String {
-    let mut text = match flow.sent {
-        Sent::Nothing => String::new(),
-        Sent::Never => format!("{GOOD}never delivered{PLAIN}"),
-        Sent::NotYet => "not delivered yet".to_owned(),
-        Sent::DuringTheBlock => format!("{BAD}delivered during the block{PLAIN}"),
+    let text = match flow.sent {
+        Sent::Nothing => None,
+        Sent::Never => Some(format!("{GOOD}never delivered{PLAIN}")),
+        Sent::NotYet => Some("not delivered yet".to_owned()),
+        Sent::DuringTheBlock => Some(format!("{BAD}delivered during the block{PLAIN}")),
         Sent::AfterTheLift(after) => {
             let colour = match row.block {
                 Block::Blocker {
                     promise: Promise::Outage,
                     ..
-                } => "",
+                } => PLAIN,
                 _ => BAD,
             };
-            format!("{colour}delivered {} after the lift{PLAIN}", time(after))
+            Some(format!(
+                "{colour}delivered, {} after lift{PLAIN}",
+                time(after)
+            ))
         }
     };
-    if let [Some(a), Some(b)] = flow.later {
-        let later = a.after.max(b.after);
-        text += &format!("; both reset {} after the lift", time(later));
-    } else if let [None, None] = flow.later
-        && flow.a.is_some() != flow.b.is_some()
-    {
-        let half = if flow.a.is_some() { "B" } else { "A" };
-        let separator = if text.is_empty() { "" } else { "; " };
-        text += &format!("{separator}{BAD}{half} is half-open{PLAIN}");
-    }
-    text
+    let fate = match (flow.later, flow.a.is_some(), flow.b.is_some()) {
+        ([Some(a), Some(b)], _, _) => Some(format!(
+            "both reset at lift + {}",
+            time(a.after.max(b.after))
+        )),
+        ([None, None], true, false) => Some(format!("{BAD}B is half-open{PLAIN}")),
+        ([None, None], false, true) => Some(format!("{BAD}A is half-open{PLAIN}")),
+        _ => None,
+    };
+    let parts: Vec<_> = text.into_iter().chain(fate).collect();
+    parts.join("; ")
 }
 
 fn attempt(attempt: Attempt) -> String {

@@ -135,16 +135,17 @@ fn hint(error: &ClientError) -> Option<String> {
             } => format!(
                 "run as root, or join group {group}: usermod -aG {group} USER, then log in again"
             ),
-            Absence::Denied { .. } => "run as root: its mode lets no group in".to_owned(),
+            Absence::Denied { .. } => "run as root".to_owned(),
             Absence::Other => return None,
         },
         ClientError::NotBlocker { .. } => NAME.to_owned(),
-        ClientError::Lost { request, .. } | ClientError::Timeout { request }
-            if !request.starts_with("GET") =>
+        ClientError::Lost { request, .. }
+        | ClientError::Timeout { request }
+        | ClientError::Garbled { request, .. }
+            if !request.starts_with("GET") && !request.contains("dry_run=true") =>
         {
             LOOK.to_owned()
         }
-        ClientError::Garbled { request, .. } if !request.starts_with("GET") => LOOK.to_owned(),
         ClientError::Problem(problem)
             if problem.code == Code::Refused && !problem.detail.contains("--force") =>
         {

@@ -26,9 +26,8 @@ pub(crate) async fn lift(
     client: &Client,
     named: &[Named],
 ) -> Result<(DeleteResponse, Vec<String>), Failure> {
-    // One id needs no looking up: the daemon's own answer says whether it is there.
-    if let [Named::Id(id)] = named {
-        return Ok((client.delete(id).await?, Vec::new()));
+    if let [one] = named {
+        return Ok((lift_one(client, one).await?, Vec::new()));
     }
     let found = look_up(client, named).await?;
     let mut whole = DeleteResponse {
@@ -64,6 +63,21 @@ pub(crate) async fn lift(
     whole.narrowed.sort_unstable();
     whole.narrowed.dedup();
     Ok((whole, gone))
+}
+
+/// One argument needs no looking up: the daemon's own answer says whether it is there. A ban list
+/// that lifts address by address does not read all rules each time.
+async fn lift_one(client: &Client, named: &Named) -> Result<DeleteResponse, ClientError> {
+    match named {
+        Named::Id(id) => client.delete(id).await,
+        Named::Target(target) => client.delete_target(*target).await,
+        Named::Either(id, target) => match client.delete(id).await {
+            Err(ClientError::Problem(p)) if p.code == Code::NotFound => {
+                client.delete_target(*target).await
+            }
+            answer => answer,
+        },
+    }
 }
 
 async fn look_up(client: &Client, named: &[Named]) -> Result<Vec<Found>, Failure> {

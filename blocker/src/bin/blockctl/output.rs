@@ -66,3 +66,38 @@ fn say(label: &str, message: &str) {
     // Where standard error is closed there is nobody left to tell; the exit code still does.
     let _ = writeln!(anstream::stderr(), "{label}{message}");
 }
+
+#[cfg(test)]
+mod tests {
+    use blocker::rule::RuleSpec;
+
+    use super::*;
+
+    #[test]
+    fn yaml_keeps_text_that_looks_like_something_else() {
+        for comment in [
+            "no",
+            "~",
+            "1e3",
+            "0x10",
+            "2026-11-23",
+            "# a: b",
+            "- x",
+            " y ",
+            "\"'",
+            "ü 漢",
+        ] {
+            let spec = RuleSpec {
+                id: Some("1e3".parse().unwrap()),
+                targets: vec!["2001:db8::/32".parse().unwrap()],
+                comment: Some(comment.to_owned()),
+                ..RuleSpec::default()
+            };
+            let yaml = exact(&spec, Output::Yaml).unwrap();
+            let read: RuleSpec = serde_yaml::from_str(&yaml).unwrap();
+            assert_eq!(read, spec, "{yaml}");
+            let read: serde_json::Value = serde_yaml::from_str(&yaml).unwrap();
+            assert_eq!(read, serde_json::to_value(&spec).unwrap(), "{yaml}");
+        }
+    }
+}

@@ -35,7 +35,7 @@ pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view:
                 asked.lifetime.is_some() || asked.expires.is_some(),
                 asked.comment.is_some(),
             ) {
-                (false, false) => "nothing changed",
+                (false, false) => "nothing to add",
                 (true, false) => "its deadline is now as given",
                 (false, true) => "its comment is now as given",
                 (true, true) => "its deadline and comment are now as given",
@@ -241,7 +241,7 @@ const FLOW: &[Column] = &[
     Column::new("REMOTE", Fit::Whole),
     Column::new("LOCAL", Fit::Whole),
     Column::optional("STATE", Fit::Whole, 2),
-    Column::optional("PROCESS", Fit::Cut, 1),
+    Column::optional("PROCESS", Fit::Whole, 1),
 ];
 
 fn flow(flow: &LiveFlow) -> Vec<Cell> {

@@ -43,7 +43,7 @@ pub(crate) fn status(status: &Status, view: View) -> String {
     match &status.last_reload.error {
         None => line("loaded", &when),
         Some(error) => {
-            let refused = format!("REFUSED {when}; what was in force before still is:");
+            let refused = format!("REFUSED {when}; the one before it is in force:");
             line("loaded", &styled(BAD, &refused));
             for text in error.lines() {
                 line("", &styled(BAD, &printable(text)));

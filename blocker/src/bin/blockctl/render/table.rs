@@ -29,7 +29,7 @@ impl Fit {
         match self {
             Self::Whole | Self::Number => natural,
             Self::Cut => natural.min(8),
-            Self::Wrap => natural.min(24),
+            Self::Wrap => natural.min(20),
         }
     }
 }

@@ -291,13 +291,14 @@ fn added_with_flows_left_at_80() {
     killed 1 of 3 established flows in 1.2 ms
     note: conntrack is not loaded: forwarded flows were not looked for
     not killed, 2 flows:
-    PROTO  REMOTE              LOCAL            PROCESS  WHY
-    tcp    10.48.22.221:40112  10.48.22.7:8080  nginx    the kernel cannot
-                                                (4711)   destroy sockets (CONFIG_
-                                                         INET_DIAG_DESTROY), and
-                                                         no probe was answered
-    tcp    10.48.22.221:40113  10.48.22.7:8080  nginx    its state TIME_WAIT
-                                                (4711)   cannot be killed
+    PROTO  REMOTE              LOCAL            PROCESS       WHY
+    tcp    10.48.22.221:40112  10.48.22.7:8080  nginx (4711)  the kernel cannot
+                                                              destroy sockets (CONFI
+                                                              G_INET_DIAG_DESTROY),
+                                                              and no probe was
+                                                              answered
+    tcp    10.48.22.221:40113  10.48.22.7:8080  nginx (4711)  its state TIME_WAIT
+                                                              cannot be killed
     ");
 }
 
@@ -322,7 +323,7 @@ fn left_in_a_line() {
 #[test]
 fn added_what_was_there() {
     let answer = answer(&plain(), json!({"created": false, "teardown": no_flows()}));
-    insta::assert_snapshot!(added_text(&answer, false, 80), @"already blocked by rule b7f3a2 (reset, both directions, until lifted): nothing changed");
+    insta::assert_snapshot!(added_text(&answer, false, 80), @"already blocked by rule b7f3a2 (reset, both directions, until lifted): nothing to add");
     let asked = RuleSpec {
         lifetime: Some("5m".parse().unwrap()),
         ..RuleSpec::default()
@@ -467,14 +468,14 @@ fn status_when_all_is_not() {
         "lacks": ["CONFIG_INET_DIAG_DESTROY: local flows are killed by probes", "TCX (6.6): clsact serves"],
     }));
     let text = status(&state, view(80));
-    let refused = "REFUSED 2026-11-23 21:25:00 UTC (5m ago); what was in force before still is:";
+    let refused = "REFUSED 2026-11-23 21:25:00 UTC (5m ago); the one before it is in force:";
     assert!(text.contains(&styled(BAD, refused)), "in red: {text:?}");
     insta::assert_snapshot!(bare(&text), @r#"
     blocker   0.1.0 (map ABI 1)
     running   3h 12m, pid 4711
     kernel    6.18.0-1-amd64
     config    /etc/blocker/blocker.yaml
-    loaded    REFUSED 2026-11-23 21:25:00 UTC (5m ago); what was in force before still is:
+    loaded    REFUSED 2026-11-23 21:25:00 UTC (5m ago); the one before it is in force:
               blocker.yaml:7:3: unknown key "tragets", expected "targets"
     rules     3 of 4096
     prefixes  950000 of 1000000

@@ -1,0 +1,93 @@
+//! Text both ways: serde by `Display` and `FromStr`, and enums of words.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de;
+
+use super::RuleError;
+
+/// An enum of words: text both ways, serde both ways, and one error that lists the words.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident, $what:literal, $expected:literal, { $($(#[$vmeta:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant),* }
+
+        impl $name {
+            /// Every value, in the order in which they are documented.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The word that names it in YAML, JSON and flags.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = RuleError;
+            fn from_str(text: &str) -> Result<Self, RuleError> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(RuleError::Word { what: $what, found: text.to_owned(), expected: $expected }),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.pad(self.word()) }
+        }
+
+        text_serde!($name);
+    };
+}
+
+/// Serde by `Display` and `FromStr`, from text alone: an id written `1_000` or `12.50` is not to
+/// become `1000` or `12.5` on its way through a number.
+macro_rules! text_serde {
+    ($name:ident) => {
+        text_serde!($name, deserialize_str);
+    };
+    ($name:ident, $deserialize:ident) => {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.$deserialize($crate::rule::text::TextVisitor(std::marker::PhantomData))
+            }
+        }
+    };
+}
+
+/// Reads text, and numbers as their text.
+pub(super) struct TextVisitor<T>(pub(super) std::marker::PhantomData<T>);
+
+impl<T: FromStr<Err = RuleError>> de::Visitor<'_> for TextVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+}
+
+pub(super) use {text_serde, words};

@@ -1,0 +1,89 @@
+//! The parts of a rule that are one of a few words, and its owner.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::RuleError;
+use super::text::{text_serde, words};
+
+words! {
+    /// What is done with a packet that a rule decides.
+    Mode, "mode", "drop, reset, reject or audit", {
+        /// Silently dropped.
+        Drop = "drop",
+        /// RST to both ends of TCP, ICMP port unreachable for the rest; established flows die.
+        Reset = "reset",
+        /// ICMP administratively prohibited.
+        Reject = "reject",
+        /// Counted, and passed.
+        Audit = "audit",
+    }
+}
+
+words! {
+    /// Which way a packet must go, seen from this host.
+    Direction, "direction", "both, ingress or egress", {
+        /// Either way.
+        Both = "both",
+        /// From the remote.
+        Ingress = "ingress",
+        /// To the remote.
+        Egress = "egress",
+    }
+}
+
+words! {
+    /// What becomes of the flows that were established when the rule starts.
+    Established, "established", "kill or keep", {
+        /// Killed at both ends.
+        Kill = "kill",
+        /// Kept; what they send meets the rule.
+        Keep = "keep",
+    }
+}
+
+words! {
+    /// What becomes of the blocked flows when the rule ends.
+    OnLift, "on_lift", "resume or reset", {
+        /// They may resume, and what is retransmitted is delivered.
+        Resume = "resume",
+        /// They are killed at both ends first, so that nothing sent during the block is delivered.
+        Reset = "reset",
+    }
+}
+
+/// Who put a rule there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// The configuration file.
+    Config,
+    /// A request over the control API.
+    Api,
+}
+
+impl FromStr for Owner {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        match text {
+            "config" => Ok(Self::Config),
+            "api" => Ok(Self::Api),
+            _ => Err(RuleError::Word {
+                what: "owner",
+                found: text.to_owned(),
+                expected: "config or api",
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Config => "config",
+            Self::Api => "api",
+        })
+    }
+}
+
+text_serde!(Owner);

@@ -1,0 +1,201 @@
+//! What a rule may not touch: refusals, and carve-outs. Pure; [`facts`] gathers what the
+//! decisions rest on.
+//!
+//! | target | without force | with force |
+//! |---|---|---|
+//! | within loopback; equal to a `protect` prefix or within one | refused | refused |
+//! | everything (`0.0.0.0/0`, `::/0`) | refused | accepted, with carve-outs |
+//! | exactly the caller's SSH peer, a default gateway, a resolver, an own address | refused | accepted |
+//! | wider, and covers one of these | accepted, all of them carved out | accepted; loopback, `protect`, own addresses and the caller's SSH peer carved out |
+//!
+//! Carved out means: put into the rule's exceptions, so that neither the datapath nor teardown
+//! touches it. An address that a forced rule names itself is not carved out of the rule's other
+//! targets: an exception would undo the target. Rules that only count (`audit`) harm nobody: of
+//! all this, only the refusal of loopback holds for them, since nothing could be counted there.
+
+pub mod facts;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::api::types::Carved;
+use crate::rule::{Mode, Rule, Target};
+
+/// What is known of the host and the caller.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The host's own addresses, loopback aside.
+    pub own: Vec<IpAddr>,
+    /// Default gateways and the devices they are reached by.
+    pub gateways: Vec<(IpAddr, String)>,
+    /// The configured resolvers.
+    pub resolvers: Vec<IpAddr>,
+    /// Where the caller's SSH session comes from.
+    pub ssh_peer: Option<IpAddr>,
+}
+
+/// Why a rule is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("refused to block {target}: {why}{}", way_out(*overridable))]
+pub struct Refusal {
+    /// The target that is the reason.
+    pub target: Target,
+    /// Why it may not be blocked.
+    pub why: String,
+    /// Whether `force` overrides it.
+    pub overridable: bool,
+}
+
+const fn way_out(overridable: bool) -> &'static str {
+    if overridable {
+        " (--force overrides this)"
+    } else {
+        " (--force does not override this)"
+    }
+}
+
+/// Something to be spared.
+struct Spared {
+    net: IpNet,
+    why: String,
+    firmness: Firmness,
+}
+
+/// How much force it takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Firmness {
+    /// Never a target, always carved out.
+    Always,
+    /// A target by force alone; carved out of wider ones all the same.
+    CarvedByForceToo,
+    /// A target by force alone, which then reaches it through wider ones, too.
+    Overridable,
+}
+
+/// Refuses a rule that would harm the host or the caller, or carves out of it what it is to spare.
+///
+/// What was carved out is added to the rule's exceptions and returned.
+///
+/// # Errors
+/// The [`Refusal`] of the first target that may not be blocked. The rule is unchanged then.
+pub fn review(
+    rule: &mut Rule,
+    facts: &HostFacts,
+    protect: &[IpNet],
+    force: bool,
+) -> Result<Vec<Carved>, Refusal> {
+    let spared = spared(facts, protect);
+    for target in &rule.targets {
+        refuse(*target, rule.mode, &spared, force)?;
+    }
+    if rule.mode == Mode::Audit {
+        return Ok(Vec::new());
+    }
+    let mut carved: Vec<Carved> = Vec::new();
+    for spared in &spared {
+        if force && spared.firmness == Firmness::Overridable {
+            continue;
+        }
+        let covered = |target: &Target| contains(target.net(), spared.net);
+        let named = |target: &Target| target.net() == spared.net;
+        let reached = rule.targets.iter().any(covered)
+            && !rule.except.iter().any(covered)
+            && !rule.targets.iter().any(named);
+        // An address may be several things at once; the first reason is the weightiest.
+        let known = carved.iter().any(|c| contains(c.target.net(), spared.net));
+        if reached && !known {
+            carved.push(Carved {
+                target: spared.net.into(),
+                why: spared.why.clone(),
+            });
+        }
+    }
+    rule.except.extend(carved.iter().map(|c| c.target));
+    rule.except.sort_unstable();
+    rule.except.dedup();
+    Ok(carved)
+}
+
+/// Everything that is to be spared, the weightiest reason first.
+fn spared(facts: &HostFacts, protect: &[IpNet]) -> Vec<Spared> {
+    let mut spared = Vec::new();
+    let mut spare = |net: IpNet, why: String, firmness| {
+        spared.push(Spared {
+            net: net.trunc(),
+            why,
+            firmness,
+        });
+    };
+    for net in loopback() {
+        spare(net, "it is loopback".into(), Firmness::Always);
+    }
+    for net in protect {
+        let why = format!("the configuration protects {}", Target::from(*net));
+        spare(*net, why, Firmness::Always);
+    }
+    if let Some(peer) = facts.ssh_peer {
+        let why = "your own SSH session comes from it".into();
+        spare(peer.into(), why, Firmness::CarvedByForceToo);
+    }
+    for own in &facts.own {
+        let why = "it is this host's own address".into();
+        spare((*own).into(), why, Firmness::CarvedByForceToo);
+    }
+    for (gateway, device) in &facts.gateways {
+        let why = format!("it is the default gateway on {device}");
+        spare((*gateway).into(), why, Firmness::Overridable);
+    }
+    for resolver in &facts.resolvers {
+        let why = "it is a configured resolver".into();
+        spare((*resolver).into(), why, Firmness::Overridable);
+    }
+    spared
+}
+
+fn refuse(target: Target, mode: Mode, spared: &[Spared], force: bool) -> Result<(), Refusal> {
+    let refusal = |why: String, overridable| {
+        Err(Refusal {
+            target,
+            why,
+            overridable,
+        })
+    };
+    let loopback = loopback().iter().any(|net| contains(*net, target.net()));
+    if loopback {
+        return refusal("it is loopback, which is never filtered".into(), false);
+    }
+    if mode == Mode::Audit {
+        return Ok(());
+    }
+    let within = |spared: &&Spared| contains(spared.net, target.net());
+    match spared.iter().find(within) {
+        Some(Spared {
+            why,
+            firmness: Firmness::Always,
+            ..
+        }) => return refusal(why.clone(), false),
+        Some(Spared { why, .. }) if !force => return refusal(why.clone(), true),
+        _ => {}
+    }
+    if target.net().prefix_len() == 0 && !force {
+        return refusal("it is everything at once".into(), true);
+    }
+    Ok(())
+}
+
+/// RFC 1122 3.2.1.3 (g), RFC 4291 2.5.3.
+fn loopback() -> [IpNet; 2] {
+    [
+        Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
+        IpAddr::from(Ipv6Addr::LOCALHOST).into(),
+    ]
+}
+
+/// Whether a prefix covers all of another.
+fn contains(outer: IpNet, inner: IpNet) -> bool {
+    outer.contains(&inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! What stays in force when the daemon stops, is killed, starts again, or is unloaded.
+
+use std::io;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+mod lab;
+mod scene;
+
+use lab::{Connection, Daemon, Namespace, Pair, poll};
+use scene::{PATIENCE, Scene, udp};
+
+/// Programs that are attached to devices of a namespace, as `bpftool net` sees them.
+fn attached(host: &Namespace) -> Result<Vec<Value>> {
+    let said: Value = serde_json::from_str(&host.run(&["bpftool", "--json", "net", "show"])?)?;
+    let hooks = ["xdp", "tc"]
+        .iter()
+        .filter_map(|hook| said[0][hook].as_array());
+    Ok(hooks.flatten().cloned().collect())
+}
+
+/// Checks that nothing of blocker is left in a namespace.
+fn assert_no_trace(host: &Namespace, daemon: &Daemon) -> Result<()> {
+    assert_eq!(attached(host)?, Vec::<Value>::new());
+    let disciplines = host.run(&["tc", "qdisc", "show"])?;
+    assert!(!disciplines.contains("clsact"), "{disciplines}");
+    assert!(
+        !daemon.pins().exists(),
+        "{} is left",
+        daemon.pins().display()
+    );
+    Ok(())
+}
+
+/// A datagram socket in A, and one in B that sends to it.
+fn datagrams(pair: &Pair) -> Result<(UdpSocket, UdpSocket)> {
+    let sink = udp(&pair.a, Pair::A, None)?;
+    let source = udp(&pair.b, Pair::B, Some(sink.local_addr()?))?;
+    sink.set_nonblocking(true)?;
+    Ok((sink, source))
+}
+
+/// Whether anything is there to be received.
+fn arrived(sink: &UdpSocket) -> Result<bool> {
+    match sink.recv(&mut [0; 16]) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error).context("the datagram socket failed"),
+    }
+}
+
+/// Waits until datagrams pass.
+fn wait_passing(sink: &UdpSocket, source: &UdpSocket, within: Duration) -> Result<()> {
+    poll("a datagram to pass", within, || {
+        let _ = source.send(b"?");
+        arrived(sink).ok()?.then_some(())
+    })
+}
+
+/// Checks that what is sent during some work does not arrive: not one datagram.
+fn assert_tight(
+    sink: &UdpSocket,
+    source: &UdpSocket,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let over = AtomicBool::new(false);
+    let deadline = Instant::now() + 8 * PATIENCE;
+    let sent = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while sent < 100 || !over.load(Ordering::Relaxed) {
+                sent += u64::from(source.send(b"leak?").is_ok());
+                std::thread::yield_now();
+                if Instant::now() > deadline {
+                    break;
+                }
+            }
+            sent
+        });
+        let result = work();
+        over.store(true, Ordering::Relaxed);
+        let sent = sending.join().unwrap();
+        result.map(|()| sent)
+    })?;
+    ensure!(sent >= 100, "{sent} datagrams are too few to tell");
+    assert!(!arrived(sink)?, "one of {sent} datagrams leaked");
+    Ok(())
+}
+
+#[test]
+fn a_stop_lifts_everything() -> Result<()> {
+    let mut scene = Scene::new("on_stop: lift\n")?;
+    let (sink, source) = datagrams(&scene.pair)?;
+    scene.add(&[&Pair::B.to_string(), "--mode", "drop"])?;
+    assert!(!attached(&scene.pair.a)?.is_empty());
+    assert_tight(&sink, &source, || Ok(()))?;
+    assert!(scene.daemon.stop()?.success());
+    wait_passing(&sink, &source, PATIENCE)?;
+    assert_no_trace(&scene.pair.a, &scene.daemon)?;
+    assert!(!scene.daemon.socket().exists());
+    Ok(())
+}
+
+#[test]
+fn a_stop_keeps_what_the_configuration_says_and_a_start_takes_over() -> Result<()> {
+    let Scene { mut daemon, pair } = Scene::new("on_stop: keep\n")?;
+    let (sink, source) = datagrams(&pair)?;
+    let mut flow = Connection::open(&pair.b, &pair.a, Pair::A)?;
+    wait_passing(&sink, &source, PATIENCE)?;
+    while arrived(&sink)? {}
+    let b = Pair::B.to_string();
+    daemon.json(&["add", &b, "--mode", "drop", "--id", "dev01"])?;
+    while arrived(&sink)? {}
+    flow.client.send(b"late")?;
+    let before = attached(&pair.a)?;
+    assert_tight(&sink, &source, || {
+        assert!(daemon.stop()?.success());
+        assert_eq!(attached(&pair.a)?.len(), before.len());
+        assert_eq!(daemon.blockctl(&["list"])?.code, 3);
+        daemon.run(&pair.a)?;
+        // And once more, by a crash.
+        daemon.kill()?;
+        daemon.run(&pair.a)
+    })?;
+    assert_eq!(
+        attached(&pair.a)?.len(),
+        before.len(),
+        "taken over, not added to"
+    );
+    let list = daemon.json(&["list"])?;
+    assert_eq!(list["rules"][0]["id"], "dev01", "{list}");
+    assert_eq!(list["rules"][0]["owner"], "api", "{list}");
+    assert_eq!([flow.client.look()?, flow.server.look()?], [None, None]);
+    daemon.json(&["del", "dev01"])?;
+    wait_passing(&sink, &source, PATIENCE)?;
+    assert_eq!(flow.server.receive(4, PATIENCE)?, b"late");
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_block_and_its_deadline() -> Result<()> {
+    let mut scene = Scene::new("")?;
+    let (sink, source) = datagrams(&scene.pair)?;
+    let start = Instant::now();
+    let b = Pair::B.to_string();
+    scene.add(&[&b, "--mode", "drop", "--for", "2s"])?;
+    scene.daemon.kill()?;
+    assert_tight(&sink, &source, || {
+        // Well within the two seconds.
+        poll("most of the time to pass", PATIENCE, || {
+            (start.elapsed() > Duration::from_millis(1500)).then_some(())
+        })
+    })?;
+    wait_passing(&sink, &source, PATIENCE)?;
+    let after = start.elapsed();
+    assert!(
+        after > Duration::from_millis(1900),
+        "lifted after {after:?}"
+    );
+    assert!(after < Duration::from_secs(4), "lifted after {after:?}");
+    assert_eq!(scene.daemon.blockctl(&["list"])?.code, 3);
+    Ok(())
+}
+
+#[test]
+fn a_reset_goes_on_without_a_daemon() -> Result<()> {
+    let mut scene = Scene::new("")?;
+    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    let b = Pair::B.to_string();
+    scene.add(&[&b, "--mode", "reset", "--established", "keep"])?;
+    scene.daemon.kill()?;
+    flow.server.send(b"?")?;
+    assert!(flow.wait_dead(scene::soon())?, "{flow:?}");
+    let error = scene::connect_error(&scene.pair.b, (Pair::A, 9).into())?;
+    assert_eq!(error, Some(nix::errno::Errno::ECONNREFUSED));
+    Ok(())
+}
+
+#[test]
+fn unload_removes_every_trace_of_a_killed_daemon() -> Result<()> {
+    let mut scene = Scene::new("")?;
+    let (sink, source) = datagrams(&scene.pair)?;
+    scene.add(&[&Pair::B.to_string(), "--mode", "drop"])?;
+
+    let refused = scene.daemon.blocker(&scene.pair.a, "unload")?;
+    assert_eq!(refused.code, 1, "a daemon runs: {}", refused.stdout);
+    let pid = scene.daemon.pid().context("it runs")?.to_string();
+    assert!(refused.stderr.contains(&pid), "{}", refused.stderr);
+
+    scene.daemon.kill()?;
+    assert!(!attached(&scene.pair.a)?.is_empty());
+    assert_tight(&sink, &source, || Ok(()))?;
+    scene.daemon.blocker(&scene.pair.a, "unload")?.success()?;
+    wait_passing(&sink, &source, PATIENCE)?;
+    assert_no_trace(&scene.pair.a, &scene.daemon)?;
+    // What is gone already is no error.
+    scene.daemon.blocker(&scene.pair.a, "unload")?.success()?;
+
+    // The rules are kept all the same, and are back when the daemon is.
+    scene.daemon.run(&scene.pair.a)?;
+    assert_eq!(scene.daemon.json(&["status"])?["rules"]["used"], 1);
+    Ok(())
+}
+
+#[test]
+fn rules_live_through_a_restart_with_the_time_that_they_have_left() -> Result<()> {
+    let mut scene = Scene::new("")?;
+    let b = Pair::B.to_string();
+    let words = ["--mode", "reject", "--for", "300s", "--comment", "INC-1234"];
+    let added = scene.add(&[&[b.as_str(), "--id", "dev01"], &words[..]].concat())?;
+    scene.add(&["192.0.2.0/24", "--for", "1s", "--id", "short"])?;
+    scene.daemon.stop()?;
+    poll("the second to pass", PATIENCE, || {
+        let expires = added["rule"]["expires"]
+            .as_str()?
+            .parse::<jiff::Timestamp>()
+            .ok()?;
+        let left = expires.duration_since(jiff::Timestamp::now()).as_secs();
+        (left < 298).then_some(())
+    })?;
+    scene.daemon.run(&scene.pair.a)?;
+    let list = scene.daemon.json(&["list"])?;
+    assert_eq!(list["rules"].as_array().map(Vec::len), Some(1), "{list}");
+    let rule = &list["rules"][0];
+    for key in ["id", "mode", "targets", "comment", "expires", "on_lift"] {
+        assert_eq!(rule[key], added["rule"][key], "{key}");
+    }
+    let left = rule["remaining_seconds"]
+        .as_u64()
+        .context("it has a deadline")?;
+    assert!((200..299).contains(&left), "{left} s left");
+    let kept = std::fs::read_to_string(scene.daemon.state().join("rules.json"))?;
+    assert!(kept.contains("dev01"), "{kept}");
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_on_the_same_pins_is_refused() -> Result<()> {
+    let scene = Scene::new("")?;
+    let config = std::fs::read_to_string(scene.daemon.config_path())?;
+    let socket = scene.daemon.socket().display().to_string();
+    let directory = tempfile::tempdir()?;
+    let run = |config: &str| -> Result<(i32, String)> {
+        let path = directory.path().join("second.yaml");
+        std::fs::write(&path, config)?;
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_blocker"));
+        command.arg("run").arg("--config").arg(&path);
+        let output = scene.pair.a.enter(|| command.output())??;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((output.status.code().unwrap_or(-1), said))
+    };
+    let (code, said) = run(&config)?;
+    assert_eq!(code, 1, "{said}");
+    let pid = scene.daemon.pid().context("it runs")?.to_string();
+    assert!(said.contains("held by") && said.contains(&pid), "{said}");
+    // With pins of its own it is the socket that is taken.
+    let other = Path::new("/sys/fs/bpf").join(scene.pair.b.name());
+    let pins = scene.daemon.pins().display().to_string();
+    let (code, said) = run(&config.replace(&pins, &other.display().to_string()))?;
+    std::fs::remove_dir(&other).ok();
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.contains(&socket) && said.contains("another daemon"),
+        "{said}"
+    );
+    // Neither disturbed the first.
+    assert_eq!(scene.daemon.json(&["list"])?, json!({"rules": []}));
+    Ok(())
+}

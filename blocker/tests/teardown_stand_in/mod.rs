@@ -1,0 +1,84 @@
+//! A stand-in for the datapath, and rules to tear down: for tests of the teardown by itself.
+
+#![allow(dead_code)] // each test uses a part of it
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Result;
+use blocker::config::Namespaces;
+use blocker::rule::{Defaults, Rule, RuleSpec};
+use blocker::teardown::{Evidence, Settings};
+use blocker_ebpf::{FlowKey, kill as bits};
+
+/// Settings of a teardown in the caller's network namespace.
+pub(crate) const SETTINGS: Settings = Settings {
+    namespaces: Namespaces::Own,
+    mark: 0x5eed,
+};
+
+/// A datapath that says the same of every flow.
+pub(crate) struct Says {
+    bits: u32,
+    watched: Mutex<Vec<FlowKey>>,
+}
+
+impl Says {
+    /// One that says these bits.
+    pub(crate) const fn bits(bits: u32) -> Self {
+        Self {
+            bits,
+            watched: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// One that saw a RST go to both ends.
+    pub(crate) const fn everything() -> Self {
+        Self::bits(bits::REMOTE | bits::LOCAL)
+    }
+
+    /// One that saw no RST.
+    pub(crate) const fn nothing() -> Self {
+        Self::bits(0)
+    }
+
+    /// How many flows it was told to watch, and not yet to forget.
+    pub(crate) fn watching(&self) -> usize {
+        self.locked(|watched| watched.len())
+    }
+
+    fn locked<T>(&self, act: impl FnOnce(&mut Vec<FlowKey>) -> T) -> T {
+        act(&mut self.watched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Evidence for Says {
+    fn watch(&self, flows: &[FlowKey]) -> io::Result<()> {
+        self.locked(|watched| watched.extend(flows));
+        Ok(())
+    }
+
+    fn seen(&self, flows: &[FlowKey]) -> io::Result<Vec<u32>> {
+        Ok(vec![self.bits; flows.len()])
+    }
+
+    fn forget(&self, flows: &[FlowKey]) -> io::Result<()> {
+        let gone: std::collections::HashSet<&FlowKey> = flows.iter().collect();
+        self.locked(|watched| watched.retain(|key| !gone.contains(key)));
+        Ok(())
+    }
+}
+
+/// A reset rule; `rest` is the JSON of all but its mode.
+pub(crate) fn reset(rest: &str) -> Result<Vec<Rule>> {
+    let spec: RuleSpec = serde_json::from_str(&format!(r#"{{"mode":"reset",{rest}}}"#))?;
+    let id = "test".parse()?;
+    let now = jiff::Timestamp::now();
+    Ok(vec![spec.resolve(|| id, Defaults::default(), now)?])
+}
+
+/// A reset rule for one remote.
+pub(crate) fn reset_of(remote: IpAddr) -> Result<Vec<Rule>> {
+    reset(&format!(r#""targets":["{remote}"]"#))
+}
