@@ -182,6 +182,7 @@ fn by_way(egress: bool) -> Vec<Row> {
         ("data, bad checksum", tcp(ACK).payload(b"odds!").spoilt(), out(killed(&[SEQ]))),
         ("a full segment, bad checksum", tcp(ACK).payload(&[7; 1_401]).spoilt(), out(killed(&[SEQ]))),
         ("UDP, bad checksum", udp(b"hello").spoilt(), out(Reported)),
+        ("echo request, bad checksum", echo().spoilt(), out(Reported)),
         ("UDP without the end of its header", udp(b"").transport(&[0x9c, 0x40, 0, 80, 0]), out(Reported)),
         ("TCP without the end of its header", tcp(ACK).transport(&[0x9c, 0x40, 0, 80, 0, 0, 0, 1]), out(ReportedByReject)),
         ("TCP without ports", tcp(ACK).transport(&[0x9c, 0x40, 0]), out(ReportedByReject)),
