@@ -27,7 +27,7 @@ fn attach(daemon: &Daemon) -> Result<Datapath> {
         .build()?;
     let mut devices = runtime.block_on(devices::list())?;
     devices.retain(|device| device.name == "eth0");
-    for error in datapath.attach(&devices) {
+    if let Some(error) = datapath.attach(&devices).into_iter().next() {
         return Err(error.into());
     }
     Ok(datapath)

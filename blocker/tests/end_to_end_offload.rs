@@ -136,7 +136,10 @@ fn bulk_transfers_die_in_every_state() -> Result<()> {
                     });
                     // No help from teardown: the segments alone must do it.
                     let added = scene.add(&[&b, "--mode", "reset", "--established", "keep"]);
-                    let ends = (sending.join().unwrap(), receiving.join().unwrap());
+                    let ends = (
+                        sending.join().expect("no panic"),
+                        receiving.join().expect("no panic"),
+                    );
                     added.map(|_| ends)
                 })?;
                 assert!(sent.is_some(), "{what}: the sender lives on");

@@ -122,8 +122,14 @@ fn dies_while_sending(
             receive_until_dead(receiver, deadline)
         });
         let added = scene.add(&[&b.to_string(), "--mode", "reset", "--id", "dev01"]);
-        assert!(sent.join().unwrap().is_some(), "the sender lives on");
-        assert!(received.join().unwrap().is_some(), "the receiver lives on");
+        assert!(
+            sent.join().expect("no panic").is_some(),
+            "the sender lives on"
+        );
+        assert!(
+            received.join().expect("no panic").is_some(),
+            "the receiver lives on"
+        );
         added
     })?;
     let (here, there) = match side {

@@ -84,7 +84,7 @@ fn assert_tight(
         });
         let result = work();
         over.store(true, Ordering::Relaxed);
-        let sent = sending.join().unwrap();
+        let sent = sending.join().expect("no panic");
         result.map(|()| sent)
     })?;
     ensure!(sent >= 100, "{sent} datagrams are too few to tell");

@@ -22,11 +22,15 @@ impl Controller {
     }
 
     /// As [`kill`](Self::kill), with flows that the datapath recorded.
-    async fn kill_with(&self, rules: Vec<Rule>, recorded: Vec<FlowKey>) -> Account {
+    async fn kill_with(&self, mut rules: Vec<Rule>, recorded: Vec<FlowKey>) -> Account {
         if !rules.iter().any(Rule::kills) {
             return Account::default();
         }
+<<<<<<< HEAD
         let rules = sparing(rules, &self.live().config.protect);
+=======
+        self.spare_protected(&mut rules);
+>>>>>>> level4
         let settings = self.teardown_settings();
         let kills = std::sync::Arc::clone(&self.0.kills);
         let work = move || teardown::kill_with(&rules, &recorded, &settings, &*kills, &|_| {});
@@ -78,11 +82,21 @@ impl Controller {
     }
 
     /// Lists the flows that a teardown of these rules would kill.
-    pub(super) async fn list_flows(&self, rules: Vec<Rule>) -> Result<Listing, Error> {
+    pub(super) async fn list_flows(&self, mut rules: Vec<Rule>) -> Result<Listing, Error> {
+        self.spare_protected(&mut rules);
         let settings = self.teardown_settings();
         tokio::task::spawn_blocking(move || teardown::list(&rules, &settings))
             .await
             .map_err(|error| Error::Inside(error.to_string()))
+    }
+
+    /// Excepts protected prefixes, as the datapath does: rules of the configuration don't, nor do
+    /// those that were there before a prefix was protected.
+    fn spare_protected(&self, rules: &mut [Rule]) {
+        let protect = self.live().config.protect.clone();
+        for rule in rules {
+            rule.except.extend(&protect);
+        }
     }
 
     fn teardown_settings(&self) -> teardown::Settings {
