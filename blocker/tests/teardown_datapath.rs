@@ -182,6 +182,34 @@ fn half_closed_flows_die_too() -> Result<()> {
 }
 
 #[test]
+fn a_connection_that_nobody_here_holds_any_more_dies_at_the_remote() -> Result<()> {
+    let pair = Pair::new()?;
+    let daemon = daemon(&pair.a)?;
+    let server = Listener::new(&pair.a, Pair::A, 0)?;
+    let Connection {
+        mut client,
+        server: closed,
+    } = server.connect(&pair.b)?;
+    drop(closed);
+    lab::poll("the client to see the FIN", Duration::from_secs(5), || {
+        (client.state().ok()? == "CLOSE-WAIT").then_some(())
+    })?;
+    // What is left here is FIN-WAIT-2 without a socket, of which the kernel sends no RST.
+    let account = block(&daemon, Pair::B)?;
+    ensure!(
+        account["found"] == 1 && account["killed"] == 1,
+        "{account:#}"
+    );
+    lab::poll("the client to die", Duration::from_secs(5), || {
+        client.look().ok()?
+    })?;
+    let error = client.death().and_then(|death| death.error);
+    // In CLOSE-WAIT a RST is reported so (`tcp_reset` of net/ipv4/tcp_input.c).
+    ensure!(error == Some(Errno::EPIPE), "{error:?}");
+    Ok(())
+}
+
+#[test]
 fn a_connection_that_never_finished_its_handshake_dies() -> Result<()> {
     let pair = Pair::new()?;
     let daemon = daemon(&pair.a)?;

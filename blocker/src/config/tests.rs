@@ -173,8 +173,8 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
         ),
         ("metrics: {listen: ':9'}", "1:1: unknown key \"metrics\""),
         (
-            "limits: {flows: 1}",
-            "1:10: unknown key \"flows\", expected one of prefixes, rules, replies_per_second",
+            "limits: {events: 1}",
+            "1:10: unknown key \"events\", expected one of prefixes, rules, flows, replies_per_second",
         ),
         (
             "interfaces: eth0",

@@ -34,6 +34,7 @@ pub(crate) const SETTINGS: Settings = Settings {
         range_blocks: 2,
     },
     replies_per_second: 1_000_000,
+    flows: 64,
     mark: 0x5eed_b10c,
     log: log::LevelFilter::Off,
 };
