@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, Keep, kept, status};
 use crate::api::types::{Account, DeleteResponse};
-use crate::rule::{Established, Mode, Owner, Rule, RuleId, Target};
+use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::state;
 use crate::teardown::{self, Listing};
 
@@ -26,14 +26,12 @@ impl Controller {
         if !rules.iter().any(Rule::kills) {
             return Account::default();
         }
-<<<<<<< HEAD
-        let rules = sparing(rules, &self.live().config.protect);
-=======
         self.spare_protected(&mut rules);
->>>>>>> level4
+        let beside = self.beside(&rules);
         let settings = self.teardown_settings();
         let kills = std::sync::Arc::clone(&self.0.kills);
-        let work = move || teardown::kill_with(&rules, &recorded, &settings, &*kills, &|_| {});
+        let work =
+            move || teardown::kill_with(&rules, &beside, &recorded, &settings, &*kills, &|_| {});
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
                 if account.found > 0 || !account.left.is_empty() {
@@ -84,8 +82,9 @@ impl Controller {
     /// Lists the flows that a teardown of these rules would kill.
     pub(super) async fn list_flows(&self, mut rules: Vec<Rule>) -> Result<Listing, Error> {
         self.spare_protected(&mut rules);
+        let beside = self.beside(&rules);
         let settings = self.teardown_settings();
-        tokio::task::spawn_blocking(move || teardown::list(&rules, &settings))
+        tokio::task::spawn_blocking(move || teardown::list_with(&rules, &beside, &settings))
             .await
             .map_err(|error| Error::Inside(error.to_string()))
     }
@@ -97,6 +96,16 @@ impl Controller {
         for rule in rules {
             rule.except.extend(&protect);
         }
+    }
+
+    /// The other rules in force: what one of them decides, a teardown of these leaves alone.
+    fn beside(&self, rules: &[Rule]) -> Vec<Rule> {
+        let live = self.live();
+        let others = live.ruleset().values().map(|entry| &entry.rule);
+        others
+            .filter(|other| !rules.iter().any(|rule| rule.id == other.id))
+            .cloned()
+            .collect()
     }
 
     fn teardown_settings(&self) -> teardown::Settings {
@@ -350,17 +359,6 @@ fn as_reset(rule: &Rule, expires: Option<Timestamp>) -> Rule {
         expires,
         ..rule.clone()
     }
-}
-
-/// The rules with what they may not touch among their exceptions: what the datapath passes, a
-/// teardown must not kill.
-fn sparing(mut rules: Vec<Rule>, protect: &[Target]) -> Vec<Rule> {
-    for rule in &mut rules {
-        rule.except.extend_from_slice(protect);
-        rule.except.sort_unstable();
-        rule.except.dedup();
-    }
-    rules
 }
 
 fn names(ids: &[RuleId]) -> String {
