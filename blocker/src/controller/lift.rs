@@ -5,11 +5,13 @@
 //! delivered, since the connection that it was sent on is gone. A rule that drops and kills starts
 //! the same way: what it drops can't be killed any more.
 
+use std::sync::Arc;
+
 use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
 use super::live::{Wanted, boot_time};
-use super::{Asking, Controller, Error, Keep, kept, status};
+use super::{Asking, Controller, Error, Keep, kept, lock, status};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::state;
@@ -29,9 +31,15 @@ impl Controller {
         self.spare_protected(&mut rules);
         let beside = self.beside(&rules);
         let settings = self.teardown_settings();
-        let kills = std::sync::Arc::clone(&self.0.kills);
-        let work =
-            move || teardown::kill_with(&rules, &beside, &recorded, &settings, &*kills, &|_| {});
+        let inner = Arc::clone(&self.0);
+        let work = move || {
+            let progress = |progress| *lock(&inner.teardown) = Some(progress);
+            let kills = &*inner.kills;
+            let account =
+                teardown::kill_with(&rules, &beside, &recorded, &settings, kills, &progress);
+            *lock(&inner.teardown) = None;
+            account
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
                 if account.found > 0 || !account.left.is_empty() {
