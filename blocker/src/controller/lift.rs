@@ -11,7 +11,8 @@ use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
 use super::live::{Wanted, boot_time};
-use super::{Asking, Controller, Error, Keep, kept, lock, status};
+use super::requests::Keep;
+use super::{Asking, Controller, Error, kept, lock, status};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::state;

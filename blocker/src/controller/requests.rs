@@ -1,0 +1,375 @@
+//! What clients ask for: rules added, deleted, replaced. Each request is finished once it is begun,
+//! whatever becomes of the client.
+
+use jiff::Timestamp;
+
+use super::lift::Change;
+use super::live::{Wanted, boot_time};
+use super::{Asking, Controller, Error, status};
+use crate::api::types::{Account, AddResponse, Carved, Changed, DeleteResponse, RulesetResponse};
+use crate::rule::{Established, Owner, Rule, RuleId, RuleSpec, Target};
+use crate::ruleset::{self, Diff};
+use crate::safety::facts::{self, Caller, Places};
+use crate::safety::{self, HostFacts};
+
+impl Controller {
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add(&self, spec: RuleSpec, asking: Asking) -> Result<AddResponse, Error> {
+        let this = self.clone();
+        finished(async move { this.add_now(spec, &asking).await }).await
+    }
+
+    async fn add_now(&self, spec: RuleSpec, asking: &Asking) -> Result<AddResponse, Error> {
+        let writer = self.0.writer.lock().await;
+        let now = Timestamp::now();
+        let named = spec.id.is_some();
+        let (defaults, protect) = {
+            let live = self.live();
+            (live.config.defaults, live.protect())
+        };
+        let mut rule = spec.resolve(|| self.fresh_id(), defaults, now)?;
+        let carved = safety::review(&mut rule, &facts(asking), &protect, asking.force)?;
+        let existing = self.existing(&rule, named)?;
+        let created = existing.is_none();
+        if let Some(old) = existing {
+            rule = Rule {
+                expires: rule.expires,
+                comment: rule.comment.or(old.comment),
+                ..old
+            };
+        }
+        if asking.dry_run {
+            // On its own line: `with` takes the lock that the check holds.
+            let wanted = self.with(&rule, now);
+            self.live().check(wanted)?;
+            let mut killing = rule.clone();
+            killing.established = Established::Kill;
+            let listing = self.list_flows(vec![killing]).await?;
+            let teardown = Account {
+                found: listing.flows.len() as u64,
+                notes: listing.notes,
+                ..Account::default()
+            };
+            return Ok(AddResponse {
+                rule,
+                created,
+                carved,
+                teardown,
+                would_kill: Some(listing.flows),
+            });
+        }
+        let wanted = self.with(&rule, now);
+        let change = Change {
+            starting: vec![rule.clone()],
+            ..Change::to(wanted)
+        };
+        let account = self.change(change, now).await?;
+        drop(writer);
+        tracing::info!(
+            who = asking.who, rule = %rule.id, mode = %rule.mode, targets = rule.targets.len(), created,
+            expires = rule.expires.map(tracing::field::display), comment = rule.comment, "rule added"
+        );
+        let killed = self.kill_resets(vec![rule.clone()]).await;
+        let teardown = status::sum(account, killed);
+        Ok(AddResponse {
+            rule,
+            created,
+            carved,
+            teardown,
+            would_kill: None,
+        })
+    }
+
+    /// Deletes a rule.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete(&self, id: RuleId, asking: Asking) -> Result<DeleteResponse, Error> {
+        let this = self.clone();
+        finished(async move {
+            let _writer = this.0.writer.lock().await;
+            if this.live().ruleset().get(&id).is_none() {
+                return Err(Error::NoSuchRule {
+                    what: id.to_string(),
+                });
+            }
+            this.without(&asking, |rule| {
+                if rule.id == id {
+                    Keep::Nothing
+                } else {
+                    Keep::All
+                }
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Deletes a target from every rule that has exactly it; a rule left with none is deleted.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_target(
+        &self,
+        target: Target,
+        asking: Asking,
+    ) -> Result<DeleteResponse, Error> {
+        let this = self.clone();
+        finished(async move {
+            let _writer = this.0.writer.lock().await;
+            if !this
+                .live()
+                .ruleset()
+                .values()
+                .any(|entry| entry.rule.targets.contains(&target))
+            {
+                return Err(Error::NoSuchRule {
+                    what: format!("with the target {target}"),
+                });
+            }
+            this.without(&asking, |rule| {
+                if !rule.targets.contains(&target) {
+                    return Keep::All;
+                }
+                let targets: Vec<Target> = rule
+                    .targets
+                    .iter()
+                    .copied()
+                    .filter(|other| *other != target)
+                    .collect();
+                if targets.is_empty() {
+                    Keep::Nothing
+                } else {
+                    Keep::Only(targets)
+                }
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Deletes all rules of the API; with `all`, everybody's.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn flush(&self, all: bool, asking: Asking) -> Result<DeleteResponse, Error> {
+        let this = self.clone();
+        finished(async move {
+            let _writer = this.0.writer.lock().await;
+            let owned: Vec<RuleId> = {
+                let live = this.live();
+                let gone = live
+                    .ruleset()
+                    .values()
+                    .filter(|entry| all || entry.owner == Owner::Api);
+                gone.map(|entry| entry.rule.id.clone()).collect()
+            };
+            this.without(&asking, |rule| {
+                if owned.contains(&rule.id) {
+                    Keep::Nothing
+                } else {
+                    Keep::All
+                }
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Replaces all rules of the API by others, as one change.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn replace(
+        &self,
+        specs: Vec<RuleSpec>,
+        asking: Asking,
+    ) -> Result<RulesetResponse, Error> {
+        let this = self.clone();
+        finished(async move { this.replace_now(specs, &asking).await }).await
+    }
+
+    async fn replace_now(
+        &self,
+        specs: Vec<RuleSpec>,
+        asking: &Asking,
+    ) -> Result<RulesetResponse, Error> {
+        let writer = self.0.writer.lock().await;
+        let now = Timestamp::now();
+        let (defaults, protect) = {
+            let live = self.live();
+            (live.config.defaults, live.protect())
+        };
+        let facts = facts(asking);
+        let of = specs.len();
+        let named: Vec<bool> = specs.iter().map(|spec| spec.id.is_some()).collect();
+        let mut carved: Vec<Carved> = Vec::new();
+        let mut rules: Vec<Rule> = Vec::with_capacity(of);
+        for (place, spec) in (1..).zip(specs) {
+            let mut rule = spec
+                .resolve(|| self.fresh_id(), defaults, now)
+                .map_err(|source| Error::RuleOf { place, of, source })?;
+            carved.extend(safety::review(&mut rule, &facts, &protect, asking.force)?);
+            rules.push(rule);
+        }
+        // A rule without an id is the one that is there already, if one does the same.
+        for (rule, named) in rules.iter_mut().zip(named) {
+            if !named && let Some(old) = self.same(rule) {
+                rule.id = old.id;
+            }
+        }
+        let diff = ruleset::diff(self.live().ruleset(), &Owner::Api, &rules)?;
+        let mut response = RulesetResponse {
+            added: diff.added.clone(),
+            removed: diff.removed.clone(),
+            changed: diff
+                .changed
+                .iter()
+                .map(|(before, after)| Changed {
+                    before: before.clone(),
+                    after: after.clone(),
+                })
+                .collect(),
+            unchanged: diff.unchanged.len() as u64,
+            carved,
+            teardown: Account::default(),
+            dry_run: asking.dry_run,
+        };
+        let change = self.replacement(&diff, rules, &Owner::Api, now);
+        if asking.dry_run {
+            self.live().check(change.wanted)?;
+            return Ok(response);
+        }
+        let starting = change.starting.clone();
+        let account = self.change(change, now).await?;
+        tracing::info!(
+            who = asking.who,
+            added = diff.added.len(),
+            removed = diff.removed.len(),
+            changed = diff.changed.len(),
+            unchanged = diff.unchanged.len(),
+            "ruleset replaced"
+        );
+        drop(writer);
+        response.teardown = status::sum(account, self.kill_resets(starting).await);
+        Ok(response)
+    }
+
+    /// The change that replaces all rules of an owner.
+    pub(super) fn replacement(
+        &self,
+        diff: &Diff,
+        rules: Vec<Rule>,
+        owner: &Owner,
+        now: Timestamp,
+    ) -> Change {
+        let others = self
+            .live()
+            .wanted()
+            .into_iter()
+            .filter(|wanted| wanted.owner != *owner);
+        let ours = rules.into_iter().map(|rule| Wanted {
+            rule,
+            owner: owner.clone(),
+            created: now,
+        });
+        let different = |(before, after): &&(Rule, Rule)| !before.same_effect(after);
+        let changed: Vec<&(Rule, Rule)> = diff.changed.iter().filter(different).collect();
+        let ending = diff
+            .removed
+            .iter()
+            .chain(changed.iter().map(|(before, _)| before));
+        let starting = diff
+            .added
+            .iter()
+            .chain(changed.iter().map(|(_, after)| after));
+        Change {
+            ending: ending.cloned().collect(),
+            starting: starting.cloned().collect(),
+            wanted: others.chain(ours).collect(),
+        }
+    }
+
+    /// The rules in force and this one, in place of the one of its id.
+    fn with(&self, rule: &Rule, now: Timestamp) -> Vec<Wanted> {
+        let mut wanted = self.live().wanted();
+        match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
+            Some(old) => old.rule = rule.clone(),
+            None => wanted.push(Wanted {
+                rule: rule.clone(),
+                owner: Owner::Api,
+                created: now,
+            }),
+        }
+        wanted
+    }
+
+    /// The rule that is in force already for what is asked: of the same id, or doing the same.
+    fn existing(&self, rule: &Rule, named: bool) -> Result<Option<Rule>, Error> {
+        if !named {
+            return Ok(self.same(rule));
+        }
+        match self.live().ruleset().get(&rule.id) {
+            Some(old) if old.rule.same_effect(rule) => Ok(Some(old.rule.clone())),
+            Some(old) => Err(Error::Taken {
+                id: rule.id.clone(),
+                owner: old.owner.clone(),
+            }),
+            None => Ok(None),
+        }
+    }
+
+    /// A rule of the API that does the same.
+    fn same(&self, rule: &Rule) -> Option<Rule> {
+        let live = self.live();
+        let mut api = live
+            .ruleset()
+            .values()
+            .filter(|entry| entry.owner == Owner::Api);
+        api.find(|entry| entry.rule.same_effect(rule))
+            .map(|entry| entry.rule.clone())
+    }
+
+    /// Six hexadecimal digits that no rule is called yet.
+    pub(super) fn fresh_id(&self) -> RuleId {
+        loop {
+            // Only uniqueness is asked of it, which is checked; the clock does where randomness fails.
+            let number = getrandom::u32().unwrap_or_else(|_| boot_time() as u32);
+            let id: Option<RuleId> = format!("{:06x}", number & 0xff_ffff).parse().ok();
+            if let Some(id) = id.filter(|id| self.live().ruleset().get(id).is_none()) {
+                return id;
+            }
+        }
+    }
+}
+
+/// How much of a rule a deletion leaves.
+pub(super) enum Keep {
+    All,
+    Only(Vec<Target>),
+    Nothing,
+}
+
+fn facts(asking: &Asking) -> HostFacts {
+    let caller = Caller {
+        pid: asking.pid,
+        ssh_connection: asking.ssh_connection.as_deref(),
+    };
+    let (facts, problems) = facts::gather(&Places::default(), caller);
+    for problem in problems {
+        tracing::warn!("what must not be blocked is known in part only: {problem}");
+    }
+    facts
+}
+
+/// Runs to its end whatever becomes of whoever waits.
+async fn finished<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work)
+        .await
+        .map_err(|error| Error::Inside(error.to_string()))?
+}
