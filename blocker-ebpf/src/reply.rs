@@ -162,6 +162,8 @@ fn checksum_holds(ctx: &TcContext, packet: &Packet) -> bool {
     let at = match packet.protocol {
         packet::TCP => 16,
         packet::UDP => 6,
+        packet::ICMP if !packet.v6 => 2,
+        packet::ICMPV6 if packet.v6 => 2,
         _ => return true,
     };
     if packet.fragment != Fragment::Whole || ctx.is_gso() {
@@ -179,6 +181,10 @@ fn checksum_holds(ctx: &TcContext, packet: &Packet) -> bool {
         return true;
     }
     let length = packet.length.saturating_sub(packet.l4 - packet.l3);
+    if packet.protocol == packet::ICMP {
+        // It covers no pseudo-header (RFC 792).
+        return sum_packet(ctx, packet.l4, length, 0).is_some_and(|sum| fold(sum) == 0xffff);
+    }
     let pseudo = Pseudo::new(
         &packet.source,
         &packet.destination,

@@ -160,7 +160,7 @@ fn v6_only() -> Vec<Row> {
         ("an atomic fragment", tcp(SYN).v6().fragment(0, false), refused(SEQ + 1)),
         ("later fragment behind others", tcp(ACK).v6().extension(60, 8).fragment(100, true), Silence),
         ("seven headers", (0..7).fold(tcp(SYN).v6(), |p, _| p.extension(60, 8)), refused(SEQ + 1)),
-        ("more headers than are walked", (0..9).fold(tcp(SYN).v6(), |p, _| p.extension(60, 8)), Silence),
+        ("one more than is walked", (0..8).fold(tcp(SYN).v6(), |p, _| p.extension(60, 8)), Silence),
         ("headers longer than are walked", tcp(SYN).v6().extension(60, 256), Silence),
         ("no next header", other(59).transport(&[]).remote(REMOTE6).local(LOCAL6), Reported),
         ("a header cut short", other(60).transport(&[6]).remote(REMOTE6).local(LOCAL6), Silence),
@@ -182,14 +182,15 @@ fn by_way(egress: bool) -> Vec<Row> {
         ("data, bad checksum", tcp(ACK).payload(b"odds!").spoilt(), out(killed(&[SEQ]))),
         ("a full segment, bad checksum", tcp(ACK).payload(&[7; 1_401]).spoilt(), out(killed(&[SEQ]))),
         ("UDP, bad checksum", udp(b"hello").spoilt(), out(Reported)),
+        ("echo request, bad checksum", echo().spoilt(), out(Reported)),
         ("UDP without the end of its header", udp(b"").transport(&[0x9c, 0x40, 0, 80, 0]), out(Reported)),
         ("TCP without the end of its header", tcp(ACK).transport(&[0x9c, 0x40, 0, 80, 0, 0, 0, 1]), out(ReportedByReject)),
         ("TCP without ports", tcp(ACK).transport(&[0x9c, 0x40, 0]), out(ReportedByReject)),
         ("nothing behind the IP header", tcp(ACK).transport(&[]), out(ReportedByReject)),
     ];
     if !egress {
-        rows.push(("to a broadcast MAC", udp(b"hello").to_mac([0xff; 6]), Silence));
-        rows.push(("to a multicast MAC", tcp(SYN).to_mac([1, 0, 0x5e, 0, 0, 1]), Silence));
+        rows.push(("to a broadcast MAC", udp(b"hello").addressed([0xff; 6]), Silence));
+        rows.push(("to a multicast MAC", tcp(SYN).addressed([1, 0, 0x5e, 0, 0, 1]), Silence));
     }
     rows
 }

@@ -11,8 +11,9 @@ use blocker_ebpf::NEVER;
 mod lab;
 mod packets;
 
-use packets::bench::{NEXT, input};
+use packets::bench::input;
 use packets::packet::*;
+use packets::program::NEXT;
 use packets::{Bench, Packet, Program, SETTINGS, echo, other, rule, tcp, udp};
 
 const INWARD: [Program; 3] = [Program::Xdp, Program::Ingress, Program::IngressL3];

@@ -15,7 +15,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 mod lab;
 mod packets;
 
-use packets::bench::{XDP_DROP, XDP_PASS, input};
+use packets::bench::input;
+use packets::program::{XDP_DROP, XDP_PASS};
 use packets::{Bench, Program, SETTINGS, rule, udp};
 
 /// Numbers that look random and are the same in every run (xorshift64*, Vigna 2016).

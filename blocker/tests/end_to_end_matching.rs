@@ -189,3 +189,13 @@ fn a_part_of_the_flows_is_reset_and_the_same_part_every_time() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_flow_that_a_more_specific_rule_decides_is_not_killed() -> Result<()> {
+    let scene = Scene::new("")?;
+    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    scene.add(&[&Pair::B.to_string(), "--mode", "audit"])?;
+    let added = scene.add(&[WIDE, "--mode", "reset"])?;
+    assert_eq!(added["teardown"]["found"], 0, "{added}");
+    flow.check_alive()
+}

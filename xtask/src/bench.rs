@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -50,10 +51,8 @@ pub(crate) fn run() -> Result<()> {
             "blocker/kernel-tests",
         ])
         .args(["--bench", "packet"])
-        // What is measured runs in the kernel: its loader needs no link-time optimisation.
-        .env("CARGO_PROFILE_BENCH_LTO", "off")
         .env("PATH", search_path());
-    if let Some(sudo) = sudo {
+    if let Some(sudo) = &sudo {
         bench.env(test::runner_variable()?, sudo);
     }
     say(TASK, &line(&bench));
@@ -75,6 +74,34 @@ pub(crate) fn run() -> Result<()> {
         .with_context(|| format!("{} cannot be written", directory.display()))?;
     print!("\n{table}");
     say(TASK, &format!("kept in {}", directory.display()));
+    teardown(sudo)
+}
+
+/// Kills many connections beside `ss --kill`; the test prints how they compare.
+fn teardown(sudo: Option<PathBuf>) -> Result<()> {
+    let mut speed = cargo();
+    speed
+        .args([
+            "test",
+            "--release",
+            "--package",
+            "blocker",
+            "--features",
+            "blocker/kernel-tests",
+        ])
+        .args(["--test", "teardown_speed", "--", "--nocapture"])
+        .env("PATH", search_path());
+    if let Some(sudo) = sudo {
+        speed.env(test::runner_variable()?, sudo);
+    }
+    say(TASK, &line(&speed));
+    let status = speed
+        .stdin(Stdio::null())
+        .status()
+        .context("cargo cannot be started")?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", line(&speed));
+    }
     Ok(())
 }
 

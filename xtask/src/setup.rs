@@ -46,7 +46,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 9] = [
     tool(
         "ip",
         "iproute2",
@@ -80,8 +80,26 @@ const TOOLS: [Tool; 6] = [
     tool(
         "conntrack",
         "conntrack",
-        Purpose::Test,
+        Purpose::Demo,
         "shows the kernel's table of connections",
+    ),
+    tool(
+        "ping",
+        "iputils-ping",
+        Purpose::Test,
+        "is neither TCP nor UDP",
+    ),
+    tool(
+        "bpftool",
+        "bpftool",
+        Purpose::Test,
+        "shows what is attached, whoever did it",
+    ),
+    tool(
+        "xdp-filter",
+        "xdp-tools",
+        Purpose::Test,
+        "holds an XDP hook before blocker comes",
     ),
 ];
 

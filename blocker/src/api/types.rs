@@ -205,6 +205,18 @@ pub struct Status {
     pub resident_bytes: u64,
     /// What the kernel lacks, and what follows from it.
     pub lacks: Vec<String>,
+    /// How far the teardown that runs now has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teardown: Option<Teardown>,
+}
+
+/// A teardown under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Teardown {
+    /// Flows found so far.
+    pub found: u64,
+    /// Flows dead at both ends so far.
+    pub killed: u64,
 }
 
 /// How the configuration was last loaded.

@@ -10,7 +10,7 @@
 //! datapath tries them; the first that matches the packet decides:
 //!
 //! 1. the rule whose most specific covering target is the longer prefix goes first;
-//! 2. among equals, the narrower match ([`rank`]);
+//! 2. among equals, the narrower match ([`mod@rank`]);
 //! 3. among equals, the smaller id.
 //!
 //! An `except` prefix takes its rule off the list for every address inside it, whatever else of

@@ -19,7 +19,7 @@ impl StateId {
     pub(super) const PROTECTED: Self = Self(1);
 }
 
-/// Rules are named by their place in the trial order of [`super::rank`].
+/// Rules are named by their place in the trial order of [`mod@super::rank`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct State {
     /// The rules that apply, most specific prefix first, then by place.

@@ -5,11 +5,13 @@
 //! delivered, since the connection that it was sent on is gone. A rule that drops and kills starts
 //! the same way: what it drops can't be killed any more.
 
+use std::sync::Arc;
+
 use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
 use super::live::{Wanted, boot_time};
-use super::{Asking, Controller, Error, Keep, kept, status};
+use super::{Asking, Controller, Error, Keep, kept, lock, status};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::state;
@@ -27,9 +29,17 @@ impl Controller {
             return Account::default();
         }
         self.spare_protected(&mut rules);
+        let beside = self.beside(&rules);
         let settings = self.teardown_settings();
-        let kills = std::sync::Arc::clone(&self.0.kills);
-        let work = move || teardown::kill_with(&rules, &recorded, &settings, &*kills, &|_| {});
+        let inner = Arc::clone(&self.0);
+        let work = move || {
+            let progress = |progress| *lock(&inner.teardown) = Some(progress);
+            let kills = &*inner.kills;
+            let account =
+                teardown::kill_with(&rules, &beside, &recorded, &settings, kills, &progress);
+            *lock(&inner.teardown) = None;
+            account
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
                 if account.found > 0 || !account.left.is_empty() {
@@ -80,8 +90,9 @@ impl Controller {
     /// Lists the flows that a teardown of these rules would kill.
     pub(super) async fn list_flows(&self, mut rules: Vec<Rule>) -> Result<Listing, Error> {
         self.spare_protected(&mut rules);
+        let beside = self.beside(&rules);
         let settings = self.teardown_settings();
-        tokio::task::spawn_blocking(move || teardown::list(&rules, &settings))
+        tokio::task::spawn_blocking(move || teardown::list_with(&rules, &beside, &settings))
             .await
             .map_err(|error| Error::Inside(error.to_string()))
     }
@@ -93,6 +104,16 @@ impl Controller {
         for rule in rules {
             rule.except.extend(&protect);
         }
+    }
+
+    /// The other rules in force: what one of them decides, a teardown of these leaves alone.
+    fn beside(&self, rules: &[Rule]) -> Vec<Rule> {
+        let live = self.live();
+        let others = live.ruleset().values().map(|entry| &entry.rule);
+        others
+            .filter(|other| !rules.iter().any(|rule| rule.id == other.id))
+            .cloned()
+            .collect()
     }
 
     fn teardown_settings(&self) -> teardown::Settings {

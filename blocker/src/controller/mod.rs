@@ -27,7 +27,7 @@ use crate::ruleset::{self, Diff, RulesetError};
 use crate::safety::facts::{self, Caller, Places};
 use crate::safety::{self, HostFacts, Refusal};
 use crate::state::{self, Stored};
-use crate::teardown;
+use crate::teardown::{self, Progress};
 use lift::Change;
 use live::{Live, Wanted};
 
@@ -128,6 +128,8 @@ struct Inner {
     config_path: PathBuf,
     started: Instant,
     last_reload: Mutex<Reload>,
+    /// How far the teardown that runs now has come.
+    teardown: Mutex<Option<Progress>>,
     lacks: Vec<String>,
 }
 
@@ -189,6 +191,7 @@ impl Controller {
             mark,
             config_path,
             started: Instant::now(),
+            teardown: Mutex::new(None),
             last_reload: Mutex::new(Reload {
                 at: now,
                 error: None,

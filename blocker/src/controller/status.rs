@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::live::{Live, boot_time};
 use super::{Controller, Error, lock};
 use crate::api::types::{
-    Account, Counters, HookStatus, InterfaceStatus, ListResponse, RuleView, Status, Usage,
+    Account, Counters, HookStatus, InterfaceStatus, ListResponse, RuleView, Status, Teardown, Usage,
 };
 use crate::datapath::attach::{Attached, hook_name};
 use crate::datapath::{RuleCounters, Totals};
@@ -75,6 +75,10 @@ impl Controller {
             map_bytes: live.datapath.map_bytes(),
             resident_bytes: resident_bytes(),
             lacks: self.0.lacks.clone(),
+            teardown: lock(&self.0.teardown).map(|progress| Teardown {
+                found: progress.found,
+                killed: progress.killed,
+            }),
         })
     }
 }

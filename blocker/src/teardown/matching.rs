@@ -1,18 +1,29 @@
-//! Which flows the rules under teardown name: the whole match of a rule, against a tuple.
+//! Which flows the rules under teardown decide: the whole match of a rule, against a tuple.
 //!
-//! Pure. The device of a flow is asked for through a closure, and only if a rule is limited to
-//! devices; direction is not looked at, since a rule for one direction breaks the flow too.
+//! Pure. As in the datapath, the most specific prefix comes first, then the narrower match, then
+//! the id; what another rule decides is not these rules' to kill. A rule for one direction breaks
+//! a flow as well as one for both. The device of a flow is asked for through a closure, and only
+//! if a rule is limited to devices.
 
+use std::cell::LazyCell;
 use std::net::IpAddr;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::flow::{TCP, Tuple, UDP};
 use super::prefixes::Prefixes;
-use crate::rule::{Ports, Protocol, Rule, Target};
+use crate::compile::rank;
+use crate::rule::{Direction, Ports, Protocol, Rule, Target};
+
+/// So many targets are compared with every target of the other rules, to leave out those that
+/// don't matter.
+const FEW: usize = 64;
 
 /// A rule's match, but for its targets.
 struct Narrow {
+    /// Whether its flows are to be killed; else it only keeps them from others.
+    kills: bool,
+    direction: Direction,
     except: Prefixes,
     protocol: Protocol,
     ports: Vec<Ports>,
@@ -50,66 +61,102 @@ pub(crate) struct Matcher {
 }
 
 impl Matcher {
-    /// Takes the rules that kill; the others are ignored.
-    pub(crate) fn new(rules: &[Rule]) -> Self {
-        let killing: Vec<&Rule> = rules.iter().filter(|rule| rule.kills()).collect();
-        let numbered = (0u32..).zip(&killing);
-        let prefixes = Prefixes::new(
-            numbered.flat_map(|(number, rule)| rule.targets.iter().map(move |t| (t, number))),
-        );
+    /// Takes the rules that are to kill (those of them that don't are ignored), and the others
+    /// that are in force beside them.
+    pub(crate) fn new(rules: &[Rule], beside: &[Rule]) -> Self {
+        let killing = rules.iter().filter(|rule| rule.kills());
         let mut targets: Vec<Target> = killing
-            .iter()
+            .clone()
             .flat_map(|rule| rule.targets.iter().copied())
             .collect();
         targets.sort_unstable();
         targets.dedup();
+        // A rule of some percent leaves packets to the rules behind it.
+        let deciding = beside.iter().filter(|rule| rule.percent == 100);
+        let mut all: Vec<(&Rule, bool)> = killing
+            .map(|rule| (rule, true))
+            .chain(deciding.map(|rule| (rule, false)))
+            .collect();
+        all.sort_by_cached_key(|(rule, _)| (rank(rule), rule.id.clone()));
+        let of_interest = |target: &&Target, kills: bool| {
+            kills || targets.len() > FEW || targets.iter().any(|other| overlap(**target, *other))
+        };
+        let numbered = (0_u32..).zip(&all).flat_map(|(number, (rule, kills))| {
+            let targets = rule
+                .targets
+                .iter()
+                .filter(move |target| of_interest(target, *kills));
+            targets.map(move |target| (target, number))
+        });
+        let prefixes = Prefixes::new(numbered);
         Self {
             targets,
             prefixes,
-            rules: killing.into_iter().map(Narrow::new).collect(),
+            rules: all
+                .into_iter()
+                .map(|(rule, kills)| Narrow::new(rule, kills))
+                .collect(),
         }
     }
 
     /// Whether no rule kills.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.targets.is_empty()
     }
 
-    /// Every target, once.
+    /// Every target of a rule that kills, once.
     pub(crate) fn targets(&self) -> &[Target] {
         &self.targets
     }
 
     /// Whether flows of a protocol can be named at all.
     pub(crate) fn wants(&self, protocol: u8) -> bool {
-        self.rules.iter().any(|rule| rule.takes(protocol, true))
+        self.rules
+            .iter()
+            .any(|rule| rule.kills && rule.takes(protocol, true))
     }
 
-    /// Whether an address is a remote of any rule, its exceptions left out.
+    /// Whether an address is a remote of a rule that kills, its exceptions left out.
     pub(crate) fn names(&self, address: IpAddr) -> bool {
-        self.candidates(address).next().is_some()
+        self.candidates(address).any(|rule| rule.kills)
     }
 
-    /// Whether a rule names a flow; `device` is asked only if that decides.
+    /// Whether a rule that kills decides a flow, in either direction; `device` is asked only if
+    /// that matters.
     pub(crate) fn matches(&self, tuple: &Tuple, device: impl FnOnce() -> Device) -> Match {
-        let mut limited = Vec::new();
-        for rule in self.candidates(tuple.remote) {
-            if !rule.covers(tuple) {
-                continue;
+        let device = LazyCell::new(device);
+        let mut unsure = false;
+        for direction in [Direction::Ingress, Direction::Egress] {
+            match self.decides(tuple, direction, || LazyCell::force(&device)) {
+                Match::Yes => return Match::Yes,
+                Match::Unsure => unsure = true,
+                Match::No => {}
             }
-            match &rule.interfaces {
-                None => return Match::Yes,
-                Some(globs) => limited.push(globs),
+        }
+        if unsure { Match::Unsure } else { Match::No }
+    }
+
+    /// Whether the first rule that takes a flow's packets of one direction kills.
+    fn decides<'d>(
+        &self,
+        tuple: &Tuple,
+        direction: Direction,
+        device: impl Fn() -> &'d Device,
+    ) -> Match {
+        let candidates = self.candidates(tuple.remote);
+        for rule in candidates.filter(|rule| rule.goes(direction) && rule.covers(tuple)) {
+            let takes = match &rule.interfaces {
+                None => true,
+                Some(globs) => match device() {
+                    Device::Unknown => return Match::Unsure,
+                    Device::Named(name) => globs.is_match(name),
+                },
+            };
+            if takes {
+                return if rule.kills { Match::Yes } else { Match::No };
             }
         }
-        if limited.is_empty() {
-            return Match::No;
-        }
-        match device() {
-            Device::Unknown => Match::Unsure,
-            Device::Named(name) if limited.iter().any(|globs| globs.is_match(&name)) => Match::Yes,
-            Device::Named(_) => Match::No,
-        }
+        Match::No
     }
 
     fn candidates(&self, address: IpAddr) -> impl Iterator<Item = &Narrow> {
@@ -121,8 +168,10 @@ impl Matcher {
 }
 
 impl Narrow {
-    fn new(rule: &Rule) -> Self {
+    fn new(rule: &Rule, kills: bool) -> Self {
         Self {
+            kills,
+            direction: rule.direction,
             except: Prefixes::new(rule.except.iter().map(|target| (target, 0))),
             protocol: rule.protocol,
             ports: rule.ports.clone(),
@@ -130,6 +179,10 @@ impl Narrow {
             remote_ports: rule.remote_ports.clone(),
             interfaces: (!rule.interfaces.is_empty()).then(|| globs(&rule.interfaces)),
         }
+    }
+
+    fn goes(&self, direction: Direction) -> bool {
+        self.direction == Direction::Both || self.direction == direction
     }
 
     fn takes(&self, protocol: u8, v4: bool) -> bool {
@@ -155,6 +208,11 @@ impl Narrow {
             && within(&self.local_ports, tuple.local_port)
             && within(&self.remote_ports, tuple.remote_port)
     }
+}
+
+/// Whether one prefix lies in the other.
+fn overlap(one: Target, other: Target) -> bool {
+    one.net().contains(&other.net()) || other.net().contains(&one.net())
 }
 
 /// Names and globs, both as globs. A rule's names were checked when it was resolved; one that is
@@ -354,7 +412,7 @@ mod tests {
             ),
         ];
         for (rest, protocol, remote, remote_port, local_port, named) in table {
-            let matcher = Matcher::new(&[rule(&format!(r#"{{"mode":"reset",{rest}}}"#))]);
+            let matcher = Matcher::new(&[rule(&format!(r#"{{"mode":"reset",{rest}}}"#))], &[]);
             let expected = if named { Match::Yes } else { Match::No };
             let tuple = tuple(protocol, remote, remote_port, local_port);
             assert_eq!(
@@ -367,9 +425,12 @@ mod tests {
 
     #[test]
     fn a_rule_for_devices_asks_for_the_device() {
-        let matcher = Matcher::new(&[rule(
-            r#"{"mode":"reset","targets":["192.0.2.9"],"interfaces":["eth0","veth*"]}"#,
-        )]);
+        let matcher = Matcher::new(
+            &[rule(
+                r#"{"mode":"reset","targets":["192.0.2.9"],"interfaces":["eth0","veth*"]}"#,
+            )],
+            &[],
+        );
         let flow = tuple(TCP, "192.0.2.9", 1, 2);
         for (device, expected) in [
             (Device::Named("eth0".into()), Match::Yes),
@@ -387,10 +448,13 @@ mod tests {
 
     #[test]
     fn one_rule_of_several_is_enough_and_an_exception_is_only_its_own_rules() {
-        let matcher = Matcher::new(&[
-            rule(r#"{"mode":"reset","targets":["192.0.2.0/24"],"except":["192.0.2.9"]}"#),
-            rule(r#"{"mode":"reset","targets":["192.0.0.0/16"],"remote_ports":[443]}"#),
-        ]);
+        let matcher = Matcher::new(
+            &[
+                rule(r#"{"mode":"reset","targets":["192.0.2.0/24"],"except":["192.0.2.9"]}"#),
+                rule(r#"{"mode":"reset","targets":["192.0.0.0/16"],"remote_ports":[443]}"#),
+            ],
+            &[],
+        );
         assert_eq!(
             matcher.matches(&tuple(TCP, "192.0.2.9", 443, 2), no_device),
             Match::Yes
@@ -403,5 +467,64 @@ mod tests {
             matcher.matches(&tuple(TCP, "192.0.2.8", 80, 2), no_device),
             Match::Yes
         );
+    }
+
+    #[test]
+    fn what_another_rule_decides_is_left_alone() {
+        let killing = rule(r#"{"mode":"reset","targets":["192.0.2.0/24"]}"#);
+        for (beside, port, named) in [
+            // More specific: it decides, whatever it does.
+            (
+                r#"{"mode":"audit","targets":["192.0.2.9"]}"#,
+                443,
+                Match::No,
+            ),
+            (r#"{"mode":"drop","targets":["192.0.2.9"]}"#, 443, Match::No),
+            // In one direction only: the other is left to the rule that kills.
+            (
+                r#"{"mode":"audit","targets":["192.0.2.9"],"direction":"egress"}"#,
+                443,
+                Match::Yes,
+            ),
+            // As specific, but narrower, where it matches.
+            (
+                r#"{"mode":"drop","targets":["192.0.2.0/24"],"remote_ports":[443]}"#,
+                443,
+                Match::No,
+            ),
+            (
+                r#"{"mode":"drop","targets":["192.0.2.0/24"],"remote_ports":[443]}"#,
+                80,
+                Match::Yes,
+            ),
+            // Less specific, elsewhere, excepted, or for some packets only.
+            (
+                r#"{"mode":"audit","targets":["192.0.0.0/16"]}"#,
+                443,
+                Match::Yes,
+            ),
+            (
+                r#"{"mode":"audit","targets":["192.0.2.8"]}"#,
+                443,
+                Match::Yes,
+            ),
+            (
+                r#"{"mode":"audit","targets":["192.0.2.8/30"],"except":["192.0.2.9"]}"#,
+                443,
+                Match::Yes,
+            ),
+            (
+                r#"{"mode":"drop","targets":["192.0.2.9"],"percent":50}"#,
+                443,
+                Match::Yes,
+            ),
+        ] {
+            let matcher = Matcher::new(std::slice::from_ref(&killing), &[rule(beside)]);
+            assert_eq!(
+                matcher.matches(&tuple(TCP, "192.0.2.9", port, 2), no_device),
+                named,
+                "{beside}"
+            );
+        }
     }
 }

@@ -113,7 +113,13 @@ pub struct Listing {
 /// Reads the descriptors of every process for the names: for dry runs.
 #[must_use]
 pub fn list(rules: &[Rule], settings: &Settings) -> Listing {
-    rounds::list(rules, settings)
+    list_with(rules, &[], settings)
+}
+
+/// As [`list`], with the other rules in force: what one of them decides is not listed.
+#[must_use]
+pub fn list_with(rules: &[Rule], beside: &[Rule], settings: &Settings) -> Listing {
+    rounds::list(rules, beside, settings)
 }
 
 /// Kills the established flows of those rules that kill ([`Rule::kills`]); the others are ignored.
@@ -127,20 +133,23 @@ pub fn kill(
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
-    kill_with(rules, &[], settings, evidence, progress)
+    kill_with(rules, &[], &[], settings, evidence, progress)
 }
 
-/// As [`kill`], with flows that the datapath recorded while it blocked them: those that nothing
-/// else tells of are probed at both ends.
+/// As [`kill`], with the other rules in force, and with flows that the datapath recorded.
+///
+/// What another rule decides is left alone. Recorded flows that nothing else tells of are probed
+/// at both ends.
 #[must_use]
 pub fn kill_with(
     rules: &[Rule],
+    beside: &[Rule],
     recorded: &[FlowKey],
     settings: &Settings,
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
-    rounds::kill(rules, recorded, settings, evidence, progress)
+    rounds::kill(rules, beside, recorded, settings, evidence, progress)
 }
 
 /// Those of the flows whose remotes are targets of the rules.

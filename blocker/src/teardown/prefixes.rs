@@ -54,13 +54,14 @@ impl Prefixes {
         }
     }
 
-    /// The numbers of all prefixes that cover an address.
+    /// The numbers of all prefixes that cover an address: the longest prefix first, then the lowest
+    /// number.
     pub(crate) fn covering(&self, address: IpAddr) -> impl Iterator<Item = u32> {
         let (lengths, value, width) = match address {
             IpAddr::V4(v4) => (&self.v4, u128::from(u32::from(v4)), 32),
             IpAddr::V6(v6) => (&self.v6, u128::from(v6), 128),
         };
-        lengths.iter().flat_map(move |length| {
+        lengths.iter().rev().flat_map(move |length| {
             let shift = width - u32::from(length.bits);
             let start = value
                 .checked_shr(shift)
@@ -99,14 +100,15 @@ mod tests {
             let prefixes = Prefixes::new(targets.iter().zip(0..));
             for address in addresses {
                 let address = IpAddr::V4(address.into());
-                let mut found: Vec<u32> = prefixes.covering(address).collect();
-                found.sort_unstable();
-                let expected: Vec<u32> = targets
+                let found: Vec<u32> = prefixes.covering(address).collect();
+                let mut expected: Vec<(&Target, u32)> = targets
                     .iter()
                     .zip(0..)
                     .filter(|(target, _)| target.net().contains(&address))
-                    .map(|(_, number)| number)
                     .collect();
+                let longest = |target: &Target| std::cmp::Reverse(target.net().prefix_len());
+                expected.sort_by_key(|(target, number)| (longest(target), *number));
+                let expected: Vec<u32> = expected.into_iter().map(|(_, number)| number).collect();
                 proptest::prop_assert_eq!(found, expected);
             }
         }

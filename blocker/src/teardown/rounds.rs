@@ -42,9 +42,9 @@ const TRANCHE: usize = 16_384;
 /// How often the evidence is read meanwhile.
 const POLL: Duration = Duration::from_millis(1);
 
-/// See [`super::list`].
-pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
-    let matcher = Matcher::new(rules);
+/// See [`super::list_with`].
+pub(crate) fn list(rules: &[Rule], beside: &[Rule], settings: &Settings) -> Listing {
+    let matcher = Matcher::new(rules, beside);
     let mut notes = Vec::new();
     if matcher.is_empty() {
         return Listing::default();
@@ -81,13 +81,14 @@ pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
 /// See [`super::kill_with`].
 pub(crate) fn kill(
     rules: &[Rule],
+    beside: &[Rule],
     recorded: &[FlowKey],
     settings: &Settings,
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
     let started = Instant::now();
-    let matcher = Matcher::new(rules);
+    let matcher = Matcher::new(rules, beside);
     if matcher.is_empty() {
         return Account::default();
     }
@@ -149,8 +150,8 @@ impl Run<'_> {
                 ),
             );
         }
-        for key in recorded.iter().take(TRANCHE) {
-            self.ledger.recorded(Tuple::from(key));
+        for tuple in recorded.iter().take(TRANCHE).map(Tuple::from) {
+            self.ledger.recorded(tuple);
         }
         self.watch(self.ledger.keys_elsewhere());
         self.attack(&listed);

@@ -9,17 +9,18 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use aya::programs::{TestRun, TestRunOptions};
+use aya::programs::{TcAttachType, TestRun, TestRunOptions};
 use blocker::compile::{self, Input, Limits, RuleInput};
 use blocker::config::HookChoice;
 use blocker::datapath::{Datapath, HookTotals, Settings, Totals};
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker_ebpf::{self as abi, Hook, programs};
+use blocker_ebpf as abi;
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::packet::{LOCAL_MAC, Packet};
+use super::program::Program;
 use super::wire::Tap;
 use crate::lab::Namespace;
 
@@ -38,72 +39,6 @@ pub(crate) const SETTINGS: Settings = Settings {
     mark: 0x5eed_b10c,
     log: log::LevelFilter::Off,
 };
-
-pub(crate) const XDP_DROP: i32 = 1;
-pub(crate) const XDP_PASS: i32 = 2;
-/// `TCX_NEXT`: not ours, whoever else is on the hook gets it.
-pub(crate) const NEXT: i32 = -1;
-/// `TCX_DROP`.
-pub(crate) const SHOT: i32 = 2;
-
-/// One of the datapath's programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Program {
-    Xdp,
-    Ingress,
-    Egress,
-    /// On a device without a link-layer header.
-    IngressL3,
-    /// On a device without a link-layer header.
-    EgressL3,
-}
-
-impl Program {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Xdp,
-        Self::Ingress,
-        Self::Egress,
-        Self::IngressL3,
-        Self::EgressL3,
-    ];
-
-    pub(crate) fn is_egress(self) -> bool {
-        matches!(self, Self::Egress | Self::EgressL3)
-    }
-
-    pub(crate) fn is_l3(self) -> bool {
-        matches!(self, Self::IngressL3 | Self::EgressL3)
-    }
-
-    /// The packet as this program meets it: the other way on egress, bare without a link layer.
-    pub(crate) fn meets(self, packet: &Packet) -> Packet {
-        let mut packet = packet.clone();
-        if self.is_l3() {
-            packet = packet.bare();
-        }
-        if self.is_egress() {
-            packet.outgoing()
-        } else {
-            packet
-        }
-    }
-
-    pub(crate) fn pass(self) -> i32 {
-        if self == Self::Xdp { XDP_PASS } else { NEXT }
-    }
-
-    pub(crate) fn drop(self) -> i32 {
-        if self == Self::Xdp { XDP_DROP } else { SHOT }
-    }
-
-    fn hook(self) -> Hook {
-        match self {
-            Self::Xdp => Hook::Xdp,
-            Self::Ingress | Self::IngressL3 => Hook::Ingress,
-            Self::Egress | Self::EgressL3 => Hook::Egress,
-        }
-    }
-}
 
 /// What the kernel tells a program about a packet beside its bytes (`struct __sk_buff`).
 #[derive(Debug, Clone, Copy, Default)]
@@ -146,6 +81,16 @@ pub(crate) struct Seen {
     pub(crate) counted: Counted,
 }
 
+/// What came of a frame that met an attached program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Crossed {
+    /// What the peer received.
+    pub(crate) sent: Vec<Vec<u8>>,
+    /// What the device received: also the frame itself, if it came from the wire.
+    pub(crate) received: Vec<Vec<u8>>,
+    pub(crate) counted: Counted,
+}
+
 impl Seen {
     /// The number of the rule that took the packet.
     pub(crate) fn rule(&self) -> Option<usize> {
@@ -170,6 +115,7 @@ pub(crate) struct Bench {
     pub(crate) datapath: Datapath,
     pub(crate) ifindex: u32,
     rules: u32,
+    attached: bool,
     own: Tap,
     peer: Tap,
 }
@@ -206,6 +152,7 @@ impl Bench {
             datapath: Datapath::load(settings, &path, HookChoice::Auto)?,
             ifindex,
             rules: 0,
+            attached: false,
             own: Tap::open(ifindex)?,
             peer: Tap::open(nix::net::if_::if_nametoindex("peer")?)?,
         })
@@ -246,16 +193,61 @@ impl Bench {
     pub(crate) fn run_on(&mut self, program: Program, frame: &[u8], sight: Sight) -> Result<Seen> {
         let before = self.counted(program)?;
         let (verdict, packet, mark) = self.test_run(program, frame, sight)?;
-        self.own.send_end()?;
-        self.peer.send_end()?;
+        let crossed = self.collect(program, &before)?;
         Ok(Seen {
             verdict,
             packet,
             mark,
+            sent: crossed.sent,
+            received: crossed.received,
+            counted: crossed.counted,
+        })
+    }
+
+    /// Attaches the TC programs to the device, for [`Bench::cross`].
+    pub(crate) fn attach(&mut self) -> Result<()> {
+        for (program, way) in [
+            (Program::Ingress, TcAttachType::Ingress),
+            (Program::Egress, TcAttachType::Egress),
+        ] {
+            let classifier = self.datapath.object().classifier(program.name())?;
+            classifier.attach("eth0", way)?;
+        }
+        self.attached = true;
+        Ok(())
+    }
+
+    /// Lets a frame come to an attached program from the wire, or go to it from this host: as the
+    /// kernel itself shows it to the program. The verdict shows in what was counted.
+    pub(crate) fn cross(&mut self, program: Program, frame: &[u8]) -> Result<Crossed> {
+        let before = self.counted(program)?;
+        let from = if program.is_egress() {
+            &self.own
+        } else {
+            &self.peer
+        };
+        match from.send(frame) {
+            // So a sender is told of a packet that egress drops (NET_XMIT_DROP).
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            sent => sent?,
+        }
+        self.collect(program, &before)
+    }
+
+    fn collect(&self, program: Program, before: &Counted) -> Result<Crossed> {
+        self.own.send_end()?;
+        self.peer.send_end()?;
+        let mut crossed = Crossed {
             sent: self.peer.collect()?,
             received: self.own.collect()?,
-            counted: difference(self.counted(program)?, &before),
-        })
+            counted: difference(self.counted(program)?, before),
+        };
+        if self.attached && program != Program::Xdp {
+            // The frame that ended the collection was seen too.
+            crossed.counted.hook.seen -= 1;
+            crossed.counted.hook.passed -= 1;
+        }
+        Ok(crossed)
     }
 
     /// Runs a program for its verdict alone.
@@ -289,7 +281,7 @@ impl Bench {
             _ => {
                 options.ctx_in = Some(&context);
                 options.ctx_out = Some(&mut context_out);
-                object.classifier(name(program))?.test_run(options)
+                object.classifier(program.name())?.test_run(options)
             }
         };
         let result = result.with_context(|| format!("{program:?} on {frame:02x?}"))?;
@@ -328,16 +320,6 @@ pub(crate) fn input(number: u32, rule: &Rule) -> RuleInput<'_> {
         deadline: abi::NEVER,
         counter: number,
         interfaces: None,
-    }
-}
-
-fn name(program: Program) -> &'static str {
-    match program {
-        Program::Xdp => programs::XDP,
-        Program::Ingress => programs::INGRESS,
-        Program::Egress => programs::EGRESS,
-        Program::IngressL3 => programs::INGRESS_L3,
-        Program::EgressL3 => programs::EGRESS_L3,
     }
 }
 

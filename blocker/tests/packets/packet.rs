@@ -1,8 +1,7 @@
-//! A packet, and its bytes.
+//! A packet, field by field, and what a reply to it must be.
 //!
 //! A packet comes from the remote to this host, over IPv4 and Ethernet, unless told otherwise.
-//! Every checksum is right unless [`Packet::spoilt`]. The sums here are RFC 1071's, straight from
-//! its text: they share nothing with the datapath's.
+//! Its bytes are in `bytes.rs`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,10 +14,10 @@ pub(crate) const URG: u8 = 0x20;
 pub(crate) const ECE: u8 = 0x40;
 pub(crate) const CWR: u8 = 0x80;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const ICMP: u8 = 1;
+pub(super) const ICMPV6: u8 = 58;
 
 /// The blocked peer. These addresses are chosen for [`Packet::bare`], which see.
 pub(crate) const REMOTE: Ipv4Addr = Ipv4Addr::new(8, 0, 0, 1);
@@ -40,27 +39,27 @@ pub(crate) const ACKED: u32 = 2_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Packet {
-    source_mac: [u8; 6],
-    destination_mac: [u8; 6],
+    pub(super) source_mac: [u8; 6],
+    pub(super) destination_mac: [u8; 6],
     /// VLAN tags from the outermost: EtherType and tag control information.
-    tags: Vec<(u16, u16)>,
-    bare: bool,
-    source: IpAddr,
-    destination: IpAddr,
-    id: u16,
-    dont_fragment: bool,
-    hop_limit: u8,
-    fragment: Option<(u16, bool)>,
-    options: Vec<u8>,
+    pub(super) tags: Vec<(u16, u16)>,
+    pub(super) bare: bool,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) id: u16,
+    pub(super) dont_fragment: bool,
+    pub(super) hop_limit: u8,
+    pub(super) fragment: Option<(u16, bool)>,
+    pub(super) options: Vec<u8>,
     /// IPv6 extension headers: the kind, and the bytes behind its "next header".
-    extensions: Vec<(u8, Vec<u8>)>,
-    protocol: u8,
+    pub(super) extensions: Vec<(u8, Vec<u8>)>,
+    pub(super) protocol: u8,
     /// Transport header and payload.
-    transport: Vec<u8>,
-    checksum_at: Option<usize>,
-    spoilt: bool,
-    patches: Vec<(usize, u8)>,
-    trailer: usize,
+    pub(super) transport: Vec<u8>,
+    pub(super) checksum_at: Option<usize>,
+    pub(super) spoilt: bool,
+    pub(super) patches: Vec<(usize, u8)>,
+    pub(super) trailer: usize,
 }
 
 /// A TCP segment.
@@ -192,7 +191,7 @@ impl Packet {
     }
 
     /// To this link-layer address.
-    pub(crate) fn to_mac(mut self, mac: [u8; 6]) -> Self {
+    pub(crate) fn addressed(mut self, mac: [u8; 6]) -> Self {
         self.destination_mac = mac;
         self
     }
@@ -243,6 +242,12 @@ impl Packet {
     }
 
     /// Without a link-layer header, as on tun or WireGuard.
+    pub(crate) fn without_link(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
+    /// Without a link-layer header, in a test run.
     ///
     /// A test run takes the first 14 bytes for an Ethernet header all the same, and what the
     /// stack knows as the packet's protocol from their last two. So that it is the right one, the
@@ -346,142 +351,4 @@ impl Packet {
             ..inner
         }
     }
-}
-
-/// Bytes.
-impl Packet {
-    pub(crate) fn is_v6(&self) -> bool {
-        self.source.is_ipv6()
-    }
-
-    pub(crate) fn is_tagged(&self) -> bool {
-        !self.tags.is_empty()
-    }
-
-    /// Whether [`Packet::bare`] works, in both directions. Behind what a test run takes for the
-    /// Ethernet header it wants as many bytes as the IP header has (Linux 6.18).
-    pub(crate) fn can_be_bare(&self) -> bool {
-        let shows_its_protocol = |address: &IpAddr| match address {
-            IpAddr::V4(address) => address.octets()[..2] == [8, 0],
-            IpAddr::V6(address) => address.segments()[2] == 0x86dd,
-        };
-        let usual_mac = self.destination_mac == LOCAL_MAC && self.tags.is_empty();
-        let even = self.options.is_empty() || self.options.len() % 8 == 4;
-        let least = 14 + if self.is_v6() { 40 } else { 20 };
-        usual_mac
-            && even
-            && self.ip().len() >= least
-            && shows_its_protocol(&self.source)
-            && shows_its_protocol(&self.destination)
-    }
-
-    /// The length of what stands before the IP header.
-    pub(crate) fn link_length(&self) -> usize {
-        if self.bare {
-            0
-        } else {
-            14 + 4 * self.tags.len()
-        }
-    }
-
-    /// The whole frame (or packet, on a device without a link-layer header).
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut frame = Vec::new();
-        if !self.bare {
-            frame.extend(self.destination_mac);
-            frame.extend(self.source_mac);
-            for (ethertype, control) in &self.tags {
-                frame.extend(ethertype.to_be_bytes());
-                frame.extend(control.to_be_bytes());
-            }
-            let ethertype: u16 = if self.is_v6() { 0x86dd } else { 0x0800 };
-            frame.extend(ethertype.to_be_bytes());
-        }
-        frame.extend(self.ip());
-        frame.extend(vec![0; self.trailer]);
-        frame
-    }
-
-    /// The IP packet.
-    pub(crate) fn ip(&self) -> Vec<u8> {
-        let mut packet = match (self.source, self.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => self.ipv4(source, destination),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => self.ipv6(source, destination),
-            mixed => panic!("a packet has one family, not {mixed:?}"),
-        };
-        for (offset, byte) in &self.patches {
-            packet[*offset] = *byte;
-        }
-        packet
-    }
-
-    fn ipv4(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
-        let header_length = 20 + self.options.len();
-        let transport = self.summed(&[&source.octets()[..], &destination.octets()].concat());
-        let (offset, more) = self.fragment.unwrap_or((0, false));
-        let field = offset | u16::from(more) << 13 | u16::from(self.dont_fragment) << 14;
-        let mut header = vec![0x40 | (header_length / 4) as u8, 0];
-        header.extend(((header_length + transport.len()) as u16).to_be_bytes());
-        header.extend(self.id.to_be_bytes());
-        header.extend(field.to_be_bytes());
-        header.extend([self.hop_limit, self.protocol, 0, 0]);
-        header.extend(source.octets());
-        header.extend(destination.octets());
-        header.extend(&self.options);
-        let sum = checksum(&header);
-        header[10..12].copy_from_slice(&sum);
-        header.extend(transport);
-        header
-    }
-
-    fn ipv6(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
-        let mut kinds: Vec<u8> = self.extensions.iter().map(|(kind, _)| *kind).collect();
-        kinds.push(self.protocol);
-        let mut body = Vec::new();
-        for ((_, extension), next) in self.extensions.iter().zip(&kinds[1..]) {
-            body.push(*next);
-            body.extend(extension);
-        }
-        body.extend(self.summed(&[source.octets(), destination.octets()].concat()));
-        let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend((body.len() as u16).to_be_bytes());
-        packet.extend([kinds[0], self.hop_limit]);
-        packet.extend(source.octets());
-        packet.extend(destination.octets());
-        packet.extend(body);
-        packet
-    }
-
-    /// The transport with its checksum, over the pseudo-header of RFC 9293 3.1 and RFC 8200 8.1,
-    /// whose length and protocol fields add up to the same. ICMP for IPv4 has none.
-    fn summed(&self, addresses: &[u8]) -> Vec<u8> {
-        let mut transport = self.transport.clone();
-        let Some(at) = self.checksum_at else {
-            return transport;
-        };
-        transport[at..at + 2].fill(0);
-        let mut covered = Vec::new();
-        if self.protocol != ICMP {
-            covered.extend(addresses);
-            covered.extend((transport.len() as u32).to_be_bytes());
-            covered.extend([0, 0, 0, self.protocol]);
-        }
-        covered.extend(&transport);
-        let sum = checksum(&covered);
-        transport[at..at + 2].copy_from_slice(&sum);
-        if self.spoilt {
-            transport[at] ^= 0x10;
-        }
-        transport
-    }
-}
-
-/// RFC 1071: the complement of the one's-complement sum of 16-bit words.
-pub(crate) fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
-    let mut sum: u32 = bytes.chunks(2).map(word).sum();
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    (!(sum as u16)).to_be_bytes()
 }

@@ -63,6 +63,11 @@ impl Tap {
     pub(crate) fn send_end(&self) -> io::Result<()> {
         let mut frame = [0xff; 60];
         frame[12..14].copy_from_slice(&END);
+        self.send(&frame)
+    }
+
+    /// Sends a frame as it is, by the device and through its hooks.
+    pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: the buffer is as long as said.
         let sent = unsafe {
             libc::send(
@@ -79,7 +84,7 @@ impl Tap {
     pub(crate) fn collect(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         loop {
-            let frame = self.receive()?;
+            let frame = self.receive(0)?;
             if frame.get(12..14) == Some(&END) {
                 return Ok(frames);
             }
@@ -87,7 +92,22 @@ impl Tap {
         }
     }
 
-    fn receive(&self) -> io::Result<Vec<u8>> {
+    /// So many frames, and whatever else is there with them.
+    pub(crate) fn receive_all(&self, count: usize) -> io::Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        while frames.len() < count {
+            frames.push(self.receive(0)?);
+        }
+        loop {
+            match self.receive(libc::MSG_DONTWAIT) {
+                Ok(frame) => frames.push(frame),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(frames),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn receive(&self, flags: i32) -> io::Result<Vec<u8>> {
         let mut frame = vec![0_u8; 70_000];
         let mut control = [0_u64; 16];
         let mut part = libc::iovec {
@@ -101,7 +121,7 @@ impl Tap {
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control);
         // SAFETY: the message points to buffers that live here, with their lengths.
-        let length = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, 0) };
+        let length = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, flags) };
         check(length as i32)?;
         frame.truncate(length as usize);
         if let Some((ethertype, tag)) = tag(&message) {

@@ -8,6 +8,7 @@
 //! | [`render`] | answers → words and tables |
 //! | [`output`] | streams, colours, JSON and YAML |
 //! | [`failure`] | errors → messages and exit codes |
+//! | [`wait`] | a sign of life while an answer takes long |
 //!
 //! What a rule means is the library's, what becomes of it the daemon's.
 
@@ -17,6 +18,7 @@ mod input;
 mod lift;
 mod output;
 mod render;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,7 @@ use serde::Serialize;
 use crate::args::{Cli, Command, Global, Output};
 use crate::failure::{Exit, Failure};
 use crate::render::View;
+use crate::wait::patiently;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -112,7 +115,7 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
                 force: args.force,
                 dry_run: args.dry_run,
             };
-            let answer = client.add(&spec, change).await?;
+            let answer = patiently(&client, global.quiet, client.add(&spec, change)).await?;
             let text = if global.quiet {
                 format!("{}\n", answer.rule.id)
             } else {
@@ -123,7 +126,9 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             Ok(Done::new(text).after(&answer.teardown))
         }
         Command::Del { what } => {
-            let (answer, gone) = lift::lift(&client, &input::named(what)?).await?;
+            let names = input::named(what)?;
+            let lifting = lift::lift(&client, &names);
+            let (answer, gone) = patiently(&client, global.quiet, lifting).await?;
             if !global.quiet {
                 gone.iter().for_each(|line| output::warning(line));
             }
@@ -143,7 +148,7 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             })?))
         }
         Command::Flush { all } => {
-            let answer = client.flush(*all).await?;
+            let answer = patiently(&client, global.quiet, client.flush(*all)).await?;
             let text = form(global, &answer, || render::lifted(&answer, view))?;
             Ok(Done::new(text).after(&answer.teardown))
         }
@@ -158,7 +163,7 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
                 force: *force,
                 dry_run: *dry_run,
             };
-            let answer = client.replace(&rules, change).await?;
+            let answer = patiently(&client, global.quiet, client.replace(&rules, change)).await?;
             let text = form(global, &answer, || render::applied(&answer, view))?;
             Ok(Done::new(text).after(&answer.teardown))
         }
