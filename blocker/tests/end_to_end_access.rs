@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::{Group, User};
 
 mod lab;
@@ -33,8 +34,14 @@ fn by(daemon: &Daemon, user: u32, group: u32, also: &str, words: &[&str]) -> Res
     let directory = tempfile::tempdir()?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
     let blockctl = directory.path().join("blockctl");
-    fs::copy(env!("CARGO_BIN_EXE_blockctl"), &blockctl)?;
-    let output = std::process::Command::new("setpriv")
+    // By a process of its own: what this one has open for writing, a child that another test
+    // starts meanwhile has too for a moment, and then it can't be executed (ETXTBSY).
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_blockctl"))
+        .arg(&blockctl)
+        .status()?;
+    ensure!(copied.success(), "blockctl cannot be copied");
+    let output = Command::new("setpriv")
         .arg(format!("--reuid={user}"))
         .arg(format!("--regid={group}"))
         .arg(also)

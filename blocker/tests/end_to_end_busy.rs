@@ -28,8 +28,13 @@ fn half_closed_flows_die() -> Result<()> {
             lab::poll("the FIN", PATIENCE, || {
                 (other.state().ok()? == "CLOSE-WAIT").then_some(())
             })?;
+            scene::settle(&flow)?;
             let added = scene.add(&[&b.to_string(), "--mode", "reset"])?;
-            assert_eq!(added["teardown"]["killed"], 1, "by B: {by_b}: {added}");
+            let states = [flow.client.state()?, flow.server.state()?];
+            assert_eq!(
+                added["teardown"]["killed"], 1,
+                "by B: {by_b}: {states:?} {added}"
+            );
             // A socket whose one half is closed shows its end by its state alone.
             for end in [&flow.client, &flow.server] {
                 lab::poll("the end of a half-closed flow", PATIENCE, || {

@@ -107,6 +107,7 @@ fn json_has_the_shapes_that_scripts_rely_on() -> Result<()> {
     assert!(live["process"].is_string(), "{tried}");
     assert_eq!(scene.daemon.json(&["list"])?, json!({"rules": []}));
     flow.check_alive()?;
+    scene::settle(&flow)?;
 
     let added = scene.add(&add)?;
     assert_eq!(keys(&added), set(&["rule", "created", "teardown"]));

@@ -113,6 +113,7 @@ fn resets_reach_both_ends() -> Result<()> {
         let in_b = Listener::new(&pair.b, b, 0)?;
         let mut idle = in_a.connect(&pair.b)?;
         idle.check_alive()?;
+        scene::settle(&idle)?;
         let target = b.to_string();
         let added = scene.add(&[&target, "--mode", "reset"])?;
         assert_eq!(added["teardown"]["killed"], 1, "{added}");

@@ -111,6 +111,7 @@ fn ports_narrow_what_is_killed_and_refused() -> Result<()> {
         scene.del(&["dev01"])?;
 
         let port = outward.address.port();
+        scene::settle(&also)?;
         let range = format!("{}-{port}", port.saturating_sub(1));
         let rule = ["--mode", "reset", "--remote-port", &range];
         let added = scene.add(&[&[b.to_string().as_str()], &rule[..]].concat())?;

@@ -63,6 +63,7 @@ fn apply_changes_what_differs_and_says_what() -> Result<()> {
     assert_eq!(dry["dry_run"], true);
     assert_eq!(ids(&scene)?, ["changing", "fixed", "going", "staying"]);
     flow.check_alive()?;
+    scene::settle(&flow)?;
 
     let done = apply(&scene, &file, &[])?.success()?.json()?;
     for answer in [&dry, &done] {

@@ -7,13 +7,14 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use serde_json::Value;
 
-use crate::lab::{Daemon, End, Namespace, Pair, Programs, connect_timed, poll};
+use crate::lab::{Connection, Daemon, End, Namespace, Pair, Programs, connect_timed, poll};
 
 /// How long something may take that takes milliseconds when all is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
@@ -126,6 +127,25 @@ pub(crate) fn udp(host: &Namespace, from: IpAddr, to: Option<SocketAddr>) -> Res
     }
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
+}
+
+/// Waits until a flow is idle: all that was sent, a FIN too, is acknowledged. An acknowledgement
+/// may be delayed by 40 ms, and a rule that meets it kills the flow before teardown finds it.
+pub(crate) fn settle(flow: &Connection) -> Result<()> {
+    poll("the flow to be idle", PATIENCE, || {
+        let idle = |end: &End| unacknowledged(end).is_ok_and(|bytes| bytes == 0);
+        (idle(&flow.client) && idle(&flow.server)).then_some(())
+    })
+}
+
+/// How much of what an end sent is not acknowledged (`SIOCOUTQ`, tcp(7)).
+fn unacknowledged(end: &End) -> io::Result<i32> {
+    let mut bytes = 0;
+    let socket = end.stream().as_raw_fd();
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int, which outlives the call.
+    let done = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) };
+    Errno::result(done)?;
+    Ok(bytes)
 }
 
 /// Checks the error that an end died of.
