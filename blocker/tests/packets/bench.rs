@@ -7,6 +7,7 @@
 //! but what comes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::programs::{TcAttachType, TestRun, TestRunOptions};
@@ -22,7 +23,7 @@ use nix::unistd::Pid;
 use super::packet::{LOCAL_MAC, Packet};
 use super::program::Program;
 use super::wire::Tap;
-use crate::lab::Namespace;
+use crate::lab::{Namespace, poll};
 
 /// What a datapath of a test is loaded with: replies without end.
 pub(crate) const SETTINGS: Settings = Settings {
@@ -116,6 +117,8 @@ pub(crate) struct Bench {
     pub(crate) ifindex: u32,
     rules: u32,
     attached: bool,
+    /// How many there were; each has its number.
+    collections: u64,
     own: Tap,
     peer: Tap,
 }
@@ -148,13 +151,24 @@ impl Bench {
         let pins = tempfile::tempdir()?;
         let path: PathBuf = pins.path().join("pins");
         let ifindex = nix::net::if_::if_nametoindex("eth0")?;
+        let own = Tap::open(ifindex)?;
+        let peer = Tap::open(nix::net::if_::if_nametoindex("peer")?)?;
+        // A device that is up still drops what it is to send until its carrier was noticed
+        // (`linkwatch_do_dev`), which a kernel thread does.
+        for (from, to) in [(&own, &peer), (&peer, &own)] {
+            poll("a frame to cross", Duration::from_secs(10), || {
+                from.send_end(0).ok()?;
+                to.receive_all(0).ok().filter(|frames| !frames.is_empty())
+            })?;
+        }
         Ok(Self {
             datapath: Datapath::load(settings, &path, HookChoice::Auto)?,
             ifindex,
             rules: 0,
             attached: false,
-            own: Tap::open(ifindex)?,
-            peer: Tap::open(nix::net::if_::if_nametoindex("peer")?)?,
+            collections: 0,
+            own,
+            peer,
         })
     }
 
@@ -234,12 +248,13 @@ impl Bench {
         self.collect(program, &before)
     }
 
-    fn collect(&self, program: Program, before: &Counted) -> Result<Crossed> {
-        self.own.send_end()?;
-        self.peer.send_end()?;
+    fn collect(&mut self, program: Program, before: &Counted) -> Result<Crossed> {
+        self.collections += 1;
+        self.own.send_end(self.collections)?;
+        self.peer.send_end(self.collections)?;
         let mut crossed = Crossed {
-            sent: self.peer.collect()?,
-            received: self.own.collect()?,
+            sent: self.peer.collect(self.collections)?,
+            received: self.own.collect(self.collections)?,
             counted: difference(self.counted(program)?, before),
         };
         if self.attached && program != Program::Xdp {

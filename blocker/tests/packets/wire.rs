@@ -11,6 +11,13 @@ pub(crate) struct Tap {
 /// A frame of this EtherType (IEEE 802 Local Experimental) ends a collection.
 const END: [u8; 2] = [0x88, 0xb5];
 
+fn end(number: u64) -> [u8; 60] {
+    let mut frame = [0xff; 60];
+    frame[12..14].copy_from_slice(&END);
+    frame[14..22].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
 impl Tap {
     /// Opens one on a device of this network namespace.
     pub(crate) fn open(ifindex: u32) -> io::Result<Self> {
@@ -59,11 +66,9 @@ impl Tap {
         Ok(Self { socket })
     }
 
-    /// Sends the frame that ends the peer's collection.
-    pub(crate) fn send_end(&self) -> io::Result<()> {
-        let mut frame = [0xff; 60];
-        frame[12..14].copy_from_slice(&END);
-        self.send(&frame)
+    /// Sends the frame that ends the peer's collection of this number.
+    pub(crate) fn send_end(&self, number: u64) -> io::Result<()> {
+        self.send(&end(number))
     }
 
     /// Sends a frame as it is, by the device and through its hooks.
@@ -80,15 +85,17 @@ impl Tap {
         check(sent as i32)
     }
 
-    /// Everything received up to the frame that ends the collection.
-    pub(crate) fn collect(&self) -> io::Result<Vec<Vec<u8>>> {
+    /// Everything received up to the frame that ends the collection of this number.
+    pub(crate) fn collect(&self, number: u64) -> io::Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         loop {
             let frame = self.receive(0)?;
-            if frame.get(12..14) == Some(&END) {
+            if frame == end(number) {
                 return Ok(frames);
             }
-            frames.push(frame);
+            if frame.get(12..14) != Some(&END) {
+                frames.push(frame);
+            }
         }
     }
 
