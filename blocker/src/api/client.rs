@@ -35,21 +35,14 @@ use tokio::net::UnixStream;
 
 pub use self::error::{Absence, ClientError};
 use super::types::{
-    AddResponse, DeleteResponse, ListResponse, RuleView, RulesetRequest, RulesetResponse, Status,
+    AddResponse, BODY_LIMIT, DeleteResponse, ListResponse, RuleView, RulesetRequest,
+    RulesetResponse, SSH_CONNECTION_HEADER, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
 /// How long a request may take, all in all. A teardown of ten thousands of flows takes seconds;
 /// what takes longer than this has hung.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The largest request body that the daemon reads, in bytes.
-pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
-
-/// The request header that carries the caller's `SSH_CONNECTION` (sshd(8): client address and
-/// port, server address and port, separated by blanks), so that the daemon can protect the
-/// caller's own SSH peer even where it cannot read the caller's environment.
-pub const SSH_CONNECTION_HEADER: &str = "blocker-ssh-connection";
 
 /// How a change is to be made: the query of `POST /v1/rules` and `PUT /v1/ruleset`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

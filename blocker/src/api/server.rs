@@ -25,16 +25,11 @@ use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::types::{Code, Problem, RulesetRequest};
+use super::types::{BODY_LIMIT, Code, Problem, RulesetRequest, SSH_CONNECTION_HEADER};
 use crate::config::{Control, ReadAccess};
 use crate::controller::{Asking, Controller, Error};
 use crate::rule::{RuleId, RuleSpec, Target};
 use crate::ruleset::RulesetError;
-
-/// The largest request body, in bytes: a ruleset of some million prefixes.
-pub const BODY_LIMIT: usize = 64 << 20;
-/// The header in which a client passes its `SSH_CONNECTION` on.
-pub const SSH_CONNECTION: &str = "blocker-ssh-connection";
 
 /// Why the control socket can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -400,7 +395,7 @@ fn asking(peer: Peer, headers: &HeaderMap, options: &ChangeOptions) -> Asking {
         who: format!("uid {}, pid {pid}", peer.uid),
         pid: peer.pid,
         ssh_connection: headers
-            .get(SSH_CONNECTION)
+            .get(SSH_CONNECTION_HEADER)
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned),
         force: options.force,

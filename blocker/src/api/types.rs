@@ -7,6 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 
+/// The largest request body that the daemon reads, in bytes.
+pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
+
+/// The request header that carries the caller's `SSH_CONNECTION` (sshd(8): client address and
+/// port, server address and port, separated by blanks), so that the daemon can protect the
+/// caller's own SSH peer even where it cannot read the caller's environment.
+pub const SSH_CONNECTION_HEADER: &str = "blocker-ssh-connection";
+
 /// `POST /v1/rules`: one rule to add. Query: `force`, `dry_run`.
 ///
 /// The answer is an [`AddResponse`]. A rule that is there already with the same effect is no

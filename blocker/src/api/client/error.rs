@@ -4,7 +4,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{BODY_LIMIT, TIMEOUT};
+use super::TIMEOUT;
+use crate::api::types::BODY_LIMIT;
 use crate::api::types::Problem;
 
 /// Why nobody could be asked.
