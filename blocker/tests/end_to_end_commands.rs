@@ -25,6 +25,46 @@ fn set<'a>(keys: &[&'a str]) -> BTreeSet<&'a str> {
     keys.iter().copied().collect()
 }
 
+/// A remote that hears nothing can't be told; that is said, and is exit code 6.
+#[test]
+fn what_is_left_of_a_teardown_is_told() -> Result<()> {
+    let scene = Scene::new("")?;
+    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    flow.check_alive()?;
+    let [a, b] = [Pair::A, Pair::B].map(|address| address.to_string());
+    // The kernel's RST is eaten here, and probes there.
+    scene
+        .pair
+        .a
+        .run(&["iptables", "-A", "OUTPUT", "-d", &b, "-j", "DROP"])?;
+    scene
+        .pair
+        .b
+        .run(&["iptables", "-A", "INPUT", "-s", &a, "-j", "DROP"])?;
+    let said = scene
+        .daemon
+        .blockctl(&["-o", "json", "add", &b, "--mode", "reset"])?;
+    assert_eq!(said.code, 6, "{}{}", said.stdout, said.stderr);
+    let answer: Value = serde_json::from_str(&said.stdout)?;
+    let account = &answer["teardown"];
+    assert_eq!(
+        (&account["found"], &account["killed"]),
+        (&json!(1), &json!(0)),
+        "{account:#}"
+    );
+    assert_eq!(account["left"][0]["remote"], b, "{account:#}");
+    assert!(account["left"][0]["why"].is_string(), "{account:#}");
+    // The rule stands all the same: what the remote sends, it is told.
+    assert_eq!(
+        scene.daemon.json(&["list"])?["rules"][0]["targets"],
+        json!([b])
+    );
+    scene.pair.b.run(&["iptables", "-F", "INPUT"])?;
+    flow.client.send(b"request")?;
+    assert!(flow.wait_dead(scene::soon())?, "{flow:?}");
+    Ok(())
+}
+
 #[test]
 fn exit_codes_are_stable() -> Result<()> {
     let mut scene = Scene::new("")?;
