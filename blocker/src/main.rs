@@ -215,7 +215,9 @@ fn start_log(level: Level) -> Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(tracing_level(level).into())
         .from_env()
-        .context("RUST_LOG")?;
+        .context("RUST_LOG")?
+        // It warns of messages that nobody waits for any more, which is so at every stop.
+        .add_directive("netlink_proto=error".parse()?);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
