@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
-use super::Error;
+use super::{Dataplane, Error};
 use crate::compile::{self, RuleInput};
 use crate::config::{Config, Interfaces};
+use crate::datapath::RuleCounters;
 use crate::datapath::devices::Device;
-use crate::datapath::{Datapath, RuleCounters};
 use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::{Entry, Ruleset};
 
@@ -24,7 +24,7 @@ const LIFT_MARGIN: SignedDuration = SignedDuration::from_millis(800);
 /// The rules in force and the datapath.
 pub(super) struct Live {
     pub(super) config: Config,
-    pub(super) datapath: Datapath,
+    pub(super) datapath: Box<dyn Dataplane>,
     ruleset: Ruleset,
     devices: Vec<Device>,
     prefixes: u64,
@@ -40,7 +40,7 @@ pub(super) struct Wanted {
 }
 
 impl Live {
-    pub(super) fn new(config: Config, datapath: Datapath) -> Self {
+    pub(super) fn new(config: Config, datapath: Box<dyn Dataplane>) -> Self {
         Self {
             config,
             datapath,
@@ -216,7 +216,7 @@ impl Live {
             rules: &rules,
             protect: &protect,
         };
-        Ok(compile::compile(&input, &self.datapath.settings().limits)?)
+        Ok(compile::compile(&input, self.datapath.limits())?)
     }
 
     fn indexes(&self, rule: &Rule) -> Option<Vec<u32>> {
@@ -238,7 +238,7 @@ impl Live {
             .filter(|entry| stay.contains(&entry.rule.id))
             .map(|entry| entry.counter)
             .collect();
-        (0..self.datapath.settings().limits.rules).filter(move |slot| !used.contains(slot))
+        (0..self.datapath.limits().rules).filter(move |slot| !used.contains(slot))
     }
 }
 

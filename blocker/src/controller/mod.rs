@@ -5,6 +5,7 @@
 //! or refused with nothing changed; then established flows are killed, beside other callers'
 //! reads. Clients may vanish: what they began is finished.
 
+mod dataplane;
 mod error;
 mod lift;
 mod live;
@@ -20,13 +21,14 @@ use jiff::Timestamp;
 
 use crate::api::types::Reload;
 use crate::config::{Config, OnStop};
-use crate::datapath::{Datapath, Kills, devices};
+use crate::datapath::devices;
 use crate::rule::{Owner, Rule};
 use crate::ruleset;
 use crate::state::{self, Stored};
-use crate::teardown::{self, Progress};
+use crate::teardown::{self, Evidence, Progress};
 use live::{Live, Wanted};
 
+pub use dataplane::Dataplane;
 pub use error::Error;
 
 /// Who asks, and how much they insist.
@@ -52,7 +54,7 @@ struct Inner {
     /// Held through a whole change, so that changes do not interleave.
     writer: tokio::sync::Mutex<()>,
     live: Mutex<Live>,
-    kills: Arc<Kills>,
+    kills: Arc<dyn Evidence>,
     mark: u32,
     config_path: PathBuf,
     started: Instant,
@@ -71,15 +73,15 @@ impl Controller {
     pub async fn start(
         config: Config,
         config_path: PathBuf,
-        datapath: Datapath,
+        datapath: impl Dataplane + 'static,
     ) -> Result<Self, Error> {
         let now = Timestamp::now();
         let kept = state::load(&config.state_dir, now);
         if let Some(problem) = &kept.problem {
             tracing::error!("kept rules: {problem}");
         }
-        let mark = datapath.settings().mark;
-        let kills = datapath.kills();
+        let mark = datapath.mark();
+        let kills = datapath.evidence();
         let mut wanted: Vec<Wanted> = config
             .rules(now)?
             .into_iter()
@@ -106,7 +108,7 @@ impl Controller {
             .map(|wanted| wanted.rule.clone())
             .filter(Rule::kills)
             .collect();
-        let mut live = Live::new(config, datapath);
+        let mut live = Live::new(config, Box::new(datapath));
         live.put(wanted, now)?;
         for error in live.follow(&devices::list().await?, now) {
             tracing::error!("{error}");
@@ -262,3 +264,6 @@ fn kept(wanted: &[Wanted]) -> Vec<(&Rule, Timestamp)> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

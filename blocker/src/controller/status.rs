@@ -62,6 +62,7 @@ impl Controller {
             interfaces: live
                 .datapath
                 .attached()
+                .into_iter()
                 .map(|attached| interface(&live, attached))
                 .collect::<Result<_, _>>()?,
             rules: Usage {

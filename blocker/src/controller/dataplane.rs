@@ -1,0 +1,112 @@
+//! What the controller needs of a datapath. The kernel's is [`Datapath`]; the controller's own
+//! tests have one that fails when told to, for what no kernel can be made to do.
+
+use std::sync::Arc;
+
+use blocker_ebpf::{FlowKey, Hook};
+
+use crate::compile::{Limits, Snapshot};
+use crate::datapath::attach::Attached;
+use crate::datapath::devices::Device;
+use crate::datapath::{Datapath, Error, HookTotals, RuleCounters};
+use crate::teardown::Evidence;
+
+/// A datapath, as far as the controller is concerned. Methods do what those of [`Datapath`] do.
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "the methods of `Datapath` say it"
+)]
+pub trait Dataplane: Send {
+    /// What a snapshot may hold.
+    fn limits(&self) -> &Limits;
+    /// The mark of our own packets.
+    fn mark(&self) -> u32;
+    /// What it sees of flows under teardown.
+    fn evidence(&self) -> Arc<dyn Evidence>;
+    /// Makes a snapshot live, whole, or leaves the one before it.
+    fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error>;
+    /// Zeroes a slot for a new rule.
+    fn clear_counters(&mut self, slot: u32) -> Result<(), Error>;
+    /// What a rule did.
+    fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error>;
+    /// What a hook saw on a device.
+    fn hook_counters(&self, hook: Hook, ifindex: u32) -> Result<HookTotals, Error>;
+    /// The flows that rules with these counter slots blocked and that are to be killed.
+    fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error>;
+    /// Forgets such flows.
+    fn forget_recorded(&mut self, flows: &[FlowKey]) -> Result<(), Error>;
+    /// Attaches to exactly these devices, and tells what could not be.
+    fn attach(&mut self, devices: &[Device]) -> Vec<Error>;
+    /// The devices and their hooks.
+    fn attached(&self) -> Vec<&Attached>;
+    /// Removes pins that are nobody's any more.
+    fn sweep(&self) -> Result<(), Error>;
+    /// Detaches everything.
+    fn detach(&mut self) -> Vec<Error>;
+    /// Leaves programs where they are, beyond this process's life.
+    fn leave(&mut self);
+    /// Kernel memory of its maps, in bytes.
+    fn map_bytes(&self) -> u64;
+}
+
+impl Dataplane for Datapath {
+    fn limits(&self) -> &Limits {
+        &self.settings().limits
+    }
+
+    fn mark(&self) -> u32 {
+        self.settings().mark
+    }
+
+    fn evidence(&self) -> Arc<dyn Evidence> {
+        self.kills()
+    }
+
+    fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        Self::switch(self, snapshot)
+    }
+
+    fn clear_counters(&mut self, slot: u32) -> Result<(), Error> {
+        Self::clear_counters(self, slot)
+    }
+
+    fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error> {
+        Self::rule_counters(self, slot)
+    }
+
+    fn hook_counters(&self, hook: Hook, ifindex: u32) -> Result<HookTotals, Error> {
+        Self::hook_counters(self, hook, ifindex)
+    }
+
+    fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
+        Self::recorded(self, slots)
+    }
+
+    fn forget_recorded(&mut self, flows: &[FlowKey]) -> Result<(), Error> {
+        Self::forget_recorded(self, flows)
+    }
+
+    fn attach(&mut self, devices: &[Device]) -> Vec<Error> {
+        Self::attach(self, devices)
+    }
+
+    fn attached(&self) -> Vec<&Attached> {
+        Self::attached(self).collect()
+    }
+
+    fn sweep(&self) -> Result<(), Error> {
+        Self::sweep(self)
+    }
+
+    fn detach(&mut self) -> Vec<Error> {
+        Self::detach(self)
+    }
+
+    fn leave(&mut self) {
+        Self::leave(self);
+    }
+
+    fn map_bytes(&self) -> u64 {
+        Self::map_bytes(self)
+    }
+}

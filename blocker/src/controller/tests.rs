@@ -1,0 +1,414 @@
+//! The controller over a datapath that does as told: what becomes of a change whose step n fails,
+//! which no kernel can be made to show. That a real one takes a snapshot whole or not at all, keeps
+//! counters by slot and reads only what is live is shown by the tests of the datapath itself.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use blocker_ebpf::{FlowKey, Hook, mode};
+use jiff::Timestamp;
+
+use super::{Asking, Controller, Dataplane, Error};
+use crate::api::types::RuleView;
+use crate::compile::{Limits, Snapshot};
+use crate::config::Config;
+use crate::datapath::attach::Attached;
+use crate::datapath::devices::Device;
+use crate::datapath::{self, HookTotals, RuleCounters};
+use crate::rule::RuleSpec;
+use crate::state;
+use crate::teardown::Evidence;
+
+/// What was done to a fake datapath, and what is to fail.
+#[derive(Default)]
+struct Script {
+    /// For each snapshot that was switched to: the modes of its rules, and their counter slots.
+    live: Vec<Vec<(u8, u32)>>,
+    cleared: Vec<u32>,
+    /// How many more switches succeed; all if absent.
+    switches_left: Option<usize>,
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Script>>);
+
+impl Fake {
+    fn live(&self) -> Vec<Vec<(u8, u32)>> {
+        self.0.lock().unwrap().live.clone()
+    }
+
+    /// The modes of the rules that are live now.
+    fn modes(&self) -> Vec<u8> {
+        let live = self.live();
+        live.last().unwrap().iter().map(|(mode, _)| *mode).collect()
+    }
+
+    fn fail_after(&self, switches: usize) {
+        self.0.lock().unwrap().switches_left = Some(switches);
+    }
+}
+
+const LIMITS: Limits = Limits {
+    prefixes: 8,
+    rules: 4,
+    lists: 64,
+    port_sets: 4,
+    index_blocks: 2,
+    range_blocks: 1,
+};
+
+impl Dataplane for Fake {
+    fn limits(&self) -> &Limits {
+        &LIMITS
+    }
+
+    fn mark(&self) -> u32 {
+        1
+    }
+
+    fn evidence(&self) -> Arc<dyn Evidence> {
+        Arc::new(Self::default())
+    }
+
+    fn switch(&mut self, snapshot: &Snapshot) -> Result<(), datapath::Error> {
+        let mut script = self.0.lock().unwrap();
+        if let Some(left) = &mut script.switches_left {
+            if *left == 0 {
+                // Once: what the controller does about it is to succeed.
+                script.switches_left = None;
+                return Err(datapath::Error::Missing {
+                    what: "what it was told",
+                });
+            }
+            *left -= 1;
+        }
+        let rules = snapshot
+            .rules
+            .iter()
+            .map(|rule| (rule.mode, rule.counter))
+            .collect();
+        script.live.push(rules);
+        Ok(())
+    }
+
+    fn clear_counters(&mut self, slot: u32) -> Result<(), datapath::Error> {
+        self.0.lock().unwrap().cleared.push(slot);
+        Ok(())
+    }
+
+    fn rule_counters(&self, _slot: u32) -> Result<RuleCounters, datapath::Error> {
+        Ok(RuleCounters::default())
+    }
+
+    fn hook_counters(&self, _hook: Hook, _ifindex: u32) -> Result<HookTotals, datapath::Error> {
+        Ok(HookTotals::default())
+    }
+
+    fn recorded(&self, _slots: &[u32]) -> Result<Vec<FlowKey>, datapath::Error> {
+        Ok(Vec::new())
+    }
+
+    fn forget_recorded(&mut self, _flows: &[FlowKey]) -> Result<(), datapath::Error> {
+        Ok(())
+    }
+
+    fn attach(&mut self, _devices: &[Device]) -> Vec<datapath::Error> {
+        Vec::new()
+    }
+
+    fn attached(&self) -> Vec<&Attached> {
+        Vec::new()
+    }
+
+    fn sweep(&self) -> Result<(), datapath::Error> {
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Vec<datapath::Error> {
+        Vec::new()
+    }
+
+    fn leave(&mut self) {}
+
+    fn map_bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl Evidence for Fake {
+    fn watch(&self, _flows: &[FlowKey]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn seen(&self, flows: &[FlowKey]) -> io::Result<Vec<u32>> {
+        Ok(vec![0; flows.len()])
+    }
+
+    fn forget(&self, _flows: &[FlowKey]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A controller over a fake, with its state in a directory of its own. Targets are of TEST-NET-2
+/// (RFC 5737), with which this host has no flows.
+struct Scene {
+    files: tempfile::TempDir,
+    fake: Fake,
+    controller: Controller,
+}
+
+impl Scene {
+    async fn new(rules: &str) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let path = files.path().join("blocker.yaml");
+        std::fs::write(&path, config(files.path(), rules)).unwrap();
+        let fake = Fake::default();
+        let loaded = Config::load(&path).unwrap();
+        let controller = Controller::start(loaded, path, fake.clone()).await.unwrap();
+        Self {
+            files,
+            fake,
+            controller,
+        }
+    }
+
+    fn rewrite(&self, rules: &str) {
+        let text = config(self.files.path(), rules);
+        std::fs::write(self.files.path().join("blocker.yaml"), text).unwrap();
+    }
+
+    async fn add(&self, json: &str) -> Result<bool, Error> {
+        let answer = self.controller.add(spec(json), Asking::default()).await?;
+        Ok(answer.created)
+    }
+
+    fn list(&self) -> Vec<RuleView> {
+        self.controller.list().unwrap().rules
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.list()
+            .iter()
+            .map(|view| view.rule.id.to_string())
+            .collect()
+    }
+
+    /// The ids of the rules on disk.
+    fn kept(&self) -> Vec<String> {
+        let loaded = state::load(&self.files.path().join("state"), Timestamp::now());
+        assert_eq!(loaded.problem, None);
+        loaded
+            .rules
+            .iter()
+            .map(|stored| stored.rule.id.to_string())
+            .collect()
+    }
+}
+
+fn config(directory: &Path, rules: &str) -> String {
+    format!("state_dir: {}/state\n{rules}", directory.display())
+}
+
+fn spec(json: &str) -> RuleSpec {
+    serde_json::from_str(json).unwrap()
+}
+
+const ONE: &str = r#"{"id": "one", "targets": ["198.51.100.1"]}"#;
+const TWO: &str = r#"{"id": "two", "targets": ["198.51.100.2"]}"#;
+
+#[tokio::test]
+async fn an_add_that_the_datapath_refuses_changes_nothing() {
+    let scene = Scene::new("").await;
+    scene.add(ONE).await.unwrap();
+    scene.fake.fail_after(0);
+    let error = scene.add(TWO).await.unwrap_err();
+    assert!(matches!(error, Error::Datapath(_)), "{error}");
+    assert_eq!(scene.ids(), ["one"]);
+    assert_eq!(scene.kept(), ["one"]);
+    assert_eq!(scene.fake.modes(), [mode::DROP]);
+    // And it can be tried again.
+    assert!(scene.add(TWO).await.unwrap());
+    assert_eq!(scene.kept(), ["one", "two"]);
+}
+
+#[tokio::test]
+async fn a_change_of_several_steps_is_put_back_from_the_step_that_fails() {
+    // A rule that kills while it drops resets first: two switches. The first or the second fails.
+    for step in 0..2 {
+        let scene = Scene::new("").await;
+        scene.add(ONE).await.unwrap();
+        scene.fake.fail_after(step);
+        let killing = r#"{"id": "two", "targets": ["198.51.100.2"], "established": "kill"}"#;
+        scene.add(killing).await.unwrap_err();
+        assert_eq!(
+            (scene.ids(), scene.kept()),
+            (vec!["one".into()], vec!["one".into()]),
+            "step {step}"
+        );
+        assert_eq!(scene.fake.modes(), [mode::DROP], "step {step}");
+    }
+}
+
+#[tokio::test]
+async fn what_kills_while_it_drops_resets_until_its_flows_are_dead() {
+    let scene = Scene::new("").await;
+    let before = scene.fake.live().len();
+    scene
+        .add(r#"{"targets": ["198.51.100.1"], "established": "kill"}"#)
+        .await
+        .unwrap();
+    let modes: Vec<u8> = scene.fake.live()[before..]
+        .iter()
+        .map(|rules| rules[0].0)
+        .collect();
+    assert_eq!(modes, [mode::RESET, mode::DROP]);
+}
+
+#[tokio::test]
+async fn what_is_lifted_by_reset_resets_before_it_goes() {
+    let scene = Scene::new("").await;
+    scene
+        .add(r#"{"id": "one", "targets": ["198.51.100.1"], "on_lift": "reset"}"#)
+        .await
+        .unwrap();
+    let before = scene.fake.live().len();
+    scene
+        .controller
+        .delete("one".parse().unwrap(), Asking::default())
+        .await
+        .unwrap();
+    let modes: Vec<Vec<u8>> = scene.fake.live()[before..]
+        .iter()
+        .map(|rules| rules.iter().map(|(mode, _)| *mode).collect())
+        .collect();
+    assert_eq!(modes, [vec![mode::RESET], vec![]]);
+    assert_eq!(scene.kept(), [""; 0]);
+}
+
+#[tokio::test]
+async fn adding_what_is_there_changes_nothing_but_its_deadline() {
+    let scene = Scene::new("").await;
+    let unnamed = r#"{"targets": ["198.51.100.1"], "mode": "reset"}"#;
+    assert!(scene.add(unnamed).await.unwrap());
+    let id = scene.ids();
+    assert!(!scene.add(unnamed).await.unwrap());
+    let timed = r#"{"targets": ["198.51.100.1"], "mode": "reset", "for": "5m"}"#;
+    assert!(!scene.add(timed).await.unwrap());
+    assert_eq!(scene.ids(), id);
+    assert!(
+        scene.list()[0]
+            .remaining_seconds
+            .is_some_and(|left| (290..=300).contains(&left))
+    );
+    // Under a name it is another rule, and the name is taken from then on.
+    assert!(scene.add(ONE).await.unwrap());
+    let other = r#"{"id": "one", "targets": ["198.51.100.9"]}"#;
+    assert!(matches!(
+        scene.add(other).await.unwrap_err(),
+        Error::Taken { .. }
+    ));
+}
+
+#[tokio::test]
+async fn counters_stay_with_their_rules_and_are_cleared_for_new_ones() {
+    let kept = "rules: [{id: kept, targets: [198.51.100.1]}]\n";
+    let scene = Scene::new(kept).await;
+    let slot = |mode: u8| {
+        let live = scene.fake.live();
+        live.last()
+            .unwrap()
+            .iter()
+            .find(|rule| rule.0 == mode)
+            .unwrap()
+            .1
+    };
+    let of_kept = slot(mode::DROP);
+    scene
+        .add(r#"{"id": "one", "targets": ["198.51.100.2"], "mode": "reject"}"#)
+        .await
+        .unwrap();
+    assert_ne!(slot(mode::REJECT), of_kept);
+    scene.rewrite(
+        "rules: [{id: a, targets: [198.51.100.3], mode: audit}, {id: kept, targets: [198.51.100.1]}]\n",
+    );
+    scene.controller.reload().await.unwrap();
+    assert_eq!(scene.ids(), ["a", "kept", "one"]);
+    assert_eq!(slot(mode::DROP), of_kept);
+    let slots: BTreeSet<u32> = [mode::DROP, mode::REJECT, mode::AUDIT].map(slot).into();
+    assert_eq!(slots.len(), 3);
+    assert_eq!(scene.fake.0.lock().unwrap().cleared.len(), 3);
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_keeps_rules_and_configuration() {
+    let scene = Scene::new("rules: [{id: kept, targets: [198.51.100.1]}]\n").await;
+    let changed =
+        "protect: [198.51.100.1]\nrules: [{id: new, targets: [198.51.100.3], mode: audit}]\n";
+    scene.rewrite(changed);
+    scene.fake.fail_after(0);
+    scene.controller.reload().await.unwrap_err();
+    assert_eq!(scene.ids(), ["kept"]);
+    assert!(
+        scene
+            .controller
+            .status()
+            .unwrap()
+            .last_reload
+            .error
+            .is_some()
+    );
+    // What the refused file protects is not protected.
+    scene
+        .add(r#"{"id": "one", "targets": ["198.51.100.1"], "mode": "reset"}"#)
+        .await
+        .unwrap();
+    scene
+        .controller
+        .flush(false, Asking::default())
+        .await
+        .unwrap();
+    scene.controller.reload().await.unwrap();
+    assert_eq!(scene.ids(), ["new"]);
+    assert_eq!(scene.controller.status().unwrap().last_reload.error, None);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_whole() {
+    let scene = Scene::new("").await;
+    scene.add(ONE).await.unwrap();
+    let many: Vec<String> = (0..9)
+        .map(|n| format!("\"198.51.100.{}\"", 10 + 2 * n))
+        .collect();
+    let many = format!(r#"{{"targets": [{}]}}"#, many.join(", "));
+    assert!(matches!(
+        scene.add(&many).await.unwrap_err(),
+        Error::Compile(_)
+    ));
+    for n in 2..=4 {
+        scene
+            .add(&format!(r#"{{"targets": ["198.51.100.{n}"]}}"#))
+            .await
+            .unwrap();
+    }
+    let fifth = scene
+        .add(r#"{"targets": ["198.51.100.5"]}"#)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(fifth, Error::TooManyRules { .. } | Error::Compile(_)),
+        "{fifth}"
+    );
+    assert_eq!((scene.ids().len(), scene.kept().len()), (4, 4));
+}
+
+#[tokio::test]
+async fn where_rules_cannot_be_kept_none_is_added() {
+    let scene = Scene::new("").await;
+    let switches = scene.fake.live().len();
+    std::fs::write(scene.files.path().join("state"), "in the way").unwrap();
+    assert!(matches!(scene.add(ONE).await.unwrap_err(), Error::State(_)));
+    assert!(scene.ids().is_empty());
+    assert_eq!(scene.fake.live().len(), switches);
+}
