@@ -67,11 +67,7 @@ fn track(router: &Namespace) -> Result<()> {
 #[test]
 fn idle_flows_of_this_host_die_and_others_live() -> Result<()> {
     let pair = Pair::new()?;
-    let other = IpAddr::from([192, 0, 2, 9]);
-    pair.b
-        .run(&["ip", "address", "add", "192.0.2.9", "dev", "eth0"])?;
-    pair.a
-        .run(&["ip", "route", "add", "192.0.2.9", "dev", "eth0"])?;
+    let other = pair.second_remote()?;
     let daemon = daemon(&pair.a)?;
     for (own, remote) in [(Pair::A, Pair::B), (Pair::A6, Pair::B6)] {
         let server = Listener::new(&pair.a, own, 0)?;

@@ -1,7 +1,6 @@
 //! The end of rules with `on_lift: reset`, where nothing tells of the flows but the datapath
 //! itself, and where the daemon is stopped or dead. Local flows are `end_to_end_drop`'s.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,19 +8,18 @@ use serde_json::{Value, json};
 
 mod lab;
 
-use lab::{Connection, Daemon, End, Pair, Programs, Routed};
+use lab::{Connection, Daemon, End, Pair, Programs, Routed, poll};
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(10)
+    Instant::now() + PATIENCE
 }
 
-fn poll(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = soon();
-    while !done()? {
-        ensure!(Instant::now() < until, "waited in vain for {what}");
-        std::thread::yield_now();
-    }
-    Ok(())
+/// Waits until something is done.
+fn wait(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let ask = || done().map(|done| done.then_some(())).transpose();
+    poll(what, PATIENCE, ask)?
 }
 
 /// Both ends are dead, and neither got a byte.
@@ -58,7 +56,7 @@ fn forwarded_flows_that_nothing_tracks_die_at_the_end_of_the_rule_that_saw_them(
                     &mut flow.server
                 };
                 sender.send(b"request")?;
-                poll("the segment to be blocked", || {
+                wait("the segment to be blocked", || {
                     Ok(packets(&daemon, "dev01")? > 0)
                 })?;
                 let answer = daemon.json(&["del", "dev01"])?;
@@ -101,11 +99,7 @@ fn what_nothing_tracks_is_said_and_dies_at_its_next_segment() -> Result<()> {
 #[test]
 fn a_part_of_a_rule_ends_without_the_rest() -> Result<()> {
     let pair = Pair::new()?;
-    let other = IpAddr::from([192, 0, 2, 9]);
-    pair.b
-        .run(&["ip", "address", "add", "192.0.2.9", "dev", "eth0"])?;
-    pair.a
-        .run(&["ip", "route", "add", "192.0.2.9", "dev", "eth0"])?;
+    let other = pair.second_remote()?;
     let daemon = Daemon::start(&pair.a, &Programs::under_test()?, "")?;
     let mut ending = Connection::open(&pair.a, &pair.b, Pair::B)?;
     let mut staying = Connection::open(&pair.a, &pair.b, other)?;
@@ -122,7 +116,7 @@ fn a_part_of_a_rule_ends_without_the_rest() -> Result<()> {
     for flow in [&mut ending, &mut staying] {
         flow.client.send(b"request")?;
     }
-    poll("both segments to be blocked", || {
+    wait("both segments to be blocked", || {
         Ok(packets(&daemon, "dev01")? > 1)
     })?;
     let answer = daemon.json(&["del", &b])?;
@@ -143,7 +137,7 @@ fn the_daemons_stop_ends_them_too() -> Result<()> {
     let b = Pair::B.to_string();
     daemon.json(&["add", &b, "--on-lift", "reset", "--id", "dev01"])?;
     flow.client.send(b"request")?;
-    poll("the segment to be blocked", || {
+    wait("the segment to be blocked", || {
         Ok(packets(&daemon, "dev01")? > 0)
     })?;
     ensure!(daemon.stop()?.success(), "{}", daemon.log());
@@ -160,7 +154,7 @@ fn an_end_that_the_daemon_missed_is_made_good_at_its_next_start() -> Result<()> 
     daemon.json(&["add", &b, "--on-lift", "reset", "--for", "1s"])?;
     daemon.kill()?;
     // Without the daemon the datapath lets go by itself.
-    poll("new connections to work", || {
+    wait("new connections to work", || {
         Ok(Connection::open(&pair.b, &pair.a, Pair::A).is_ok())
     })?;
     ensure!(flow.client.look()?.is_none() && flow.server.look()?.is_none());

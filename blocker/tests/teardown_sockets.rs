@@ -107,11 +107,8 @@ fn only_what_the_rule_names_dies() -> Result<()> {
 fn a_rule_of_very_many_targets_kills_the_same() -> Result<()> {
     let pair = Pair::new()?;
     let mut named = Connection::open(&pair.b, &pair.a, Pair::A)?;
-    pair.b
-        .run(&["ip", "address", "add", "192.0.2.9", "dev", "eth0"])?;
-    pair.a
-        .run(&["ip", "route", "add", "192.0.2.9", "dev", "eth0"])?;
-    let mut other = Connection::open(&pair.a, &pair.b, IpAddr::from([192, 0, 2, 9]))?;
+    let other = pair.second_remote()?;
+    let mut other = Connection::open(&pair.a, &pair.b, other)?;
     let mut targets: Vec<String> = (0..10_000u32)
         .map(|n| format!("{:?}", Ipv4Addr::from(0xcb00_7100 + 2 * n).to_string()))
         .collect();

@@ -2,7 +2,6 @@
 //! byte, while connections beside them die.
 
 use std::io::{Read, Write};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -62,11 +61,7 @@ fn transfer(
 #[test]
 fn transfers_beside_a_teardown_go_on_byte_for_byte() -> Result<()> {
     let pair = Pair::new()?;
-    let other = IpAddr::from([192, 0, 2, 9]);
-    pair.b
-        .run(&["ip", "address", "add", "192.0.2.9", "dev", "eth0"])?;
-    pair.a
-        .run(&["ip", "route", "add", "192.0.2.9", "dev", "eth0"])?;
+    let other = pair.second_remote()?;
     let daemon = Daemon::start(&pair.a, &Programs::under_test()?, "")?;
     let hit = Listener::new(&pair.b, Pair::B, 0)?;
     let port = hit.address.port().to_string();

@@ -48,6 +48,9 @@ impl Pair {
     pub(crate) const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 171, 170, 104));
     pub(crate) const B6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xb));
 
+    /// A second address of B, which is a remote of its own; see [`Pair::second_remote`].
+    pub(crate) const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
+
     /// Makes both and joins them.
     ///
     /// # Errors
@@ -67,6 +70,18 @@ impl Pair {
             address(host, "eth0", &format!("{own6}/64"))?;
         }
         Ok(pair)
+    }
+
+    /// Gives B its second address, and A the way there.
+    ///
+    /// # Errors
+    /// As [`Namespace::run`].
+    pub(crate) fn second_remote(&self) -> Result<IpAddr> {
+        let other = Self::OTHER.to_string();
+        self.b
+            .run(&["ip", "address", "add", &other, "dev", "eth0"])?;
+        self.a.run(&["ip", "route", "add", &other, "dev", "eth0"])?;
+        Ok(Self::OTHER)
     }
 }
 
