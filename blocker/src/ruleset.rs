@@ -99,7 +99,7 @@ pub fn diff(current: &Ruleset, owner: &Owner, wanted: &[Rule]) -> Result<Diff, R
 }
 
 /// Counter slots that no rule uses, the lowest first, without end.
-pub fn free_counters(current: &Ruleset) -> impl Iterator<Item = u32> {
+pub fn free_counters(current: &Ruleset) -> impl Iterator<Item = u32> + use<> {
     let used: BTreeSet<u32> = current.values().map(|entry| entry.counter).collect();
     (0..).filter(move |slot| !used.contains(slot))
 }

@@ -5,6 +5,7 @@
 //! delivered, since the connection that it was sent on is gone. A rule that drops and kills starts
 //! the same way: what it drops can't be killed any more.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use blocker_ebpf::FlowKey;
@@ -109,10 +110,11 @@ impl Controller {
 
     /// The other rules in force: what one of them decides, a teardown of these leaves alone.
     fn beside(&self, rules: &[Rule]) -> Vec<Rule> {
+        let ids: BTreeSet<&RuleId> = rules.iter().map(|rule| &rule.id).collect();
         let live = self.live();
         let others = live.ruleset().values().map(|entry| &entry.rule);
         others
-            .filter(|other| !rules.iter().any(|rule| rule.id == other.id))
+            .filter(|other| !ids.contains(&other.id))
             .cloned()
             .collect()
     }

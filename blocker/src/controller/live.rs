@@ -10,11 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Dataplane, Error};
 use crate::compile::{self, RuleInput};
-use crate::config::{Config, Interfaces};
+use crate::config::Config;
 use crate::datapath::RuleCounters;
 use crate::datapath::devices::Device;
 use crate::rule::{Owner, Rule, RuleId};
-use crate::ruleset::{Entry, Ruleset};
+use crate::ruleset::{self, Entry, Ruleset};
 
 /// How long the datapath goes on behind the deadline of a rule whose flows are to be killed
 /// first. The daemon lifts such a rule at its deadline; only if it is dead or stuck does the
@@ -155,7 +155,7 @@ impl Live {
     pub(super) fn follow(&mut self, devices: &[Device], now: Timestamp) -> Vec<Error> {
         let wanted: Vec<Device> = devices
             .iter()
-            .filter(|device| wants(&self.config.interfaces, device))
+            .filter(|device| device.is_readable() && self.config.interfaces.covers(&device.name))
             .cloned()
             .collect();
         if wanted == self.devices {
@@ -221,34 +221,26 @@ impl Live {
 
     fn indexes(&self, rule: &Rule) -> Option<Vec<u32>> {
         (!rule.interfaces.is_empty()).then(|| {
-            let named = self.devices.iter().filter(|device| {
-                rule.interfaces
-                    .iter()
-                    .any(|pattern| device.is_named_by(pattern))
-            });
+            let named = self
+                .devices
+                .iter()
+                .filter(|device| rule.covers_interface(&device.name));
             named.map(|device| device.index).collect()
         })
     }
 
+    /// Slots for new rules: those that nobody counts in, and only then those of rules that leave
+    /// with this change, which count until the switch.
     fn free_slots(&self, wanted: &[Wanted]) -> impl Iterator<Item = u32> + use<> {
+        let limit = self.datapath.limits().rules;
         let stay: BTreeSet<&RuleId> = wanted.iter().map(|wanted| &wanted.rule.id).collect();
-        let used: BTreeSet<u32> = self
-            .ruleset
-            .values()
-            .filter(|entry| stay.contains(&entry.rule.id))
-            .map(|entry| entry.counter)
-            .collect();
-        (0..self.datapath.limits().rules).filter(move |slot| !used.contains(slot))
+        let entries = self.ruleset.values();
+        let leaving = entries.filter(|entry| !stay.contains(&entry.rule.id));
+        let leaving: Vec<u32> = leaving.map(|entry| entry.counter).collect();
+        ruleset::free_counters(&self.ruleset)
+            .take_while(move |slot| *slot < limit)
+            .chain(leaving)
     }
-}
-
-/// Whether the configuration wants a device attached.
-fn wants(interfaces: &Interfaces, device: &Device) -> bool {
-    device.is_readable()
-        && match interfaces {
-            Interfaces::Auto => true,
-            Interfaces::Named(names) => names.iter().any(|name| device.is_named_by(name.as_str())),
-        }
 }
 
 /// A rule's deadline as the datapath keeps it: nanoseconds of `CLOCK_BOOTTIME`.

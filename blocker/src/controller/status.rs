@@ -91,7 +91,7 @@ fn view(live: &Live, entry: &Entry) -> Result<RuleView, Error> {
         u64::try_from(expires.duration_since(Timestamp::now()).as_secs()).unwrap_or(0)
     };
     let remaining = match entry.deadline {
-        Some(deadline) if entry.rule.on_lift == crate::rule::OnLift::Resume => {
+        Some(deadline) if !entry.rule.lifts_by_reset() => {
             Some(deadline.saturating_sub(boot_time()) / 1_000_000_000)
         }
         _ => entry.rule.expires.map(left),

@@ -341,6 +341,34 @@ async fn counters_stay_with_their_rules_and_are_cleared_for_new_ones() {
     assert_eq!(scene.fake.0.lock().unwrap().cleared.len(), 3);
 }
 
+/// A rule that leaves counts until the switch: its slot is cleared too early for one that comes
+/// with the same change, unless there is no other.
+#[tokio::test]
+async fn a_new_rule_takes_the_slot_of_one_that_leaves_only_for_want_of_another() {
+    let scene = Scene::new("").await;
+    let slots = || -> BTreeSet<u32> {
+        let live = scene.fake.live();
+        live.last().unwrap().iter().map(|(_, slot)| *slot).collect()
+    };
+    let replace = async |first: u8, count: u8| {
+        let rule = |n| spec(&format!(r#"{{"targets": ["198.51.100.{n}"]}}"#));
+        let rules = (first..first + count).map(rule).collect();
+        scene
+            .controller
+            .replace(rules, Asking::default())
+            .await
+            .unwrap();
+    };
+    replace(10, 2).await;
+    let before = slots();
+    replace(20, 2).await;
+    assert!(before.is_disjoint(&slots()), "{before:?}, {:?}", slots());
+    for first in [30, 40] {
+        replace(first, 4).await;
+        assert_eq!(slots().len(), 4);
+    }
+}
+
 #[tokio::test]
 async fn a_reload_that_fails_keeps_rules_and_configuration() {
     let scene = Scene::new("rules: [{id: kept, targets: [198.51.100.1]}]\n").await;

@@ -33,14 +33,6 @@ pub struct Device {
 }
 
 impl Device {
-    /// Whether a name or glob, which was validated, means this device.
-    #[must_use]
-    pub fn is_named_by(&self, pattern: &str) -> bool {
-        pattern == self.name
-            || globset::Glob::new(pattern)
-                .is_ok_and(|glob| glob.compile_matcher().is_match(&self.name))
-    }
-
     /// Whether our programs can read its packets.
     #[must_use]
     pub const fn is_readable(&self) -> bool {
