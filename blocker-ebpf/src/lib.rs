@@ -11,7 +11,7 @@
 #![no_std]
 
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the eBPF programs in the object.
 pub mod programs {
@@ -37,8 +37,10 @@ pub mod maps {
     pub const V4_INDEX: &str = "V4_INDEX";
     /// `ARRAY` of [`RangeBlock`](crate::RangeBlock), mmapable, both banks.
     pub const V4_RANGES: &str = "V4_RANGES";
-    /// `LPM_TRIE` of IPv6 prefixes to rule-list numbers (u32), one a bank.
-    pub const V6: [&str; 2] = ["V6_0", "V6_1"];
+    /// `ARRAY` of [`V6Node`](crate::V6Node), mmapable, both banks.
+    pub const V6_NODES: &str = "V6_NODES";
+    /// `ARRAY` of [`V6Values`](crate::V6Values), mmapable, both banks: one for each leaf.
+    pub const V6_VALUES: &str = "V6_VALUES";
     /// `ARRAY` of [`RuleList`](crate::RuleList), mmapable, both banks.
     pub const LISTS: &str = "LISTS";
     /// `ARRAY` of [`Rule`](crate::Rule), mmapable, both banks.
@@ -73,6 +75,10 @@ pub mod globals {
     pub const INDEX_BLOCKS: &str = "INDEX_BLOCKS";
     /// u32: range blocks of one bank in [`maps::V4_RANGES`](crate::maps::V4_RANGES).
     pub const RANGE_BLOCKS: &str = "RANGE_BLOCKS";
+    /// u32: IPv6 nodes of one bank in [`maps::V6_NODES`](crate::maps::V6_NODES).
+    pub const V6_NODES_PER_BANK: &str = "V6_NODES_PER_BANK";
+    /// u32: IPv6 leaves of one bank in [`maps::V6_VALUES`](crate::maps::V6_VALUES).
+    pub const V6_LEAVES_PER_BANK: &str = "V6_LEAVES_PER_BANK";
     /// u32: rule lists of one bank.
     pub const LISTS_PER_BANK: &str = "LISTS_PER_BANK";
     /// u32: rules of one bank.
@@ -103,6 +109,11 @@ pub const ICMP_PROTOCOL: u16 = 257;
 pub const ALWAYS: u32 = u32::MAX;
 /// [`Rule::deadline`] of a rule without one.
 pub const NEVER: u64 = u64::MAX;
+
+/// Children of a node of the IPv6 tree.
+pub const V6_FANOUT: usize = 8;
+/// The most levels of the IPv6 tree: 8^8 ranges.
+pub const V6_LEVELS: usize = 8;
 
 /// Declares types that are shared as plain memory.
 ///
@@ -136,8 +147,10 @@ shared! {
     pub struct Bank {
         /// How far to shift an IPv4 address right to get its index entry: 32 minus the index width.
         pub v4_shift: u32,
-        /// Number of IPv6 prefixes in the bank's trie; 0 spares the lookup.
-        pub v6_prefixes: u32,
+        /// Levels of the bank's IPv6 tree; 0 where no prefix is IPv6, which spares the lookup.
+        pub v6_levels: u32,
+        /// Where each level begins in the bank's nodes; level 0 are the leaves.
+        pub v6_first: [u32; V6_LEVELS],
         /// Number of the snapshot that the bank holds.
         pub generation: u64,
     }
@@ -158,6 +171,24 @@ shared! {
         pub start: u16,
         /// Its rule-list number; 0 for none.
         pub value: u16,
+    }
+
+    /// A node of the IPv6 tree: two cache lines, of up to eight children (of a leaf: ranges).
+    ///
+    /// Child `i` begins behind the bound `i`, so that it is child `i` that covers an address if
+    /// `i` is the last whose bound is less than the address. That of child 0 is the node's own and
+    /// never read. Bounds of children that are not there are the highest address.
+    pub struct V6Node {
+        /// The upper halves of the bounds (host order).
+        pub high: [u64; V6_FANOUT],
+        /// The lower halves.
+        pub low: [u64; V6_FANOUT],
+    }
+
+    /// The rule-list numbers of a leaf's ranges; 0 for none.
+    pub struct V6Values {
+        /// The numbers.
+        pub lists: [u16; V6_FANOUT],
     }
 
     /// The rules whose targets cover a range, in the order in which they are tried.
@@ -347,6 +378,8 @@ mod tests {
     fn sizes_are_what_the_datapath_was_measured_with() {
         assert_eq!(size_of::<IndexBlock>(), 256 * 1024);
         assert_eq!(size_of::<RangeBlock>(), 256 * 1024);
+        assert_eq!(size_of::<V6Node>(), 128);
+        assert_eq!(size_of::<V6Values>(), 16);
         assert_eq!(size_of::<RuleList>(), 64);
         assert_eq!(size_of::<Rule>(), 32);
         assert_eq!(size_of::<PortSet>(), 8 * 1024);

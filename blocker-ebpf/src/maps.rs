@@ -5,13 +5,13 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use blocker_ebpf::{
-    Bucket, Counters, FlowKey, FlowRecord, HookCounters, IndexBlock, InterfaceKey, PortSet,
-    RangeBlock, Rule, RuleList, State,
+    Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, IndexBlock, InterfaceKey, PortSet,
+    RangeBlock, Rule, RuleList, State, V6Node, V6Values,
 };
 
-use crate::packet::{Packet, Words};
+use crate::packet::Packet;
 
 #[map]
 pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -20,9 +20,9 @@ pub static V4_INDEX: Array<IndexBlock> = Array::with_max_entries(4, BPF_F_MMAPAB
 #[map]
 pub static V4_RANGES: Array<RangeBlock> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
-pub static V6_0: LpmTrie<Words, u32> = LpmTrie::with_max_entries(1, 0);
+pub static V6_NODES: Array<V6Node> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
-pub static V6_1: LpmTrie<Words, u32> = LpmTrie::with_max_entries(1, 0);
+pub static V6_VALUES: Array<V6Values> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static LISTS: Array<RuleList> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
@@ -62,6 +62,10 @@ static INDEX_BLOCKS: Global<u32> = Global::new(2);
 #[unsafe(no_mangle)]
 static RANGE_BLOCKS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
+static V6_NODES_PER_BANK: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+static V6_LEAVES_PER_BANK: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
 static LISTS_PER_BANK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static RULES_PER_BANK: Global<u32> = Global::new(1);
@@ -89,21 +93,21 @@ pub fn replies_per_second() -> u64 {
     u64::from(REPLIES_PER_SECOND.load())
 }
 
-/// The bank that is live, as every other map of this packet must be read.
+/// The bank that is live, as every other map of this packet must be read, and what is in it.
 #[inline(always)]
-pub fn active_bank() -> Option<(u32, u32, u32)> {
+pub fn active_bank() -> Option<(u32, &'static Bank)> {
     let state = STATE.get_ptr(0)?;
     // SAFETY: `get_ptr` gave a valid pointer. The daemon writes `active` alone, last; a volatile
     // read takes it once, so that one packet sees one bank throughout.
     let bank = unsafe { (&raw const (*state).active).read_volatile() } & 1;
-    // SAFETY: `bank` is 0 or 1, so the pointer stays inside the value.
+    // SAFETY: `bank` is 0 or 1, so the pointer stays inside the value; a live bank's description
+    // is not written.
     let banks = unsafe {
-        (&raw const (*state).banks)
-            .cast::<blocker_ebpf::Bank>()
+        &*(&raw const (*state).banks)
+            .cast::<Bank>()
             .add(bank as usize)
     };
-    // SAFETY: as above; a live bank's description is not written.
-    unsafe { Some((bank, (*banks).v4_shift, (*banks).v6_prefixes)) }
+    Some((bank, banks))
 }
 
 /// A block of the live bank's IPv4 index.
@@ -116,6 +120,18 @@ pub fn index_block(bank: u32, block: u32) -> Option<*const IndexBlock> {
 #[inline(always)]
 pub fn range_block(bank: u32, block: u32) -> Option<*const RangeBlock> {
     V4_RANGES.get_ptr(bank * RANGE_BLOCKS.load() + block)
+}
+
+/// A node of the live bank's IPv6 tree.
+#[inline(always)]
+pub fn v6_node(bank: u32, number: u32) -> Option<*const V6Node> {
+    V6_NODES.get_ptr(bank * V6_NODES_PER_BANK.load() + number)
+}
+
+/// The values of a leaf of the live bank's IPv6 tree.
+#[inline(always)]
+pub fn v6_values(bank: u32, leaf: u32) -> Option<*const V6Values> {
+    V6_VALUES.get_ptr(bank * V6_LEAVES_PER_BANK.load() + leaf)
 }
 
 /// A rule list of the live bank.

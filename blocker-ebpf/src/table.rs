@@ -2,31 +2,90 @@
 //!
 //! IPv4 is a range table after DXR (Zec, Rizzo, Mikuc, "DXR: towards a billion routing lookups
 //! per second in software", SIGCOMM CCR 2012): an index by the top bits, then a binary search in
-//! the bucket's sorted range starts. IPv6 is the kernel's longest-prefix trie. What the tables
-//! hold is made by the daemon's `compile`; the same semantics stand there in plain Rust.
+//! the bucket's sorted range starts. IPv6 is a static tree over the sorted starts of ranges, eight
+//! to a node of two cache lines: it costs the same however the prefixes lie. What the tables hold
+//! is made by the daemon's `compile`; the same semantics stand there in plain Rust.
 
-use aya_ebpf::maps::lpm_trie::Key;
-use blocker_ebpf::{ENTRIES_PER_BLOCK, IndexEntry, RANGES_PER_BLOCK, Range};
+use blocker_ebpf::{
+    Bank, ENTRIES_PER_BLOCK, IndexEntry, RANGES_PER_BLOCK, Range, V6_FANOUT, V6_LEVELS,
+};
 
 use crate::maps;
-use crate::packet::{Address, opaque};
+use crate::packet::{Address, Words, opaque};
 
 /// The rule-list number of an address; 0 for none.
 #[inline(always)]
-pub fn lookup(address: &Address, bank: u32, v4_shift: u32, v6_prefixes: u32) -> u32 {
+pub fn lookup(address: &Address, bank: u32, about: &Bank) -> u32 {
     match address {
-        Address::V4(address) => v4(*address, bank, v4_shift).unwrap_or(0),
-        Address::V6(_) if v6_prefixes == 0 => 0,
-        Address::V6(address) => {
-            let key = Key::new(128, *address);
-            let list = if bank == 0 {
-                maps::V6_0.get(&key)
-            } else {
-                maps::V6_1.get(&key)
-            };
-            list.copied().unwrap_or(0)
-        }
+        Address::V4(address) => v4(*address, bank, about.v4_shift).unwrap_or(0),
+        Address::V6(_) if about.v6_levels == 0 => 0,
+        Address::V6(address) => v6(address, bank, about).unwrap_or(0),
     }
+}
+
+/// Walks from the root to a leaf: in each node three halvings find the last child whose bound is
+/// less than the address.
+#[inline(always)]
+fn v6(address: &Words, bank: u32, about: &Bank) -> Option<u32> {
+    let (high, low) = halves(address);
+    let mut place = 0;
+    for level in (0..V6_LEVELS).rev() {
+        if level as u32 >= about.v6_levels {
+            continue;
+        }
+        let node = maps::v6_node(bank, *about.v6_first.get(level)? + place)?;
+        // SAFETY: the mask keeps the index inside the array.
+        let high_of = |child: usize| unsafe {
+            (&raw const (*node).high)
+                .cast::<u64>()
+                .add(child & (V6_FANOUT - 1))
+                .read()
+        };
+        // SAFETY: as above.
+        let low_of = |child: usize| unsafe {
+            (&raw const (*node).low)
+                .cast::<u64>()
+                .add(child & (V6_FANOUT - 1))
+                .read()
+        };
+        let mut child = 0;
+        for step in [2, 1, 0] {
+            let middle = child + (1 << step);
+            let below = borrow(low_of(middle), low, 0);
+            let below = borrow(high_of(middle), high, below);
+            // Opaque, lest the compiler makes a mask of 0 or -1 of it: the verifier (seen on Linux
+            // 6.18) takes an AND of such a mask with a constant for a branch, and walks both ways.
+            child += opaque(below as usize) << step;
+        }
+        place = place * V6_FANOUT as u32 + child as u32;
+    }
+    let values = maps::v6_values(bank, place / V6_FANOUT as u32)?;
+    // SAFETY: the remainder is inside the array.
+    let list = unsafe {
+        (&raw const (*values).lists)
+            .cast::<u16>()
+            .add(place as usize % V6_FANOUT)
+            .read()
+    };
+    Some(u32::from(list))
+}
+
+/// What `a - b - borrowed` borrows: 1 if `a` is less, 0 if not. Arithmetic, since what a branch
+/// would ask is a toss-up that no processor predicts.
+#[inline(always)]
+fn borrow(a: u64, b: u64, borrowed: u64) -> u64 {
+    let difference = a.wrapping_sub(b).wrapping_sub(borrowed);
+    ((!a & b) | (!(a ^ b) & difference)) >> 63
+}
+
+/// An address as two numbers, host order.
+#[inline(always)]
+fn halves(address: &Words) -> (u64, u64) {
+    let word = |place: usize| u64::from(u16::from_be(address[place]));
+    let half = |first: usize| {
+        word(first) << 48 | word(first + 1) << 32 | word(first + 2) << 16 | word(first + 3)
+    };
+    (half(0), half(4))
 }
 
 #[inline(always)]

@@ -154,10 +154,10 @@ fn decide<S: Source>(
         Ok(network) => network,
         Err(odd) => return Verdict::Odd(odd),
     };
-    let Some((bank, v4_shift, v6_prefixes)) = maps::active_bank() else {
+    let Some((bank, about)) = maps::active_bank() else {
         return Verdict::Pass;
     };
-    let number = table::lookup(&network.remote, bank, v4_shift, v6_prefixes);
+    let number = table::lookup(&network.remote, bank, about);
     if number == 0 {
         return Verdict::Pass;
     }

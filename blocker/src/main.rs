@@ -111,6 +111,7 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
         flows: limits.flows,
         ..Settings::new(
             limits.prefixes,
+            limits.prefixes_v6,
             limits.rules,
             limits.replies_per_second,
             datapath_log_level.filter(),

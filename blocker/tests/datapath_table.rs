@@ -202,7 +202,7 @@ fn random(seed: u64, prefixes: usize, v6: bool, width: Option<u32>) -> Result<()
     let settings = Settings {
         limits: Limits {
             lists: 65_535,
-            ..Limits::sized(100_000, 64)
+            ..Limits::sized(100_000, 100_000, 64)
         },
         ..SETTINGS
     };

@@ -20,7 +20,7 @@ use scene::{FAMILIES, connect_error, soon};
 
 /// A datapath of clsact filters on the devices of the namespace that we are in.
 fn attach(daemon: &Daemon) -> Result<Datapath> {
-    let settings = Settings::new(1000, 100, 1000, log::LevelFilter::Off)?;
+    let settings = Settings::new(1000, 1000, 100, 1000, log::LevelFilter::Off)?;
     let mut datapath = Datapath::load_with(settings, daemon.pins(), HookChoice::Tc, false)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -65,7 +65,13 @@ fn main() -> Result<()> {
 
     for size in SIZES {
         let addresses = Addresses::new(size);
-        let settings = Settings::new(size.max(1_000), 16, 1_000, log::LevelFilter::Off)?;
+        let settings = Settings::new(
+            size.max(1_000),
+            size.max(1_000),
+            16,
+            1_000,
+            log::LevelFilter::Off,
+        )?;
         let snapshot = snapshot(&addresses, &settings.limits)?;
         let mut datapath = Datapath::load(settings, &pins.0, HookChoice::Auto)?;
         datapath.switch(&snapshot)?;

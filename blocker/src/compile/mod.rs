@@ -24,7 +24,7 @@
 //! that are open, cuts the address space into segments (`sweep`); what applies in a segment is
 //! a state that depends on the parent's state and on what the prefix adds (`states`), computed
 //! once for each such pair. Equal lists are kept once (`lists`). IPv4 segments become a range
-//! table (`v4`), IPv6 prefixes nodes of a trie (`v6`).
+//! table (`v4`), IPv6 segments a static search tree (`v6`).
 
 mod lists;
 mod ports;
@@ -37,13 +37,14 @@ pub(crate) mod tests;
 mod v4;
 mod v6;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use blocker_ebpf as abi;
 use ipnet::IpNet;
 
 pub use rank::{Rank, rank};
 pub use v4::V4Table;
+pub use v6::V6Table;
 
 use crate::rule::{Rule, RuleId};
 use sweep::{Claim, What};
@@ -86,14 +87,16 @@ pub struct Limits {
     pub index_blocks: u32,
     /// Blocks of IPv4 ranges.
     pub range_blocks: u32,
+    /// Leaves of the IPv6 tree: eight ranges each.
+    pub v6_leaves: u32,
 }
 
 impl Limits {
-    /// Limits of a bank that has room for any `rules` and `prefixes`, as the configuration's
-    /// `limits:` ask for. Overlaps have their own bounds: rules that overlap in many ways may need
+    /// Limits of a bank that has room for any `rules` and `prefixes`, of which `prefixes_v6` may be
+    /// IPv6, as the configuration's `limits:` ask for. Overlaps have their own bounds: rules that overlap in many ways may need
     /// more rule lists than there is room for, and are refused then.
     #[must_use]
-    pub fn sized(prefixes: u32, rules: u32) -> Self {
+    pub fn sized(prefixes: u32, prefixes_v6: u32, rules: u32) -> Self {
         Self {
             prefixes,
             rules: rules.min(abi::MAX_RULES),
@@ -101,7 +104,14 @@ impl Limits {
             port_sets: 256,
             index_blocks: v4::index_blocks(prefixes),
             range_blocks: v4::range_blocks(prefixes),
+            v6_leaves: v6::leaves(prefixes_v6.min(prefixes)),
         }
+    }
+
+    /// Nodes of the IPv6 tree, leaves included.
+    #[must_use]
+    pub fn v6_nodes(&self) -> u32 {
+        v6::nodes(self.v6_leaves)
     }
 }
 
@@ -118,9 +128,8 @@ pub struct Snapshot {
     pub interface_sets: Vec<Vec<u32>>,
     /// The IPv4 range table.
     pub v4: V4Table,
-    /// IPv6 prefixes and their lists, sorted by address, then length. The longest that covers an
-    /// address gives its list, which is 0 where a prefix is a hole in a wider one.
-    pub v6: Vec<(Ipv6Addr, u8, u32)>,
+    /// The IPv6 tree.
+    pub v6: V6Table,
     /// How many of [`Limits::prefixes`] are used.
     pub prefixes: u64,
 }
@@ -132,7 +141,7 @@ impl Snapshot {
     pub fn lookup(&self, address: IpAddr) -> &[u16] {
         let list = match address {
             IpAddr::V4(address) => usize::from(self.v4.list(address)),
-            IpAddr::V6(address) => v6::list(&self.v6, address) as usize,
+            IpAddr::V6(address) => usize::from(self.v6.list(address)),
         };
         let list = &self.lists[list];
         &list.rules[..usize::from(list.len)]
@@ -225,6 +234,16 @@ pub enum CompileError {
         /// Blocks there are.
         limit: u32,
     },
+    /// The IPv6 ranges do not fit.
+    #[error(
+        "the IPv6 prefixes make {ranges} ranges (two for each prefix that stands alone), more than the {limit} that the datapath was loaded for: raise limits.prefixes_v6 and restart"
+    )]
+    V6Ranges {
+        /// Ranges there are.
+        ranges: usize,
+        /// Ranges there is room for.
+        limit: usize,
+    },
 }
 
 /// How many rules an error names.
@@ -247,7 +266,7 @@ pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileEr
     let (claims_v4, claims_v6) = claims(input, &order);
     let mut lists = lists::Lists::new(input.rules, &order, limits.lists);
     let v4 = v4::compile(claims_v4, &mut lists, limits)?;
-    let v6 = v6::compile(claims_v6, &mut lists)?;
+    let v6 = v6::compile(claims_v6, &mut lists, limits)?;
 
     Ok(Snapshot {
         rules: compiled.rules,

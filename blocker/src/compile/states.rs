@@ -36,6 +36,8 @@ pub(super) struct States {
     ids: HashMap<State, StateId>,
     /// Steps by one claim, which nearly all are.
     single: HashMap<(StateId, Step), StateId>,
+    /// The step taken last: neighbours mostly take the same.
+    last: (StateId, Step, StateId),
     /// Steps by several claims on one prefix.
     several: HashMap<(StateId, Box<[Step]>), StateId>,
 }
@@ -48,6 +50,7 @@ impl States {
             states: vec![outside.clone(), State::default()],
             ids: HashMap::from([(outside, StateId::OUTSIDE)]),
             single: HashMap::new(),
+            last: (StateId::PROTECTED, (What::Protect, 0), StateId::PROTECTED),
             several: HashMap::new(),
         }
     }
@@ -73,11 +76,15 @@ impl States {
             return StateId::PROTECTED;
         }
         if let [claim] = claims {
-            if let Some(id) = self.single.get(&(around, *claim)) {
-                return *id;
+            if self.last.0 == around && self.last.1 == *claim {
+                return self.last.2;
             }
-            let id = self.step(around, claims);
-            self.single.insert((around, *claim), id);
+            let known = self.single.get(&(around, *claim)).copied();
+            let id = known.unwrap_or_else(|| self.step(around, claims));
+            if known.is_none() {
+                self.single.insert((around, *claim), id);
+            }
+            self.last = (around, *claim, id);
             return id;
         }
         let key = (around, Box::from(claims));

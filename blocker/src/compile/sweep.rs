@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use blocker_ebpf as abi;
 
+use super::CompileError;
+use super::lists::{Lists, Numbered};
 use super::states::{StateId, States};
 
 /// An address of either family as a number.
@@ -70,96 +72,98 @@ pub(super) struct Claim<A> {
     pub(super) place: u16,
 }
 
-/// A prefix, and what applies to the addresses in it that no nested prefix covers.
+/// From `start` to the next segment's, this applies.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Node<A> {
-    pub(super) start: A,
-    pub(super) length: u8,
-    pub(super) state: StateId,
-    /// The node directly around this one; the first node is its own.
-    pub(super) around: u32,
+struct Segment<A> {
+    start: A,
+    state: StateId,
 }
 
-/// From `start` to the next segment's, addresses belong to `node`.
+/// The first address of a range, and its list.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Segment<A> {
-    pub(super) start: A,
-    pub(super) node: u32,
+pub(super) struct Start<A> {
+    pub(super) address: A,
+    pub(super) value: u16,
 }
 
-/// The address space, cut up.
-pub(super) struct Swept<A> {
-    /// The prefixes, sorted; the first is the whole space.
-    pub(super) nodes: Vec<Node<A>>,
-    /// The segments, sorted, without gaps, none of them empty.
-    pub(super) segments: Vec<Segment<A>>,
-    /// Whether a segment has more rules than a list can hold.
-    overfull: bool,
+/// Where the list changes, in order of address; neighbours have different lists. Before the first
+/// there is none.
+pub(super) fn starts<A: Address>(
+    claims: Vec<Claim<A>>,
+    lists: &mut Lists<'_>,
+) -> Result<Vec<Start<A>>, CompileError> {
+    let mut states = States::new();
+    let segments = sweep(claims, &mut states);
+    let mut numbered = Numbered::new(lists, &states);
+    let mut starts: Vec<Start<A>> = Vec::with_capacity(segments.len());
+    let mut current = 0;
+    for segment in &segments {
+        let value = numbered.of(segment.state, segment.start.ip())?;
+        if value != current {
+            current = value;
+            starts.push(Start {
+                address: segment.start,
+                value,
+            });
+        }
+    }
+    Ok(starts)
 }
 
-/// Sweeps over all claims in order of address. Takes time in proportion to their number, sorting
-/// aside; sorting is cheap, too, where rules bring their targets sorted.
+/// Sweeps over all claims in order of address: gives the segments, sorted, without gaps, none of
+/// them empty. Takes time in proportion to the claims' number, sorting aside; sorting is cheap, too,
+/// where rules bring their targets sorted.
 ///
 /// Stops behind a segment with more rules than a list can hold: such a ruleset is refused once
 /// its lists are made, and the states behind might each repeat thousands of rules.
-pub(super) fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) -> Swept<A> {
+fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) -> Vec<Segment<A>> {
     // The stable sort finds and merges sorted runs.
     claims.sort();
     claims.dedup();
     let mut swept = Swept {
-        nodes: Vec::with_capacity(claims.len() + 1),
         segments: Vec::with_capacity(2 * claims.len() + 1),
         overfull: false,
     };
-    swept.nodes.push(Node {
-        start: A::FIRST,
-        length: 0,
-        state: StateId::OUTSIDE,
-        around: 0,
-    });
-    swept.begin(A::FIRST, 0, states);
-    // The prefixes around the current address, but the whole space, each with its last address.
-    let mut open: Vec<(A, u32)> = Vec::new();
+    swept.begin(A::FIRST, StateId::OUTSIDE, states);
+    // The prefixes around the current address, each with its last address and what applies in it.
+    let mut open: Vec<(A, StateId)> = Vec::new();
     let mut step = Vec::new();
     for group in claims.chunk_by(|a, b| (a.start, a.length) == (b.start, b.length)) {
         let Claim { start, length, .. } = group[0];
         swept.close(&mut open, |last| last < start, states);
         if swept.overfull {
-            return swept;
+            return swept.segments;
         }
-        let around = open.last().map_or(0, |(_, node)| *node);
         step.clear();
         step.extend(group.iter().map(|claim| (claim.what, claim.place)));
-        let state = states.inside(swept.nodes[around as usize].state, &step);
-        let node = swept.push(Node {
-            start,
-            length,
-            state,
-            around,
-        });
-        swept.begin(start, node, states);
-        open.push((start.last(length), node));
+        let state = states.inside(innermost(&open), &step);
+        swept.begin(start, state, states);
+        open.push((start.last(length), state));
     }
     swept.close(&mut open, |_| true, states);
-    swept
+    swept.segments
+}
+
+/// What applies in the innermost open prefix.
+fn innermost<A>(open: &[(A, StateId)]) -> StateId {
+    open.last().map_or(StateId::OUTSIDE, |(_, state)| *state)
+}
+
+/// The segments so far.
+struct Swept<A> {
+    segments: Vec<Segment<A>>,
+    /// Whether a segment has more rules than a list can hold.
+    overfull: bool,
 }
 
 impl<A: Address> Swept<A> {
-    fn push(&mut self, node: Node<A>) -> u32 {
-        let number = u32::try_from(self.nodes.len())
-            .expect("there are no more nodes than prefixes, whose number is a u32");
-        self.nodes.push(node);
-        number
-    }
-
     /// Begins a segment; one that begins at the same address was empty, and is replaced.
-    fn begin(&mut self, start: A, node: u32, states: &States) {
-        let segment = Segment { start, node };
+    fn begin(&mut self, start: A, state: StateId, states: &States) {
+        let segment = Segment { start, state };
         match self.segments.last_mut() {
             Some(last) if last.start == start => *last = segment,
             Some(last) => {
-                let state = self.nodes[last.node as usize].state;
-                self.overfull |= states.active(state).len() > abi::RULES_PER_LIST;
+                self.overfull |= states.active(last.state).len() > abi::RULES_PER_LIST;
                 self.segments.push(segment);
             }
             None => self.segments.push(segment),
@@ -167,11 +171,10 @@ impl<A: Address> Swept<A> {
     }
 
     /// Leaves the innermost open prefixes that are `over`.
-    fn close(&mut self, open: &mut Vec<(A, u32)>, over: impl Fn(A) -> bool, states: &States) {
+    fn close(&mut self, open: &mut Vec<(A, StateId)>, over: impl Fn(A) -> bool, states: &States) {
         while let Some((last, _)) = open.pop_if(|(last, _)| over(*last)) {
-            let around = open.last().map_or(0, |(_, node)| *node);
             if let Some(next) = last.next() {
-                self.begin(next, around, states);
+                self.begin(next, innermost(open), states);
             }
         }
     }

@@ -14,6 +14,7 @@ pub(super) const LIMITS: Limits = Limits {
     port_sets: 1_024,
     index_blocks: 32,
     range_blocks: 100,
+    v6_leaves: 1_000,
 };
 
 /// A rule on targets (separated by blanks), with the other fields as YAML.
@@ -63,7 +64,7 @@ fn nothing_compiles_to_nothing() {
     assert_eq!(snapshot.lists.len(), 1);
     assert_eq!(snapshot.v4.index.len(), 65_536);
     assert!(snapshot.v4.ranges.is_empty());
-    assert!(snapshot.v6.is_empty());
+    assert_eq!((snapshot.v6.levels, snapshot.v6.nodes.len()), (0, 0));
     assert!(snapshot.lookup("192.0.2.1".parse().unwrap()).is_empty());
     assert!(snapshot.lookup("2001:db8::1".parse().unwrap()).is_empty());
 }
@@ -117,9 +118,8 @@ fn an_exception_wins_over_every_target_of_its_own_rule_and_no_other() {
     assert_eq!(on(&rules, &snapshot, "10.2.0.0"), ["a"]);
     assert_eq!(on(&rules, &snapshot, "2001:db8::1"), ["a"]);
     assert!(on(&rules, &snapshot, "2001:db8:1::1").is_empty());
-    // The hole is in the trie, as an entry that names no list.
-    let holes: Vec<_> = snapshot.v6.iter().filter(|entry| entry.2 == 0).collect();
-    assert_eq!(holes, [&("2001:db8:1::".parse().unwrap(), 48, 0)]);
+    // The hole is a range of the tree that names no list.
+    assert_eq!(snapshot.v6.values[0].lists[..5], [0, 1, 0, 1, 0]);
 }
 
 #[test]
@@ -159,18 +159,17 @@ fn equal_neighbours_and_equal_lists_are_kept_once() {
     // network's own start at the first address of 192.0.2.0/24 included.
     let starts: Vec<u16> = snapshot.v4.ranges[0].iter().map(|r| r.start).collect();
     assert_eq!(starts, [0x0200, 0x0300, 0x6407, 0x6408]);
-    assert_eq!(snapshot.v6, [("2001:db8::".parse().unwrap(), 48, 2)]);
+    assert_eq!(snapshot.v6.values[0].lists, [0, 2, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
-fn a_v6_prefix_covered_by_nested_ones_is_no_entry() {
+fn a_v6_prefix_covered_by_nested_ones_is_no_range() {
     let rules = [
         rule("a", "2001:db8::/32", "{}"),
         rule("b", "2001:db8::/33 2001:db8:8000::/33", "{}"),
     ];
     let snapshot = compiled(&rules, &[], &LIMITS).unwrap();
-    let lengths: Vec<u8> = snapshot.v6.iter().map(|entry| entry.1).collect();
-    assert_eq!(lengths, [33, 33]);
+    assert_eq!(snapshot.v6.values[0].lists, [0, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(on(&rules, &snapshot, "2001:db8::"), ["b", "a"]);
     assert_eq!(on(&rules, &snapshot, "2001:db8:ffff::"), ["b", "a"]);
 }
@@ -244,6 +243,7 @@ fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
         port_sets: 2,
         index_blocks: 2,
         range_blocks: 1,
+        v6_leaves: 1,
     };
     let protect = ["10.9.9.9/32".parse().unwrap()];
     let with = |limits| compiled(&rules, &protect, &limits);
@@ -363,7 +363,7 @@ fn a_million_hosts_compile_and_fit_the_blocks_that_limits_promise() {
         .collect();
     many.targets.sort_unstable();
     let sample: Vec<Target> = many.targets.iter().copied().step_by(1_009).collect();
-    let limits = Limits::sized(1_000_000, 4_096);
+    let limits = Limits::sized(1_000_000, 131_072, 4_096);
     let snapshot = compiled(&[many], &[], &limits).unwrap();
     assert_eq!(snapshot.prefixes, 1_000_000);
     assert_eq!(snapshot.v4.shift, 12);

@@ -9,9 +9,8 @@ use std::net::Ipv4Addr;
 
 use blocker_ebpf as abi;
 
-use super::lists::{Lists, Numbered};
-use super::states::States;
-use super::sweep::{Address, Claim, sweep};
+use super::lists::Lists;
+use super::sweep::{Claim, Start, starts};
 use super::{CompileError, Limits};
 
 /// A range start is kept in 16 bits, so a bucket spans no more than these.
@@ -82,13 +81,6 @@ fn low_bits(address: u32) -> u16 {
     (address & 0xffff) as u16
 }
 
-/// The first address of a range, and its list.
-#[derive(Debug, Clone, Copy)]
-struct Start {
-    address: u32,
-    value: u16,
-}
-
 pub(super) fn compile(
     claims: Vec<Claim<u32>>,
     lists: &mut Lists<'_>,
@@ -132,27 +124,6 @@ pub(super) fn compile(
     })
 }
 
-/// Where the list changes, in order of address; neighbours have different lists.
-fn starts(claims: Vec<Claim<u32>>, lists: &mut Lists<'_>) -> Result<Vec<Start>, CompileError> {
-    let mut states = States::new();
-    let swept = sweep(claims, &mut states);
-    let mut numbered = Numbered::new(lists, &states);
-    let mut starts: Vec<Start> = Vec::with_capacity(swept.segments.len());
-    let mut current = 0;
-    for segment in &swept.segments {
-        let state = swept.nodes[segment.node as usize].state;
-        let value = numbered.of(state, segment.start.ip())?;
-        if value != current {
-            current = value;
-            starts.push(Start {
-                address: segment.start,
-                value,
-            });
-        }
-    }
-    Ok(starts)
-}
-
 /// The width of the index, by the number of ranges and the room there is.
 fn width(ranges: usize, blocks: u32) -> Result<u32, CompileError> {
     let fits = |width: &u32| blocks_of_index(*width) <= blocks;
@@ -182,7 +153,7 @@ impl Blocks {
 
     /// Where a bucket's ranges begin; `None` if there is no room. At most
     /// [`abi::RANGES_PER_BLOCK`] at once.
-    fn place(&mut self, starts: &[Start]) -> Option<u32> {
+    fn place(&mut self, starts: &[Start<u32>]) -> Option<u32> {
         if starts.is_empty() {
             return Some(0);
         }

@@ -1,57 +1,136 @@
-//! The IPv6 prefixes, for a longest-prefix-match trie that carries list numbers.
+//! The IPv6 tree: the sorted starts of ranges, eight to a node, node upon node.
+//!
+//! A static search tree (an implicit B+ tree). Level 0 are the leaves; each level above holds, in
+//! the same order, where the nodes below begin. Nothing points anywhere: child `i` of the node
+//! `n` is node `8 n + i` of the level below. A lookup takes as many steps as there are levels,
+//! wherever the address lies, which a direct index as IPv4's can't promise: real IPv6 lists share
+//! their top bits.
 
 use std::net::Ipv6Addr;
 
-use super::CompileError;
-use super::lists::{Lists, Numbered};
-use super::states::States;
-use super::sweep::{Address, Claim, sweep};
+use blocker_ebpf::{V6_FANOUT, V6_LEVELS, V6Node, V6Values};
 
-/// An entry of the trie: prefix, length, list number.
-type Entry = (Ipv6Addr, u8, u32);
+use super::lists::Lists;
+use super::sweep::{Claim, Start, starts};
+use super::{CompileError, Limits};
 
-/// The entries, sorted. A prefix that would change nothing is left out: one whose addresses are
-/// all covered by nested ones, or whose list is that of the prefix around it.
+/// The compiled IPv6 table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct V6Table {
+    /// How many levels there are; 0 if no prefix is IPv6.
+    pub levels: u32,
+    /// Where each level begins in `nodes`.
+    pub first: [u32; V6_LEVELS],
+    /// The nodes, level by level from the leaves up.
+    pub nodes: Vec<V6Node>,
+    /// The values of the leaves.
+    pub values: Vec<V6Values>,
+}
+
+impl V6Table {
+    /// The number of an address's list, found as the datapath finds it.
+    #[must_use]
+    pub fn list(&self, address: Ipv6Addr) -> u16 {
+        let address = u128::from(address);
+        let mut place = 0;
+        for level in (0..self.levels as usize).rev() {
+            let node = &self.nodes[self.first[level] as usize + place];
+            let before = |child: &usize| bound(node, *child) < address;
+            let child = (1..V6_FANOUT).take_while(before).count();
+            place = place * V6_FANOUT + child;
+        }
+        self.values
+            .get(place / V6_FANOUT)
+            .map_or(0, |values| values.lists[place % V6_FANOUT])
+    }
+}
+
+fn bound(node: &V6Node, child: usize) -> u128 {
+    u128::from(node.high[child]) << 64 | u128::from(node.low[child])
+}
+
+/// Leaves that a bank needs for this many prefixes, however they lie: each begins a range and ends
+/// one.
+pub(super) fn leaves(prefixes: u32) -> u32 {
+    let ranges = 2 * u64::from(prefixes) + 1;
+    u32::try_from(ranges.div_ceil(V6_FANOUT as u64)).unwrap_or(u32::MAX)
+}
+
+/// Nodes of a tree of so many leaves.
+pub(super) fn nodes(leaves: u32) -> u32 {
+    let mut level = leaves;
+    let mut nodes = level;
+    while level > 1 {
+        level = level.div_ceil(V6_FANOUT as u32);
+        nodes += level;
+    }
+    nodes
+}
+
 pub(super) fn compile(
     claims: Vec<Claim<u128>>,
     lists: &mut Lists<'_>,
-) -> Result<Vec<Entry>, CompileError> {
-    let mut states = States::new();
-    let swept = sweep(claims, &mut states);
-    let mut numbered = Numbered::new(lists, &states);
-    // The first address that a node has for itself, if any.
-    let mut own = vec![None; swept.nodes.len()];
-    for segment in &swept.segments {
-        own[segment.node as usize].get_or_insert(segment.start);
+    limits: &Limits,
+) -> Result<V6Table, CompileError> {
+    let mut starts = starts(claims, lists)?;
+    let mut table = V6Table {
+        levels: 0,
+        first: [0; V6_LEVELS],
+        nodes: Vec::new(),
+        values: Vec::new(),
+    };
+    if starts.is_empty() {
+        return Ok(table);
     }
-    // The list that the trie gives to an address of the node, unless a nested entry differs.
-    let mut given: Vec<u16> = Vec::with_capacity(swept.nodes.len());
-    let mut entries = Vec::new();
-    for (node, own) in swept.nodes.iter().zip(own) {
-        let around = given.get(node.around as usize).copied().unwrap_or(0);
-        let list = match own {
-            Some(address) => numbered.of(node.state, address.ip())?,
-            None => around,
+    if starts[0].address != 0 {
+        starts.insert(
+            0,
+            Start {
+                address: 0,
+                value: 0,
+            },
+        );
+    }
+    let full = CompileError::V6Ranges {
+        ranges: starts.len(),
+        limit: limits.v6_leaves as usize * V6_FANOUT,
+    };
+    if starts.len() > limits.v6_leaves as usize * V6_FANOUT {
+        return Err(full);
+    }
+    table.values = starts.chunks(V6_FANOUT).map(values).collect();
+    let mut level: Vec<u128> = starts.iter().map(|start| start.address).collect();
+    while table.levels == 0 || level.len() > 1 {
+        let Some(first) = table.first.get_mut(table.levels as usize) else {
+            return Err(full);
         };
-        if list != around {
-            entries.push((Ipv6Addr::from(node.start), node.length, u32::from(list)));
-        }
-        given.push(list);
+        *first = u32::try_from(table.nodes.len()).unwrap_or(u32::MAX);
+        table.levels += 1;
+        table.nodes.extend(level.chunks(V6_FANOUT).map(node));
+        level = level.iter().copied().step_by(V6_FANOUT).collect();
     }
-    Ok(entries)
+    Ok(table)
 }
 
-/// The list of the longest prefix that covers an address.
-pub(super) fn list(entries: &[Entry], address: Ipv6Addr) -> u32 {
-    let bits = u128::from(address);
-    (0..=128_u8)
-        .rev()
-        .find_map(|length| {
-            let mask = !u128::MAX.checked_shr(u32::from(length)).unwrap_or(0);
-            let key = (Ipv6Addr::from(bits & mask), length);
-            entries
-                .binary_search_by_key(&key, |(start, length, _)| (*start, *length))
-                .ok()
-        })
-        .map_or(0, |found| entries[found].2)
+fn values(ranges: &[Start<u128>]) -> V6Values {
+    let mut lists = [0; V6_FANOUT];
+    for (list, range) in lists.iter_mut().zip(ranges) {
+        *list = range.value;
+    }
+    V6Values { lists }
+}
+
+/// A node of children that begin at these addresses.
+fn node(begins: &[u128]) -> V6Node {
+    let mut node = V6Node {
+        high: [u64::MAX; V6_FANOUT],
+        low: [u64::MAX; V6_FANOUT],
+    };
+    for (child, begin) in begins.iter().enumerate() {
+        // The very first child begins at the address 0; its bound is never read.
+        let bound = begin.saturating_sub(1);
+        node.high[child] = (bound >> 64) as u64;
+        node.low[child] = bound as u64;
+    }
+    node
 }

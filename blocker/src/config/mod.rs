@@ -84,6 +84,9 @@ pub struct Limits {
     /// Prefixes: targets and exceptions of all rules, and protected ones.
     #[serde(deserialize_with = "values::whole::<1, 4_000_000, _>")]
     pub prefixes: u32,
+    /// How many of them may be IPv6, which takes more room; no more than `prefixes` count.
+    #[serde(deserialize_with = "values::whole::<1, 4_000_000, _>")]
+    pub prefixes_v6: u32,
     /// Rules.
     #[serde(deserialize_with = "values::whole::<1, 65_536, _>")]
     pub rules: u32,
@@ -99,6 +102,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             prefixes: 1_000_000,
+            prefixes_v6: 131_072,
             rules: 4_096,
             flows: 65_536,
             replies_per_second: 1_000,

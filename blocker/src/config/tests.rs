@@ -103,7 +103,7 @@ control: {socket: /tmp/s, group: wheel, mode: 0600, read: all}
 state_dir: /s
 pin_dir: /p
 on_stop: keep
-limits: {prefixes: 5, rules: 6, flows: 7, replies_per_second: 0}
+limits: {prefixes: 5, prefixes_v6: 4, rules: 6, flows: 7, replies_per_second: 0}
 protect: [10.0.0.1, 192.0.2.0/24]
 defaults: {mode: reset}
 rules:
@@ -127,6 +127,7 @@ rules:
     assert_eq!(config.on_stop, OnStop::Keep);
     let limits = Limits {
         prefixes: 5,
+        prefixes_v6: 4,
         rules: 6,
         flows: 7,
         replies_per_second: 0,
@@ -174,7 +175,7 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
         ("metrics: {listen: ':9'}", "1:1: unknown key \"metrics\""),
         (
             "limits: {events: 1}",
-            "1:10: unknown key \"events\", expected one of prefixes, rules, flows, replies_per_second",
+            "1:10: unknown key \"events\", expected one of prefixes, prefixes_v6, rules, flows, replies_per_second",
         ),
         (
             "interfaces: eth0",

@@ -57,6 +57,7 @@ const LIMITS: Limits = Limits {
     port_sets: 4,
     index_blocks: 2,
     range_blocks: 1,
+    v6_leaves: 4,
 };
 
 impl Dataplane for Fake {

@@ -4,14 +4,14 @@
 //! that began before the flip; so after each flip a grace period is waited for, beside the
 //! caller, and before the bank is written again it must be over.
 
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
 
-use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapData};
-use blocker_ebpf::{self as abi, Bank, IndexEntry, PortSet, Range, Rule, RuleList, State, maps};
+use aya::maps::{HashMap, Map, MapData};
+use blocker_ebpf::{
+    self as abi, Bank, IndexEntry, PortSet, Range, Rule, RuleList, State, V6Node, V6Values, maps,
+};
 
 use super::grace::Grace;
 use super::load::Object;
@@ -28,7 +28,8 @@ pub struct Banks {
     lists: Mapped<RuleList>,
     rules: Mapped<Rule>,
     port_sets: Mapped<PortSet>,
-    v6: [LpmTrie<MapData, [u8; 16], u32>; 2],
+    v6_nodes: Mapped<V6Node>,
+    v6_values: Mapped<V6Values>,
     interfaces: HashMap<MapData, Plain<abi::InterfaceKey>, u8>,
     grace: Arc<Grace>,
     settling: Option<JoinHandle<std::io::Result<()>>>,
@@ -58,6 +59,18 @@ impl Banks {
             blocks(limits.range_blocks, abi::RANGES_PER_BLOCK / 2),
             &mut arrays,
         )?;
+        let v6_nodes = map_array(
+            object,
+            maps::V6_NODES,
+            blocks(limits.v6_nodes(), 1),
+            &mut arrays,
+        )?;
+        let v6_values = map_array(
+            object,
+            maps::V6_VALUES,
+            blocks(limits.v6_leaves, 1),
+            &mut arrays,
+        )?;
         let lists = map_array(object, maps::LISTS, blocks(limits.lists, 1), &mut arrays)?;
         let rules = map_array(object, maps::RULES, blocks(limits.rules, 1), &mut arrays)?;
         let port_sets = map_array(
@@ -74,7 +87,8 @@ impl Banks {
             lists,
             rules,
             port_sets,
-            v6: [trie(object, maps::V6[0])?, trie(object, maps::V6[1])?],
+            v6_nodes,
+            v6_values,
             interfaces: HashMap::try_from(object.map(maps::INTERFACES)?).map_err(|source| {
                 Error::Map {
                     map: maps::INTERFACES,
@@ -89,7 +103,8 @@ impl Banks {
         // An empty index entry answers "no list" whatever the shift; the shift must be valid.
         let empty = Bank {
             v4_shift: 16,
-            v6_prefixes: 0,
+            v6_levels: 0,
+            v6_first: [0; abi::V6_LEVELS],
             generation: 0,
         };
         banks.state.write(
@@ -115,13 +130,13 @@ impl Banks {
     pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         self.settle()?;
         let idle = 1 - self.active();
-        self.write_v6(idle, snapshot)?;
         self.write_interfaces(idle, snapshot)?;
         self.write_arrays(idle, snapshot);
         self.generation += 1;
         let bank = Bank {
             v4_shift: snapshot.v4.shift,
-            v6_prefixes: u32::try_from(snapshot.v6.len()).unwrap_or(u32::MAX),
+            v6_levels: snapshot.v6.levels,
+            v6_first: snapshot.v6.first,
             generation: self.generation,
         };
         let state = self.state.at(0);
@@ -184,25 +199,14 @@ impl Banks {
                 );
             }
         }
+        self.v6_nodes
+            .write(base(limits.v6_nodes()), &snapshot.v6.nodes);
+        self.v6_values
+            .write(base(limits.v6_leaves), &snapshot.v6.values);
         self.lists.write(base(limits.lists), &snapshot.lists);
         self.rules.write(base(limits.rules), &snapshot.rules);
         self.port_sets
             .write(base(limits.port_sets), &snapshot.port_sets);
-    }
-
-    fn write_v6(&mut self, idle: usize, snapshot: &Snapshot) -> Result<(), Error> {
-        let map = maps::V6[idle];
-        let error = |source| Error::Map { map, source };
-        let trie = &mut self.v6[idle];
-        let old: Vec<_> = trie.keys().collect::<Result<_, _>>().map_err(error)?;
-        for key in old {
-            trie.remove(&key).map_err(error)?;
-        }
-        for (address, length, list) in &snapshot.v6 {
-            let key = Key::new(u32::from(*length), Ipv6Addr::octets(address));
-            trie.insert(&key, list, 0).map_err(error)?;
-        }
-        Ok(())
     }
 
     fn write_interfaces(&mut self, idle: usize, snapshot: &Snapshot) -> Result<(), Error> {
@@ -254,8 +258,4 @@ fn map_array<T: Copy>(
         Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })?;
     arrays.push((name, map));
     Ok(mapped)
-}
-
-fn trie(object: &mut Object, name: &'static str) -> Result<LpmTrie<MapData, [u8; 16], u32>, Error> {
-    LpmTrie::try_from(object.map(name)?).map_err(|source| Error::Map { map: name, source })
 }

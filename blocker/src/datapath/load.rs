@@ -33,12 +33,13 @@ pub const FLOWS: u32 = 65_536;
 pub const WATCHED_FLOWS: u32 = 65_536;
 
 impl Settings {
-    /// Settings for so many prefixes and rules, with a mark of this start.
+    /// Settings for so many prefixes (IPv6 ones among them) and rules, with a mark of this start.
     ///
     /// # Errors
     /// Where the kernel gives no randomness.
     pub fn new(
         prefixes: u32,
+        prefixes_v6: u32,
         rules: u32,
         replies_per_second: u32,
         log: log::LevelFilter,
@@ -50,7 +51,7 @@ impl Settings {
             }
         };
         Ok(Self {
-            limits: Limits::sized(prefixes, rules),
+            limits: Limits::sized(prefixes, prefixes_v6, rules),
             replies_per_second,
             flows: FLOWS,
             mark,
@@ -75,6 +76,7 @@ impl Object {
             log::LevelFilter::Off => 0_u8,
             level => level as u8,
         };
+        let v6_nodes = limits.v6_nodes();
         let mut loader = EbpfLoader::new();
         loader
             .verifier_log_level(VerifierLogLevel::DEBUG)
@@ -86,14 +88,16 @@ impl Object {
             )
             .override_global(globals::INDEX_BLOCKS, &limits.index_blocks, true)
             .override_global(globals::RANGE_BLOCKS, &limits.range_blocks, true)
+            .override_global(globals::V6_NODES_PER_BANK, &v6_nodes, true)
+            .override_global(globals::V6_LEAVES_PER_BANK, &limits.v6_leaves, true)
             .override_global(globals::LISTS_PER_BANK, &limits.lists, true)
             .override_global(globals::RULES_PER_BANK, &limits.rules, true)
             .override_global(globals::PORT_SETS_PER_BANK, &limits.port_sets, true)
             .override_global(globals::LOG_LEVEL, &level, true)
             .map_max_entries(maps::V4_INDEX, limits.index_blocks * 2)
             .map_max_entries(maps::V4_RANGES, limits.range_blocks * 2)
-            .map_max_entries(maps::V6[0], limits.prefixes)
-            .map_max_entries(maps::V6[1], limits.prefixes)
+            .map_max_entries(maps::V6_NODES, v6_nodes * 2)
+            .map_max_entries(maps::V6_VALUES, limits.v6_leaves * 2)
             .map_max_entries(maps::LISTS, limits.lists * 2)
             .map_max_entries(maps::RULES, limits.rules * 2)
             .map_max_entries(maps::PORT_SETS, limits.port_sets * 2)

@@ -34,6 +34,7 @@ pub(crate) const SETTINGS: Settings = Settings {
         port_sets: 64,
         index_blocks: 2,
         range_blocks: 2,
+        v6_leaves: 1_024,
     },
     replies_per_second: 1_000_000,
     flows: 64,
