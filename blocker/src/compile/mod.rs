@@ -36,6 +36,7 @@ mod sweep;
 pub(crate) mod tests;
 mod v4;
 mod v6;
+mod verdict;
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -44,6 +45,7 @@ use ipnet::IpNet;
 
 pub use rank::{Rank, rank};
 pub use v4::V4Table;
+pub use verdict::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
 
 use crate::rule::{Rule, RuleId};
 use sweep::{Claim, What};
