@@ -25,6 +25,8 @@
 //! a state that depends on the parent's state and on what the prefix adds (`states`), computed
 //! once for each such pair. Equal lists are kept once (`lists`). IPv4 segments become a range
 //! table (`v4`), IPv6 prefixes nodes of a trie (`v6`).
+//!
+//! What the datapath makes of the rules of an address is told by [`Tried`], for `explain`.
 
 mod lists;
 mod ports;
