@@ -638,6 +638,69 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
+fn explain_sends_what_is_known_of_the_packet() {
+    let answer = json!({"address": "10.1.2.3", "answers": [
+        {"direction": "ingress", "interfaces": ["eth0"], "verdict": "dropped", "rule": "dev01",
+         "hook": "xdp", "rules": [{"id": "dev01", "target": "10.1.0.0/16", "mode": "drop",
+            "outcome": "decides", "hook": "xdp"}]}]});
+    let daemon = Daemon::start().on("POST /v1/explain", &answer);
+    let words = [
+        "explain",
+        "10.1.2.3",
+        "--protocol=tcp",
+        "--local-port=80",
+        "--remote-port=40000",
+        "--direction=ingress",
+        "--interface=eth0",
+    ];
+    let ran = daemon.run(&words);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let first = ran.out.lines().next();
+    assert_eq!(first, Some("10.1.2.3: dropped by rule dev01 (10.1.0.0/16)"));
+    let ran = daemon.run(&[&words[..], &["-o", "json"]].concat());
+    assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap(), answer);
+    daemon.run(&["explain", "2001:db8::1", "--port", "80"]);
+    let bodies: Vec<Value> = daemon
+        .asked()
+        .iter()
+        .map(|asked| serde_json::from_slice(&asked.body).unwrap())
+        .collect();
+    let known = json!({"address": "10.1.2.3", "protocol": "tcp", "local_port": 80,
+        "remote_port": 40000, "direction": "ingress", "interface": "eth0"});
+    assert_eq!(
+        bodies,
+        [
+            known.clone(),
+            known,
+            json!({"address": "2001:db8::1", "port": 80})
+        ]
+    );
+}
+
+#[test]
+fn explain_wants_one_packet() {
+    let daemon = Daemon::start();
+    for (words, complaint) in [
+        (&["10.0.0.0/8"][..], "such as 10.0.0.1"),
+        (&["10.1.2.3/16"], "such as 10.1.2.3"),
+        (&["::ffff:10.1.2.3"], "write 10.1.2.3"),
+        (&["host"], "neither an address nor a prefix"),
+        (&["10.1.2.3", "--port", "80-90"], "such as 80"),
+        (
+            &["10.1.2.3", "--port", "80", "--local-port", "80"],
+            "cannot be used with",
+        ),
+        (&["10.1.2.3", "--protocol", "sctp"], "--protocol"),
+        (&["10.1.2.3", "--direction", "up"], "--direction"),
+    ] {
+        let ran = daemon.run(&[&["explain"], words].concat());
+        assert_eq!(ran.code, 2, "{words:?}: {ran:?}");
+        assert!(ran.err.contains(complaint), "{words:?}: {}", ran.err);
+    }
+    assert!(daemon.asked().is_empty());
+}
+
+#[test]
 fn completions_and_help_need_no_daemon() {
     let ctl = || blockctl(Path::new("/nonexistent.sock"));
     for shell in ["bash", "zsh", "fish"] {

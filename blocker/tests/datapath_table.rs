@@ -2,7 +2,8 @@
 //!
 //! [`Snapshot::lookup`] is the oracle, itself tested against a slow and obvious one. All rules
 //! drop every packet, so the first rule of an address's list must count it, and an address
-//! without a list must pass. XDP serves; the table is the same code for every hook.
+//! without a list must pass. XDP serves; the table is the same code for every hook. What the
+//! daemon reads of the live bank, to explain it, must be the same.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -146,6 +147,10 @@ fn compare(
     bench.datapath.switch(&snapshot)?;
     let mut hits = 0;
     for address in addresses {
+        ensure!(
+            bench.datapath.lookup(*address)? == snapshot.tried(*address),
+            "{address} has other rules when the live bank is read from here"
+        );
         let frame = match address {
             IpAddr::V4(_) => udp(b"").remote(*address),
             IpAddr::V6(_) => udp(b"").v6().remote(*address),

@@ -89,6 +89,8 @@ fn a_socket_that_lets_anybody_in_lets_nobody_else_change() -> Result<()> {
         let daemon = start(&pair, &format!("mode: \"0666\", read: {read}"))?;
         let listed = by(&daemon, NOBODY, NOBODY, ALONE, &["list"])?;
         assert_eq!(listed.code, list, "read: {read}: {listed:?}");
+        let explained = by(&daemon, NOBODY, NOBODY, ALONE, &["explain", "198.51.100.1"])?;
+        assert_eq!(explained.code, list, "read: {read}: {explained:?}");
         for words in [&["add", "198.51.100.1"][..], &["flush"]] {
             let refused = by(&daemon, NOBODY, NOBODY, ALONE, words)?;
             assert_eq!(refused.code, 1, "{words:?}: {refused:?}");

@@ -35,8 +35,8 @@ use tokio::net::UnixStream;
 
 pub use self::error::{Absence, ClientError};
 use super::types::{
-    AddResponse, BODY_LIMIT, DeleteResponse, ListResponse, RuleView, RulesetRequest,
-    RulesetResponse, SSH_CONNECTION_HEADER, Status,
+    AddResponse, BODY_LIMIT, DeleteResponse, ExplainRequest, ExplainResponse, ListResponse,
+    RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -191,6 +191,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.ask(Method::GET, "/v1/status", NOTHING).await
+    }
+
+    /// `POST /v1/explain`: what becomes of a packet. Changes nothing.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn explain(&self, packet: &ExplainRequest) -> Result<ExplainResponse, ClientError> {
+        self.ask(Method::POST, "/v1/explain", Some(packet)).await
     }
 
     async fn ask<T: DeserializeOwned>(

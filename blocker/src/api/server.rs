@@ -18,14 +18,16 @@ use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-use super::types::{BODY_LIMIT, Code, Problem, RulesetRequest, SSH_CONNECTION_HEADER};
+use super::types::{
+    BODY_LIMIT, Code, ExplainRequest, Problem, RulesetRequest, SSH_CONNECTION_HEADER,
+};
 use crate::config::{Control, ReadAccess};
 use crate::controller::{Asking, Controller, Error};
 use crate::rule::{RuleId, RuleSpec, Target};
@@ -145,6 +147,9 @@ pub async fn serve(
     result
 }
 
+/// A question with a body, so it is a `POST`; it only reads.
+const EXPLAIN: &str = "/v1/explain";
+
 /// The API's routes.
 fn router(controller: Controller, control: &Control) -> Router {
     let may = Arc::new(May {
@@ -159,6 +164,7 @@ fn router(controller: Controller, control: &Control) -> Router {
         .route("/v1/rules/{id}", get(show).delete(delete))
         .route("/v1/ruleset", put(replace))
         .route("/v1/status", get(status))
+        .route(EXPLAIN, post(explain))
         .fallback(no_such_endpoint)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -228,7 +234,8 @@ async fn admit(
     request: Request,
     next: Next,
 ) -> Response {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let reads =
+        matches!(*request.method(), Method::GET | Method::HEAD) || request.uri().path() == EXPLAIN;
     let admitted = if reads {
         may.read(peer)
     } else {
@@ -284,6 +291,14 @@ async fn show(
 
 async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> {
     Ok(Json(controller.status()?))
+}
+
+async fn explain(
+    State(controller): State<Controller>,
+    request: Sent<ExplainRequest>,
+) -> Answer<impl Serialize> {
+    let Json(request) = request?;
+    Ok(Json(controller.explain(&request)?))
 }
 
 async fn add(
@@ -434,6 +449,7 @@ impl From<Error> for Failure {
         let (status, code, title) = match &error {
             Error::Rule(_)
             | Error::RuleOf { .. }
+            | Error::Packet(_)
             | Error::Ruleset(RulesetError::Twice(_))
             | Error::Config(_) => (StatusCode::BAD_REQUEST, Code::InvalidInput, "invalid input"),
             Error::Compile(_) | Error::TooManyRules { .. } => (

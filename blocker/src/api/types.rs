@@ -1,9 +1,13 @@
 //! What travels over the control API. Field names are a contract: scripts rely on them.
 
+mod explain;
+
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+pub use explain::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 

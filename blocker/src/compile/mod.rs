@@ -25,6 +25,8 @@
 //! a state that depends on the parent's state and on what the prefix adds (`states`), computed
 //! once for each such pair. Equal lists are kept once (`lists`). IPv4 segments become a range
 //! table (`v4`), IPv6 segments a static search tree (`v6`).
+//!
+//! What the datapath makes of the rules of an address is told by [`Tried`], for `explain`.
 
 mod lists;
 mod ports;
@@ -36,6 +38,7 @@ mod sweep;
 pub(crate) mod tests;
 mod v4;
 mod v6;
+mod verdict;
 
 use std::net::IpAddr;
 
@@ -45,6 +48,8 @@ use ipnet::IpNet;
 pub use rank::{Rank, rank};
 pub use v4::V4Table;
 pub use v6::V6Table;
+pub(crate) use v6::walk as walk_v6;
+pub use verdict::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
 
 use crate::rule::{Rule, RuleId};
 use sweep::{Claim, What};

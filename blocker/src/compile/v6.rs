@@ -31,18 +31,30 @@ impl V6Table {
     /// The number of an address's list, found as the datapath finds it.
     #[must_use]
     pub fn list(&self, address: Ipv6Addr) -> u16 {
-        let address = u128::from(address);
-        let mut place = 0;
-        for level in (0..self.levels as usize).rev() {
-            let node = &self.nodes[self.first[level] as usize + place];
-            let before = |child: &usize| bound(node, *child) < address;
-            let child = (1..V6_FANOUT).take_while(before).count();
-            place = place * V6_FANOUT + child;
+        if self.levels == 0 {
+            return 0;
         }
-        self.values
-            .get(place / V6_FANOUT)
-            .map_or(0, |values| values.lists[place % V6_FANOUT])
+        let place = walk(address, self.levels, &self.first, |node| self.nodes[node]);
+        self.values[place / V6_FANOUT].lists[place % V6_FANOUT]
     }
+}
+
+/// Walks from the root to the range that an address is in: gives its place among all ranges.
+pub(crate) fn walk(
+    address: Ipv6Addr,
+    levels: u32,
+    first: &[u32; V6_LEVELS],
+    node: impl Fn(usize) -> V6Node,
+) -> usize {
+    let address = u128::from(address);
+    first[..levels as usize]
+        .iter()
+        .rev()
+        .fold(0, |place, first| {
+            let node = node(*first as usize + place);
+            let before = |child: &usize| bound(&node, *child) < address;
+            place * V6_FANOUT + (1..V6_FANOUT).take_while(before).count()
+        })
 }
 
 fn bound(node: &V6Node, child: usize) -> u128 {

@@ -1,11 +1,12 @@
 //! What the controller needs of a datapath. The kernel's is [`Datapath`]; the controller's own
 //! tests have one that fails when told to, for what no kernel can be made to do.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use blocker_ebpf::{FlowKey, Hook};
 
-use crate::compile::{Limits, Snapshot};
+use crate::compile::{Limits, Snapshot, Tried};
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::datapath::{Datapath, Error, HookTotals, RuleCounters};
@@ -25,6 +26,8 @@ pub trait Dataplane: Send {
     fn evidence(&self) -> Arc<dyn Evidence>;
     /// Makes a snapshot live, whole, or leaves the one before it.
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error>;
+    /// The rules that are tried on packets of a remote, in their order.
+    fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error>;
     /// Zeroes a slot for a new rule.
     fn clear_counters(&mut self, slot: u32) -> Result<(), Error>;
     /// What a rule did.
@@ -64,6 +67,10 @@ impl Dataplane for Datapath {
 
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         Self::switch(self, snapshot)
+    }
+
+    fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error> {
+        Self::lookup(self, remote)
     }
 
     fn clear_counters(&mut self, slot: u32) -> Result<(), Error> {

@@ -57,6 +57,9 @@ pub enum Error {
         /// Its id, or the target it was looked for by.
         what: String,
     },
+    /// A packet that can't be explained.
+    #[error("{0}")]
+    Packet(String),
     /// The datapath.
     #[error("{0}")]
     Datapath(#[from] datapath::Error),

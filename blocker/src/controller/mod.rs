@@ -7,6 +7,7 @@
 
 mod dataplane;
 mod error;
+mod explain;
 mod lift;
 mod live;
 mod requests;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use jiff::Timestamp;
 
 use super::{Asking, Controller, Dataplane, Error};
 use crate::api::types::RuleView;
-use crate::compile::{Limits, Snapshot};
+use crate::compile::{Limits, Snapshot, Tried};
 use crate::config::Config;
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
@@ -26,6 +27,8 @@ use crate::teardown::Evidence;
 struct Script {
     /// For each snapshot that was switched to: the modes of its rules, and their counter slots.
     live: Vec<Vec<(u8, u32)>>,
+    /// The snapshot that was switched to last.
+    snapshot: Option<Snapshot>,
     cleared: Vec<u32>,
     /// How many more switches succeed; all if absent.
     switches_left: Option<usize>,
@@ -91,7 +94,14 @@ impl Dataplane for Fake {
             .map(|rule| (rule.mode, rule.counter))
             .collect();
         script.live.push(rules);
+        script.snapshot = Some(snapshot.clone());
         Ok(())
+    }
+
+    fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, datapath::Error> {
+        let script = self.0.lock().unwrap();
+        let snapshot = script.snapshot.as_ref();
+        Ok(snapshot.map_or_else(Vec::new, |snapshot| snapshot.tried(remote)))
     }
 
     fn clear_counters(&mut self, slot: u32) -> Result<(), datapath::Error> {

@@ -4,6 +4,7 @@
 //! that began before the flip; so after each flip a grace period is waited for, beside the
 //! caller, and before the bank is written again it must be over.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
@@ -17,7 +18,7 @@ use super::grace::Grace;
 use super::load::Object;
 use super::memory::Mapped;
 use super::{Error, Plain};
-use crate::compile::{Limits, Snapshot};
+use crate::compile::{Limits, Snapshot, Tried, walk_v6};
 
 /// The maps that a snapshot is written to.
 pub struct Banks {
@@ -156,6 +157,108 @@ impl Banks {
         let grace = Arc::clone(&self.grace);
         self.settling = Some(std::thread::spawn(move || grace.wait()));
         Ok(())
+    }
+
+    /// The rules that the datapath tries on an address, in its order, read from the live bank the
+    /// way `blocker-ebpf`'s `table.rs` does.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read a map that is not in this process's memory.
+    pub fn lookup(&self, address: IpAddr) -> Result<Vec<Tried>, Error> {
+        let bank = self.active();
+        let number = match address {
+            IpAddr::V4(address) => self.list_of_v4(bank, address),
+            IpAddr::V6(address) => self.list_of_v6(bank, address),
+        };
+        if number == 0 {
+            return Ok(Vec::new());
+        }
+        let list = self
+            .lists
+            .read(bank * self.limits.lists as usize + number as usize);
+        let numbers = list.rules.iter().take(usize::from(list.len));
+        numbers
+            .map(|number| {
+                let place = bank * self.limits.rules as usize + usize::from(*number);
+                self.tried(bank, self.rules.read(place))
+            })
+            .collect()
+    }
+
+    fn list_of_v4(&self, bank: usize, address: Ipv4Addr) -> u32 {
+        let address = u32::from(address);
+        // SAFETY: inside the mapping; the live bank's description is written by nobody.
+        let shift = unsafe { (*self.state.at(0)).banks[bank].v4_shift };
+        let first = bank * self.limits.index_blocks as usize * abi::ENTRIES_PER_BLOCK;
+        let entry = self.index.read(first + (address >> (shift & 31)) as usize);
+        let first = bank * self.limits.range_blocks as usize * abi::RANGES_PER_BLOCK;
+        let range = |place: usize| {
+            let place = first + entry.first as usize + place;
+            self.ranges.read(place / 2)[place % 2]
+        };
+        let low = (address & 0xffff) as u16;
+        // As many starts as are not above the address; the last of them is its range.
+        let (mut base, mut end) = (0, usize::from(entry.count));
+        while base < end {
+            let middle = usize::midpoint(base, end);
+            if range(middle).start <= low {
+                base = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        let value = base
+            .checked_sub(1)
+            .map_or(entry.value, |last| range(last).value);
+        u32::from(value)
+    }
+
+    fn list_of_v6(&self, bank: usize, address: Ipv6Addr) -> u32 {
+        // SAFETY: as in `list_of_v4`.
+        let about = unsafe { (*self.state.at(0)).banks[bank] };
+        if about.v6_levels == 0 {
+            return 0;
+        }
+        let nodes = bank * self.limits.v6_nodes() as usize;
+        let place = walk_v6(address, about.v6_levels, &about.v6_first, |node| {
+            self.v6_nodes.read(nodes + node)
+        });
+        let values = bank * self.limits.v6_leaves as usize + place / abi::V6_FANOUT;
+        u32::from(self.v6_values.read(values).lists[place % abi::V6_FANOUT])
+    }
+
+    /// A rule with the sets that it names.
+    fn tried(&self, bank: usize, rule: Rule) -> Result<Tried, Error> {
+        let ports = |number: u16| {
+            let place = bank * self.limits.port_sets as usize + usize::from(number);
+            (number != abi::ANY_PORTS).then(|| Box::new(self.port_sets.read(place)))
+        };
+        let interfaces = (rule.interfaces != abi::ANY_INTERFACES)
+            .then(|| self.members(u32::from(bank == 1) << 31 | u32::from(rule.interfaces)))
+            .transpose()?;
+        Ok(Tried {
+            rule,
+            ports: ports(rule.ports),
+            local_ports: ports(rule.local_ports),
+            remote_ports: ports(rule.remote_ports),
+            interfaces,
+        })
+    }
+
+    /// The devices of an interface set.
+    fn members(&self, set: u32) -> Result<Vec<u32>, Error> {
+        let mut members = Vec::new();
+        for key in self.interfaces.keys() {
+            let Plain(key) = key.map_err(|source| Error::Map {
+                map: maps::INTERFACES,
+                source,
+            })?;
+            if key.set == set {
+                members.push(key.ifindex);
+            }
+        }
+        members.sort_unstable();
+        Ok(members)
     }
 
     /// Waits until no program reads the idle bank any more.

@@ -63,6 +63,17 @@ impl<T: Copy> Mapped<T> {
         };
     }
 
+    /// A copy of a value of the live bank, which nobody writes.
+    ///
+    /// # Panics
+    /// If there is no such value.
+    #[must_use]
+    pub fn read(&self, place: usize) -> T {
+        assert!(place < self.values, "value beyond the map's end");
+        // SAFETY: inside the mapping; `write` needs `&mut self`, and the programs only read.
+        unsafe { self.start.as_ptr().add(place).read() }
+    }
+
     /// The address of a value, for single words that the datapath reads while they change.
     ///
     /// # Panics

@@ -17,6 +17,7 @@ pub mod pins;
 use std::borrow::Cow;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub use diagnostics::Diagnostics;
 pub use evidence::Kills;
 pub use load::{Object, Settings};
 
-use crate::compile::Snapshot;
+use crate::compile::{Snapshot, Tried};
 use crate::config::HookChoice;
 use attach::Attachments;
 use devices::Device;
@@ -284,6 +285,14 @@ impl Datapath {
     /// If the kernel refuses a part of it; the one before it stays live then.
     pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         self.banks.switch(snapshot)
+    }
+
+    /// The rules that are tried on packets of a remote, in their order, as the live bank has them.
+    ///
+    /// # Errors
+    /// If a map can't be read.
+    pub fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error> {
+        self.banks.lookup(remote)
     }
 
     /// Attaches to exactly these devices, and tells what could not be.

@@ -41,6 +41,13 @@ The file is YAML or JSON: `rules:` and a list of rules, with the fields that the
 file has. Rules that are in force but not in the file are lifted; the configuration's own rules \
 are not touched. What changes is printed as a diff: + added, - removed, ~ changed.";
 
+const EXPLAIN_ABOUT: &str = "\
+Tell what becomes of a packet from or to a remote: which rule decides, at which hook, and why not \
+the others.
+
+The answer is read from what the datapath holds at that moment. What is left out may be anything: \
+where it makes a difference, the answer says on what it depends.";
+
 /// Block and unblock peers, through the blocker daemon.
 #[derive(Debug, Parser)]
 #[command(name = "blockctl", version, about, after_help = EXIT_CODES, max_term_width = 100)]
@@ -139,6 +146,8 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    #[command(about = "Tell what becomes of a packet, and which rule decides", long_about = EXPLAIN_ABOUT)]
+    Explain(ExplainArgs),
     /// Show the daemon's state: devices, limits, the last reload, what the kernel lacks.
     Status,
     /// Print a shell's completion script.
@@ -231,6 +240,31 @@ pub(crate) struct AddArgs {
     /// List the live flows that would die, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A packet, as flags.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ExplainArgs {
+    /// The remote: one address, IPv4 or IPv6.
+    pub(crate) address: String,
+    /// The port of either side.
+    #[arg(long, value_name = "PORT", conflicts_with_all = ["local_port", "remote_port"])]
+    pub(crate) port: Option<String>,
+    /// The port of this host's side.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) local_port: Option<String>,
+    /// The port of the remote's side.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) remote_port: Option<String>,
+    /// tcp, udp, icmp or a number from 0 to 255 [default: not known].
+    #[arg(long)]
+    pub(crate) protocol: Option<String>,
+    /// Which way it goes, seen from this host [default: both].
+    #[arg(long, value_parser = PossibleValuesParser::new(["both", "ingress", "egress"]))]
+    pub(crate) direction: Option<String>,
+    /// The device that it is on, by name or glob [default: every attached one].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) interface: Option<String>,
 }
 
 #[cfg(test)]

@@ -142,7 +142,9 @@ fn hint(error: &ClientError) -> Option<String> {
         ClientError::Lost { request, .. }
         | ClientError::Timeout { request }
         | ClientError::Garbled { request, .. }
-            if !request.starts_with("GET") && !request.contains("dry_run=true") =>
+            if !request.starts_with("GET")
+                && !request.contains("dry_run=true")
+                && request != "POST /v1/explain" =>
         {
             LOOK.to_owned()
         }

@@ -9,12 +9,12 @@ use std::io::Read as _;
 use std::path::Path;
 use std::str::FromStr;
 
-use blocker::api::types::RulesetRequest;
-use blocker::rule::{Defaults, RuleError, RuleId, RuleSpec, Target};
+use blocker::api::types::{ExplainRequest, RulesetRequest};
+use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
 use jiff::Timestamp;
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
-use crate::args::AddArgs;
+use crate::args::{AddArgs, ExplainArgs};
 
 /// Everything that is wrong with an input, a line each: place, what, why, way out.
 pub(crate) type Flaws = Vec<String>;
@@ -117,6 +117,61 @@ fn whole_rule_place(error: &RuleError) -> Option<&'static str> {
         RuleError::TwoDeadlines => Some("--for, --expires"),
         RuleError::PortsWithout(_) => Some("--port, --protocol"),
         _ => None,
+    }
+}
+
+/// Reads the flags of `explain`.
+pub(crate) fn packet(args: &ExplainArgs) -> Result<ExplainRequest, Flaws> {
+    let mut flaws = Flaws::new();
+    let address = one(&mut flaws, "ADDRESS", Some(&args.address), host);
+    let mut ports = |flag, text: &Option<String>| one(&mut flaws, flag, text.as_deref(), port);
+    let (port, local_port, remote_port) = (
+        ports("--port", &args.port),
+        ports("--local-port", &args.local_port),
+        ports("--remote-port", &args.remote_port),
+    );
+    let protocol = one(&mut flaws, "--protocol", args.protocol.as_deref(), parse);
+    let direction = one(&mut flaws, "--direction", args.direction.as_deref(), parse);
+    match address {
+        Some(address) if flaws.is_empty() => Ok(ExplainRequest {
+            address,
+            port,
+            local_port,
+            remote_port,
+            protocol,
+            direction,
+            interface: args.interface.clone(),
+        }),
+        _ => Err(flaws),
+    }
+}
+
+fn host(text: &str) -> Result<Target, String> {
+    let prefix = |address: &str| {
+        format!(
+            "{text} is a prefix, but one packet is explained: name one address of it, such as {address}"
+        )
+    };
+    match text.parse::<Target>() {
+        Ok(target) if target.is_host() => Ok(target),
+        Ok(target) => {
+            let first = target.net().hosts().next();
+            Err(prefix(&first.unwrap_or(target.net().addr()).to_string()))
+        }
+        Err(RuleError::HostBits { address, .. }) => Err(prefix(&address.to_string())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let ports: Ports = text.parse().map_err(|error: RuleError| error.to_string())?;
+    if ports.first == ports.last {
+        Ok(ports.first)
+    } else {
+        Err(format!(
+            "{text} is a range, but one packet is explained: name one port of it, such as {}",
+            ports.first
+        ))
     }
 }
 

@@ -167,6 +167,12 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             let text = form(global, &answer, || render::applied(&answer, view))?;
             Ok(Done::new(text).after(&answer.teardown))
         }
+        Command::Explain(args) => {
+            let answer = client.explain(&input::packet(args)?).await?;
+            Ok(Done::new(form(global, &answer, || {
+                render::explained(&answer, view)
+            })?))
+        }
         Command::Status => {
             let answer = client.status().await?;
             Ok(Done::new(form(global, &answer, || {

@@ -5,6 +5,7 @@
 //! get JSON or YAML, which [`crate::output`] writes without any of this.
 
 mod change;
+mod explain;
 mod rules;
 mod status;
 mod table;
@@ -13,6 +14,7 @@ mod text;
 use jiff::Timestamp;
 
 pub(crate) use change::{added, applied, left, lifted};
+pub(crate) use explain::explained;
 pub(crate) use rules::{list, show};
 pub(crate) use status::status;
 pub(crate) use text::{BAD, WARN, printable, styled};

@@ -1,0 +1,486 @@
+//! Which rule takes a packet, in plain Rust: the same as `matches` of `blocker-ebpf`'s
+//! `verdict.rs`, for packets of which only a part may be known.
+//!
+//! A packet here is whole and well formed; what becomes of others stands in
+//! `docs/packet-flow.md`. A test over the kernel shows that both say the same.
+
+use std::net::IpAddr;
+
+use blocker_ebpf::{self as abi, Hook, PortSet};
+
+use super::Snapshot;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// A compiled rule and the sets that it names; `None`: any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// The rule.
+    pub rule: abi::Rule,
+    /// Ports, one of which either side's must be.
+    pub ports: Option<Box<PortSet>>,
+    /// Ports, one of which the local side's must be.
+    pub local_ports: Option<Box<PortSet>>,
+    /// Ports, one of which the remote's must be.
+    pub remote_ports: Option<Box<PortSet>>,
+    /// Indexes of devices.
+    pub interfaces: Option<Vec<u32>>,
+}
+
+/// What is known of a packet beside the remote's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// The hook that it meets.
+    pub hook: Hook,
+    /// Index of the device that it is on.
+    pub ifindex: u32,
+    /// Its IP protocol; `None`: not known.
+    pub protocol: Option<u8>,
+    /// Its ports.
+    pub ports: PacketPorts,
+}
+
+/// What is known of a packet's ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacketPorts {
+    /// Each side's, where it is known.
+    Sides {
+        /// This host's.
+        local: Option<u16>,
+        /// The remote's.
+        remote: Option<u16>,
+    },
+    /// One side's, without knowing which.
+    Either(u16),
+}
+
+/// Whether a rule takes a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// It takes every such packet.
+    Takes,
+    /// It takes a part of them: its percentage, by packet or by flow.
+    Share,
+    /// It takes some of them, by what is not known of the packet.
+    Depends {
+        /// On its protocol.
+        protocol: bool,
+        /// On its ports.
+        ports: bool,
+    },
+    /// It takes none.
+    Not(Miss),
+}
+
+/// What keeps a rule from taking a packet; the first that does, in the order of the datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
+    /// It goes the other way.
+    Direction,
+    /// It is of another protocol.
+    Protocol,
+    /// Its ports are others, or its protocol has none.
+    Ports,
+    /// It is on another device.
+    Interface,
+    /// The rule's deadline is over.
+    Deadline,
+}
+
+/// Whether something holds for the packets in question.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Always,
+    Sometimes,
+    Never,
+}
+
+impl Tried {
+    /// Whether the rule takes a packet of its addresses at a time, `CLOCK_BOOTTIME` nanoseconds.
+    #[must_use]
+    pub fn fit(&self, packet: &Packet, now: u64) -> Fit {
+        let rule = &self.rule;
+        let bit = if packet.hook == Hook::Egress {
+            abi::direction::EGRESS
+        } else {
+            abi::direction::INGRESS
+        };
+        if rule.directions & bit == 0 {
+            return Fit::Not(Miss::Direction);
+        }
+        let protocol = self.protocol_fits(packet);
+        if protocol == Holds::Never {
+            return Fit::Not(Miss::Protocol);
+        }
+        let ports = self.ports_fit(packet);
+        if ports == Holds::Never {
+            return Fit::Not(Miss::Ports);
+        }
+        let devices = self.interfaces.as_ref();
+        if devices.is_some_and(|devices| !devices.contains(&packet.ifindex)) {
+            return Fit::Not(Miss::Interface);
+        }
+        if rule.deadline != abi::NEVER && now > rule.deadline {
+            return Fit::Not(Miss::Deadline);
+        }
+        let (protocol, ports) = (protocol == Holds::Sometimes, ports == Holds::Sometimes);
+        if protocol || ports {
+            return Fit::Depends { protocol, ports };
+        }
+        if rule.percent == abi::ALWAYS {
+            Fit::Takes
+        } else {
+            Fit::Share
+        }
+    }
+
+    fn protocol_fits(&self, packet: &Packet) -> Holds {
+        let wanted = match self.rule.protocol {
+            abi::ANY_PROTOCOL => return Holds::Always,
+            abi::ICMP_PROTOCOL if packet.v6 => u16::from(ICMPV6),
+            abi::ICMP_PROTOCOL => u16::from(ICMP),
+            number => number,
+        };
+        let possible = match packet.protocol {
+            Some(protocol) => return Holds::from(u16::from(protocol) == wanted),
+            None if packet.ports.is_known() => [TCP, UDP].map(u16::from).contains(&wanted),
+            None => true,
+        };
+        if possible {
+            Holds::Sometimes
+        } else {
+            Holds::Never
+        }
+    }
+
+    fn ports_fit(&self, packet: &Packet) -> Holds {
+        if self.ports.is_none() && self.local_ports.is_none() && self.remote_ports.is_none() {
+            return Holds::Always;
+        }
+        if packet
+            .protocol
+            .is_some_and(|protocol| !matches!(protocol, TCP | UDP))
+        {
+            return Holds::Never;
+        }
+        let fit = match packet.ports {
+            PacketPorts::Sides { local, remote } => self.sides_fit(local, remote),
+            PacketPorts::Either(port) => self
+                .sides_fit(Some(port), None)
+                .or(self.sides_fit(None, Some(port))),
+        };
+        // Without a protocol it may be one that has no ports, unless the rule or a port says so.
+        let has_ports = packet.protocol.is_some()
+            || packet.ports.is_known()
+            || self.rule.protocol != abi::ANY_PROTOCOL;
+        if fit == Holds::Always && !has_ports {
+            Holds::Sometimes
+        } else {
+            fit
+        }
+    }
+
+    /// Whether the ports are in the rule's sets, for all pairs that the unknown sides allow.
+    fn sides_fit(&self, local: Option<u16>, remote: Option<u16>) -> Holds {
+        let (locals, remotes) = (candidates(local), candidates(remote));
+        let fit_locals = both(&locals, self.local_ports.as_deref());
+        let fit_remotes = both(&remotes, self.remote_ports.as_deref());
+        if is_empty(&fit_locals) || is_empty(&fit_remotes) {
+            return Holds::Never;
+        }
+        // Of pairs of any two such ports, all have one in the set if all of one side are.
+        let local_hits = both(&fit_locals, self.ports.as_deref());
+        let remote_hits = both(&fit_remotes, self.ports.as_deref());
+        if is_empty(&local_hits) && is_empty(&remote_hits) {
+            return Holds::Never;
+        }
+        let one_hits = local_hits == fit_locals || remote_hits == fit_remotes;
+        if one_hits && fit_locals == locals && fit_remotes == remotes {
+            Holds::Always
+        } else {
+            Holds::Sometimes
+        }
+    }
+}
+
+impl PacketPorts {
+    /// Whether anything is known of them, so that the packet must have ports.
+    #[must_use]
+    pub const fn is_known(self) -> bool {
+        !matches!(
+            self,
+            Self::Sides {
+                local: None,
+                remote: None
+            }
+        )
+    }
+}
+
+impl From<bool> for Holds {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Always } else { Self::Never }
+    }
+}
+
+impl Holds {
+    /// Of packets that are of one kind or of another.
+    fn or(self, other: Self) -> Self {
+        if self == other { self } else { Self::Sometimes }
+    }
+}
+
+/// Whether XDP ends what a rule takes, as `settles` there says; if not, TC does. Neighbour
+/// discovery, which passes, is left to the caller.
+#[must_use]
+pub const fn settles_at_xdp(rule: &abi::Rule) -> bool {
+    rule.mode == abi::mode::DROP && rule.percent == abi::ALWAYS
+}
+
+/// The bits of a [`PortSet`].
+type Bits = [u64; 1_024];
+
+/// The ports that a side may have.
+fn candidates(known: Option<u16>) -> Bits {
+    let Some(port) = known else {
+        return [u64::MAX; 1_024];
+    };
+    let mut bits = [0; 1_024];
+    bits[usize::from(port / 64)] = 1 << (port % 64);
+    bits
+}
+
+/// The ports that are in a set, too.
+fn both(ports: &Bits, set: Option<&PortSet>) -> Bits {
+    let mut bits = *ports;
+    if let Some(set) = set {
+        for (word, other) in bits.iter_mut().zip(&set.bits) {
+            *word &= other;
+        }
+    }
+    bits
+}
+
+fn is_empty(ports: &Bits) -> bool {
+    ports.iter().all(|word| *word == 0)
+}
+
+impl Snapshot {
+    /// The rules that apply to an address, in trial order, with the sets that they name.
+    #[must_use]
+    pub fn tried(&self, address: IpAddr) -> Vec<Tried> {
+        let tried = |number: &u16| {
+            let rule = self.rules[usize::from(*number)];
+            let ports = |set: u16| {
+                let set = self.port_sets.get(usize::from(set));
+                set.map(|set| Box::new(*set))
+            };
+            let interfaces = self.interface_sets.get(usize::from(rule.interfaces));
+            Tried {
+                rule,
+                ports: ports(rule.ports),
+                local_ports: ports(rule.local_ports),
+                remote_ports: ports(rule.remote_ports),
+                interfaces: interfaces.cloned(),
+            }
+        };
+        self.lookup(address).iter().map(tried).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::tests::{LIMITS, rule};
+    use crate::compile::{Input, RuleInput, compile};
+
+    const NOW: u64 = 1_000;
+
+    fn tried(fields: &str, deadline: u64, interfaces: Option<Vec<u32>>) -> Tried {
+        let rule = rule("r", "10.0.0.1", fields);
+        let rules = [RuleInput {
+            rule: &rule,
+            deadline,
+            counter: 0,
+            interfaces,
+        }];
+        let input = Input {
+            rules: &rules,
+            protect: &[],
+        };
+        let snapshot = compile(&input, &LIMITS).unwrap();
+        snapshot.tried("10.0.0.1".parse().unwrap()).remove(0)
+    }
+
+    fn packet(protocol: Option<u8>, local: Option<u16>, remote: Option<u16>) -> Packet {
+        Packet {
+            v6: false,
+            hook: Hook::Ingress,
+            ifindex: 2,
+            protocol,
+            ports: PacketPorts::Sides { local, remote },
+        }
+    }
+
+    fn fit(fields: &str, packet: &Packet) -> Fit {
+        tried(fields, abi::NEVER, None).fit(packet, NOW)
+    }
+
+    const PROTOCOL: Fit = Fit::Depends {
+        protocol: true,
+        ports: false,
+    };
+    const PORTS: Fit = Fit::Depends {
+        protocol: false,
+        ports: true,
+    };
+    const BOTH: Fit = Fit::Depends {
+        protocol: true,
+        ports: true,
+    };
+
+    #[test]
+    fn a_known_packet_is_taken_or_not() {
+        let (tcp, udp, gre) = (Some(TCP), Some(UDP), Some(47));
+        let misses = |miss| Fit::Not(miss);
+        for (fields, protocol, local, remote, expected) in [
+            ("{}", tcp, 80, 4_000, Fit::Takes),
+            ("{direction: ingress}", tcp, 80, 4_000, Fit::Takes),
+            (
+                "{direction: egress}",
+                tcp,
+                80,
+                4_000,
+                misses(Miss::Direction),
+            ),
+            ("{protocol: tcp}", tcp, 80, 4_000, Fit::Takes),
+            ("{protocol: udp}", tcp, 80, 4_000, misses(Miss::Protocol)),
+            ("{protocol: icmp}", Some(ICMP), 0, 0, Fit::Takes),
+            (
+                "{protocol: icmp}",
+                Some(ICMPV6),
+                0,
+                0,
+                misses(Miss::Protocol),
+            ),
+            ("{ports: [80]}", tcp, 80, 4_000, Fit::Takes),
+            ("{ports: [80]}", udp, 4_000, 80, Fit::Takes),
+            ("{ports: [80]}", udp, 79, 81, misses(Miss::Ports)),
+            ("{ports: [0-65535]}", gre, 0, 0, misses(Miss::Ports)),
+            ("{local_ports: [80]}", tcp, 4_000, 80, misses(Miss::Ports)),
+            ("{remote_ports: [80]}", tcp, 4_000, 80, Fit::Takes),
+            ("{percent: 30}", tcp, 80, 4_000, Fit::Share),
+        ] {
+            let packet = packet(protocol, Some(local), Some(remote));
+            assert_eq!(fit(fields, &packet), expected, "{fields} {packet:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_guessed() {
+        let tcp = Some(TCP);
+        for (fields, protocol, local, remote, expected) in [
+            ("{protocol: tcp}", None, None, None, PROTOCOL),
+            ("{protocol: tcp}", None, Some(80), None, PROTOCOL),
+            (
+                "{protocol: 47}",
+                None,
+                Some(80),
+                None,
+                Fit::Not(Miss::Protocol),
+            ),
+            ("{protocol: 47}", None, None, None, PROTOCOL),
+            ("{ports: [80]}", None, None, None, PORTS),
+            ("{protocol: tcp, ports: [80]}", None, None, None, BOTH),
+            ("{ports: [80]}", None, Some(80), None, Fit::Takes),
+            ("{ports: [80]}", tcp, Some(81), None, PORTS),
+            ("{ports: [80]}", tcp, None, Some(80), Fit::Takes),
+            ("{local_ports: [80]}", tcp, None, Some(80), PORTS),
+            (
+                "{local_ports: [80]}",
+                tcp,
+                Some(81),
+                None,
+                Fit::Not(Miss::Ports),
+            ),
+            ("{ports: [0-65535]}", tcp, None, None, Fit::Takes),
+            ("{ports: [0-65535]}", None, None, None, PORTS),
+            (
+                "{ports: [80], local_ports: [81]}",
+                tcp,
+                None,
+                Some(5),
+                Fit::Not(Miss::Ports),
+            ),
+            (
+                "{ports: [80], local_ports: [80, 81]}",
+                tcp,
+                None,
+                Some(5),
+                PORTS,
+            ),
+            ("{percent: 30, ports: [80]}", tcp, None, None, PORTS),
+        ] {
+            let packet = packet(protocol, local, remote);
+            assert_eq!(fit(fields, &packet), expected, "{fields} {packet:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_either_side() {
+        for (fields, expected) in [
+            ("{ports: [80]}", Fit::Takes),
+            ("{ports: [81]}", PORTS),
+            ("{local_ports: [80]}", PORTS),
+            ("{local_ports: [80], remote_ports: [80]}", PORTS),
+            (
+                "{local_ports: [81], remote_ports: [82]}",
+                Fit::Not(Miss::Ports),
+            ),
+        ] {
+            let packet = Packet {
+                ports: PacketPorts::Either(80),
+                ..packet(Some(UDP), None, None)
+            };
+            assert_eq!(fit(fields, &packet), expected, "{fields}");
+        }
+    }
+
+    #[test]
+    fn devices_and_deadlines_keep_a_rule_away() {
+        let packet = packet(Some(TCP), Some(80), Some(80));
+        for (deadline, interfaces, expected) in [
+            (abi::NEVER, Some(vec![2, 3]), Fit::Takes),
+            (abi::NEVER, Some(vec![3]), Fit::Not(Miss::Interface)),
+            (abi::NEVER, Some(vec![]), Fit::Not(Miss::Interface)),
+            (NOW, None, Fit::Takes),
+            (NOW - 1, None, Fit::Not(Miss::Deadline)),
+        ] {
+            let tried = tried("{}", deadline, interfaces.clone());
+            assert_eq!(
+                tried.fit(&packet, NOW),
+                expected,
+                "{deadline} {interfaces:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn xdp_ends_what_needs_no_reply_and_no_die() {
+        for (fields, settles) in [
+            ("{mode: drop}", true),
+            ("{mode: drop, percent: 99}", false),
+            ("{mode: reset}", false),
+            ("{mode: reject}", false),
+            ("{mode: audit}", false),
+        ] {
+            let tried = tried(fields, abi::NEVER, None);
+            assert_eq!(settles_at_xdp(&tried.rule), settles, "{fields}");
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! What becomes of a packet, and why: read from the live bank, as the datapath reads it.
+//!
+//! Whether a rule takes a packet is [`crate::compile`]'s; here its verdicts get names, reasons and
+//! devices. Changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use blocker_ebpf::{Hook, flag};
+
+use super::live::{Live, boot_time};
+use super::{Controller, Error};
+use crate::api::types::{
+    ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule,
+};
+use crate::compile::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
+use crate::datapath::attach::{Attached, hook_name};
+use crate::rule::{
+    Direction, Mode, Ports, Protocol, Rule, RuleError, RuleId, Target, interface_matches,
+};
+use crate::ruleset::Entry;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+impl Controller {
+    /// What becomes of a packet of which this much is known.
+    ///
+    /// # Errors
+    /// If the request contradicts itself or names a device that is not attached, or if the live
+    /// bank can't be read.
+    pub fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, Error> {
+        let address = host(request.address)?;
+        let ports = ports(request)?;
+        let protocol = protocol(request, address, ports)?;
+        let live = self.live();
+        let devices = devices(&live, request.interface.as_deref())?;
+        let listed = listed(&live, address)?;
+        let ids: Vec<&RuleId> = listed.iter().map(|listed| &listed.rule.id).collect();
+        let spared_by = spared_by(&live, address, &ids);
+        // A protected prefix empties the list. One that the configuration has from this moment on
+        // may not have reached the datapath yet.
+        let protected_by = live.config.protect.iter().copied();
+        let protected_by = protected_by
+            .filter(|prefix| listed.is_empty() && prefix.net().contains(&address))
+            .max_by_key(|prefix| prefix.net().prefix_len());
+        let nothing = nothing_decides(protected_by, &spared_by, listed.is_empty());
+        let now = boot_time();
+        let mut answers: Vec<Explanation> = Vec::new();
+        for (direction, hook) in [
+            (Direction::Ingress, Hook::Ingress),
+            (Direction::Egress, Hook::Egress),
+        ] {
+            let asked = request.direction.unwrap_or(Direction::Both);
+            if asked != Direction::Both && asked != direction {
+                continue;
+            }
+            for device in &devices {
+                let packet = Packet {
+                    v6: address.is_ipv6(),
+                    hook,
+                    ifindex: device.device.index,
+                    protocol,
+                    ports,
+                };
+                let xdp = device.hooks.iter().any(|hook| hook.hook == Hook::Xdp);
+                let rules = trials(&listed, &packet, xdp, now);
+                let name = device.device.name.clone();
+                // The rest of an answer follows from these.
+                let alike = |answer: &&mut Explanation| {
+                    answer.direction == direction && answer.rules == rules
+                };
+                match answers.iter_mut().find(alike) {
+                    Some(answer) => answer.interfaces.push(name),
+                    None => answers.push(Explanation {
+                        direction,
+                        interfaces: vec![name],
+                        ..conclusion(rules, &packet, &nothing)
+                    }),
+                }
+            }
+        }
+        Ok(ExplainResponse {
+            address: request.address,
+            protected_by,
+            spared_by,
+            answers,
+        })
+    }
+}
+
+/// A rule on the address's list.
+struct Listed<'l> {
+    tried: Tried,
+    rule: &'l Rule,
+    target: Target,
+}
+
+fn host(target: Target) -> Result<IpAddr, Error> {
+    if target.is_host() {
+        return Ok(target.net().addr());
+    }
+    Err(Error::Packet(format!(
+        "{target} is a prefix, but one packet is explained: name one address of it, such as {}",
+        target.net().hosts().next().unwrap_or(target.net().addr()),
+    )))
+}
+
+fn ports(request: &ExplainRequest) -> Result<PacketPorts, Error> {
+    let (local, remote) = (request.local_port, request.remote_port);
+    match request.port {
+        None => Ok(PacketPorts::Sides { local, remote }),
+        Some(port) if local.is_none() && remote.is_none() => Ok(PacketPorts::Either(port)),
+        Some(_) => Err(Error::Packet(
+            "port is a port of either side, and excludes local_port and remote_port: give those alone"
+                .to_owned(),
+        )),
+    }
+}
+
+fn protocol(
+    request: &ExplainRequest,
+    address: IpAddr,
+    ports: PacketPorts,
+) -> Result<Option<u8>, Error> {
+    let protocol = request.protocol.unwrap_or_default();
+    let number = match protocol {
+        Protocol::Any => None,
+        Protocol::Tcp => Some(TCP),
+        Protocol::Udp => Some(UDP),
+        Protocol::Icmp if address.is_ipv6() => Some(ICMPV6),
+        Protocol::Icmp => Some(ICMP),
+        Protocol::Number(number) => Some(number),
+    };
+    if ports.is_known() && number.is_some_and(|number| number != TCP && number != UDP) {
+        return Err(RuleError::PortsWithout(protocol).into());
+    }
+    Ok(number)
+}
+
+fn devices<'l>(live: &'l Live, pattern: Option<&str>) -> Result<Vec<&'l Attached>, Error> {
+    let mut devices = live.datapath.attached();
+    let Some(pattern) = pattern else {
+        return Ok(devices);
+    };
+    let names: Vec<&str> = devices
+        .iter()
+        .map(|attached| attached.device.name.as_str())
+        .collect();
+    let attached = match names.as_slice() {
+        [] => "none is".to_owned(),
+        names => format!("attached are {}", names.join(", ")),
+    };
+    devices.retain(|attached| interface_matches(pattern, &attached.device.name));
+    if devices.is_empty() {
+        return Err(Error::Packet(format!(
+            "no interface {pattern:?} is attached, so no rule decides there: {attached}"
+        )));
+    }
+    Ok(devices)
+}
+
+/// The rules that the datapath tries on an address. A compiled rule is known by its counters,
+/// which no two rules share.
+fn listed(live: &Live, address: IpAddr) -> Result<Vec<Listed<'_>>, Error> {
+    let tried = live.datapath.lookup(address)?;
+    let slots: Vec<u32> = tried.iter().map(|tried| tried.rule.counter).collect();
+    let named: BTreeMap<u32, &Entry> = live
+        .ruleset()
+        .values()
+        .filter(|entry| slots.contains(&entry.counter))
+        .map(|entry| (entry.counter, entry))
+        .collect();
+    let listed = |tried: Tried| {
+        let slot = tried.rule.counter;
+        let rule = named.get(&slot).map(|entry| &entry.rule);
+        let found = rule.and_then(|rule| Some((rule, covering(&rule.targets, address)?)));
+        let (rule, target) = found.ok_or_else(|| {
+            Error::Inside(format!(
+                "the datapath tries a rule on {address} (counters {slot}) that is not in force"
+            ))
+        })?;
+        Ok(Listed {
+            tried,
+            rule,
+            target,
+        })
+    };
+    tried.into_iter().map(listed).collect()
+}
+
+/// The most specific of some prefixes that covers an address.
+fn covering(prefixes: &[Target], address: IpAddr) -> Option<Target> {
+    let covering = prefixes
+        .iter()
+        .filter(|prefix| prefix.net().contains(&address));
+    covering
+        .max_by_key(|prefix| prefix.net().prefix_len())
+        .copied()
+}
+
+fn spared_by(live: &Live, address: IpAddr, listed: &[&RuleId]) -> Vec<Spared> {
+    let rules = live.ruleset().values().map(|entry| &entry.rule);
+    rules
+        .filter(|rule| !listed.contains(&&rule.id))
+        .filter_map(|rule| {
+            Some(Spared {
+                except: covering(&rule.except, address)?,
+                target: covering(&rule.targets, address)?,
+                rule: rule.id.clone(),
+            })
+        })
+        .collect()
+}
+
+fn nothing_decides(protected_by: Option<Target>, spared_by: &[Spared], unlisted: bool) -> String {
+    match (protected_by, spared_by) {
+        (Some(prefix), _) => format!("the configuration protects {prefix}"),
+        (None, [spared, ..]) if unlisted => {
+            format!("rule {} excepts {}", spared.rule, spared.except)
+        }
+        (None, _) if unlisted => "no rule covers it".to_owned(),
+        (None, _) => "no rule that covers it takes such packets".to_owned(),
+    }
+}
+
+/// What becomes of the trial of each rule by a packet, on a device with XDP or without.
+fn trials(listed: &[Listed<'_>], packet: &Packet, xdp: bool, now: u64) -> Vec<TriedRule> {
+    let mut decider: Option<&Rule> = None;
+    // What a die decides XDP leaves to TC, and with it what is behind.
+    let mut xdp = xdp;
+    let mut rules = Vec::with_capacity(listed.len());
+    for Listed {
+        tried,
+        rule,
+        target,
+    } in listed
+    {
+        let (outcome, why) = match (tried.fit(packet, now), decider) {
+            (Fit::Not(miss), _) => (Outcome::NoMatch, Some(only(rule, miss))),
+            (_, Some(first)) => (
+                Outcome::Shadowed,
+                Some(format!("rule {} decides before it", first.id)),
+            ),
+            (Fit::Takes, None) => {
+                decider = Some(rule);
+                (Outcome::Decides, None)
+            }
+            (Fit::Share, None) => (Outcome::Share, Some(share(tried, rule))),
+            (Fit::Depends { protocol, ports }, None) => {
+                (Outcome::Depends, Some(condition(rule, protocol, ports)))
+            }
+        };
+        let hook = match packet.hook {
+            Hook::Ingress if xdp && settles_at_xdp(&tried.rule) => Hook::Xdp,
+            hook => hook,
+        };
+        xdp &= outcome != Outcome::Share || tried.rule.flags & flag::PER_FLOW != 0;
+        let has_a_say = !matches!(outcome, Outcome::NoMatch | Outcome::Shadowed);
+        rules.push(TriedRule {
+            id: rule.id.clone(),
+            target: *target,
+            mode: rule.mode,
+            outcome,
+            hook: has_a_say.then(|| hook_name(hook).to_owned()),
+            why,
+        });
+    }
+    rules
+}
+
+/// What follows from the trials. Direction and devices are the caller's to add.
+fn conclusion(rules: Vec<TriedRule>, packet: &Packet, nothing: &str) -> Explanation {
+    let having_a_say: Vec<&TriedRule> = rules.iter().filter(|row| row.hook.is_some()).collect();
+    let decided = having_a_say
+        .iter()
+        .any(|row| row.outcome == Outcome::Decides);
+    let mut fates: Vec<Fate> = having_a_say.iter().map(|row| fate(row.mode)).collect();
+    if !decided {
+        fates.push(Fate::Passed);
+    }
+    let verdict = if fates.iter().all(|fate| *fate == fates[0]) {
+        fates[0]
+    } else {
+        Fate::Depends
+    };
+    let certain = match having_a_say.as_slice() {
+        [only] if decided => Some(*only),
+        _ => None,
+    };
+    Explanation {
+        direction: Direction::Both,
+        interfaces: Vec::new(),
+        verdict,
+        rule: certain.map(|row| row.id.clone()),
+        hook: certain.and_then(|row| row.hook.clone()),
+        why: (verdict == Fate::Passed).then(|| nothing.to_owned()),
+        notes: notes(packet, &having_a_say),
+        rules,
+    }
+}
+
+const fn fate(mode: Mode) -> Fate {
+    match mode {
+        Mode::Drop => Fate::Dropped,
+        Mode::Reset => Fate::Reset,
+        Mode::Reject => Fate::Rejected,
+        Mode::Audit => Fate::Audited,
+    }
+}
+
+/// What keeps a rule from taking a packet, in its own words.
+fn only(rule: &Rule, miss: Miss) -> String {
+    match miss {
+        Miss::Direction => format!("only {}", rule.direction),
+        Miss::Protocol => format!("only {}", protocol_name(rule.protocol)),
+        Miss::Ports => format!("only {}", port_names(rule)),
+        Miss::Interface => format!("only on {}", rule.interfaces.join(", ")),
+        Miss::Deadline => "its deadline is over".to_owned(),
+    }
+}
+
+fn condition(rule: &Rule, protocol: bool, ports: bool) -> String {
+    let mut parts = Vec::new();
+    if protocol {
+        parts.push(protocol_name(rule.protocol));
+    }
+    if ports {
+        parts.push(port_names(rule));
+    }
+    if rule.percent != 100 {
+        parts.push(format!("{}% of them", rule.percent));
+    }
+    format!("only {}", parts.join(", "))
+}
+
+fn share(tried: &Tried, rule: &Rule) -> String {
+    let what = if tried.rule.flags & flag::PER_FLOW == 0 {
+        "packets"
+    } else {
+        "flows"
+    };
+    format!("{}% of {what}", rule.percent)
+}
+
+fn protocol_name(protocol: Protocol) -> String {
+    match protocol {
+        Protocol::Number(number) => format!("protocol {number}"),
+        named => named.to_string(),
+    }
+}
+
+fn port_names(rule: &Rule) -> String {
+    let sets: [(&str, &[Ports]); 3] = [
+        ("port", &rule.ports),
+        ("local port", &rule.local_ports),
+        ("remote port", &rule.remote_ports),
+    ];
+    let named = sets.into_iter().filter(|(_, ports)| !ports.is_empty());
+    let named = named.map(|(name, ports)| {
+        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+        format!("{name} {}", ports.join(","))
+    });
+    named.collect::<Vec<_>>().join(", ")
+}
+
+/// What the datapath lets through although a rule takes it.
+fn notes(packet: &Packet, having_a_say: &[&TriedRule]) -> Vec<String> {
+    let may_be = |number| packet.protocol.is_none_or(|protocol| protocol == number);
+    let mut notes = Vec::new();
+    if may_be(TCP) && having_a_say.iter().any(|row| row.mode == Mode::Reset) {
+        notes.push("a TCP RST passes a reset rule: it ends the flow".to_owned());
+    }
+    let portless = !packet.ports.is_known();
+    if packet.v6 && portless && may_be(ICMPV6) && !having_a_say.is_empty() {
+        notes.push("neighbour discovery passes, as ARP does".to_owned());
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests;
