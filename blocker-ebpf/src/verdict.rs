@@ -223,6 +223,10 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
     if rule.percent == ALWAYS {
         return true;
     }
+    if hook == Hook::Xdp && rule.flags & flag::PER_FLOW == 0 {
+        // The die is cast once, by TC: XDP settles no such rule, nor may it one behind it.
+        return true;
+    }
     let number = if rule.flags & flag::PER_FLOW != 0 {
         flow_hash(&flow(packet, hook))
     } else {
