@@ -5,6 +5,7 @@
 //! or refused with nothing changed; then established flows are killed, beside other callers'
 //! reads. Clients may vanish: what they began is finished.
 
+mod add;
 mod dataplane;
 mod error;
 mod explain;
@@ -54,6 +55,8 @@ pub struct Controller(Arc<Inner>);
 struct Inner {
     /// Held through a whole change, so that changes do not interleave.
     writer: tokio::sync::Mutex<()>,
+    /// Rules that wait to be added by whoever is the next writer.
+    waiting: Mutex<Vec<add::Waiting>>,
     live: Mutex<Live>,
     kills: Arc<dyn Evidence>,
     mark: u32,
@@ -118,6 +121,7 @@ impl Controller {
         let lacks = teardown::lacks();
         let controller = Self(Arc::new(Inner {
             writer: tokio::sync::Mutex::new(()),
+            waiting: Mutex::default(),
             live: Mutex::new(live),
             kills,
             mark,

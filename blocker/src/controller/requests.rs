@@ -6,83 +6,13 @@ use jiff::Timestamp;
 use super::lift::Change;
 use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, status};
-use crate::api::types::{Account, AddResponse, Carved, Changed, DeleteResponse, RulesetResponse};
-use crate::rule::{Established, Owner, Rule, RuleId, RuleSpec, Target};
+use crate::api::types::{Account, Carved, Changed, DeleteResponse, RulesetResponse};
+use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 use crate::ruleset::{self, Diff};
 use crate::safety::facts::{self, Caller, Places};
 use crate::safety::{self, HostFacts};
 
 impl Controller {
-    /// Adds a rule.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn add(&self, spec: RuleSpec, asking: Asking) -> Result<AddResponse, Error> {
-        let this = self.clone();
-        finished(async move { this.add_now(spec, &asking).await }).await
-    }
-
-    async fn add_now(&self, spec: RuleSpec, asking: &Asking) -> Result<AddResponse, Error> {
-        let writer = self.0.writer.lock().await;
-        let now = Timestamp::now();
-        let named = spec.id.is_some();
-        let (defaults, protect) = {
-            let live = self.live();
-            (live.config.defaults, live.protect())
-        };
-        let mut rule = spec.resolve(|| self.fresh_id(), defaults, now)?;
-        let carved = safety::review(&mut rule, &facts(asking), &protect, asking.force)?;
-        let existing = self.existing(&rule, named)?;
-        let created = existing.is_none();
-        if let Some(old) = existing {
-            rule = Rule {
-                expires: rule.expires,
-                comment: rule.comment.or(old.comment),
-                ..old
-            };
-        }
-        if asking.dry_run {
-            // On its own line: `with` takes the lock that the check holds.
-            let wanted = self.with(&rule, now);
-            self.live().check(wanted)?;
-            let mut killing = rule.clone();
-            killing.established = Established::Kill;
-            let listing = self.list_flows(vec![killing]).await?;
-            let teardown = Account {
-                found: listing.flows.len() as u64,
-                notes: listing.notes,
-                ..Account::default()
-            };
-            return Ok(AddResponse {
-                rule,
-                created,
-                carved,
-                teardown,
-                would_kill: Some(listing.flows),
-            });
-        }
-        let wanted = self.with(&rule, now);
-        let change = Change {
-            starting: vec![rule.clone()],
-            ..Change::to(wanted)
-        };
-        let account = self.change(change, now).await?;
-        drop(writer);
-        tracing::info!(
-            who = asking.who, rule = %rule.id, mode = %rule.mode, targets = rule.targets.len(), created,
-            expires = rule.expires.map(tracing::field::display), comment = rule.comment, "rule added"
-        );
-        let killed = self.kill_resets(vec![rule.clone()]).await;
-        let teardown = status::sum(account, killed);
-        Ok(AddResponse {
-            rule,
-            created,
-            carved,
-            teardown,
-            would_kill: None,
-        })
-    }
-
     /// Deletes a rule.
     ///
     /// # Errors
@@ -294,7 +224,7 @@ impl Controller {
     }
 
     /// The rules in force and this one, in place of the one of its id.
-    fn with(&self, rule: &Rule, now: Timestamp) -> Vec<Wanted> {
+    pub(super) fn with(&self, rule: &Rule, now: Timestamp) -> Vec<Wanted> {
         let mut wanted = self.live().wanted();
         match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
             Some(old) => old.rule = rule.clone(),
@@ -308,7 +238,7 @@ impl Controller {
     }
 
     /// The rule that is in force already for what is asked: of the same id, or doing the same.
-    fn existing(&self, rule: &Rule, named: bool) -> Result<Option<Rule>, Error> {
+    pub(super) fn existing(&self, rule: &Rule, named: bool) -> Result<Option<Rule>, Error> {
         if !named {
             return Ok(self.same(rule));
         }
@@ -353,7 +283,7 @@ pub(super) enum Keep {
     Nothing,
 }
 
-fn facts(asking: &Asking) -> HostFacts {
+pub(super) fn facts(asking: &Asking) -> HostFacts {
     let caller = Caller {
         pid: asking.pid,
         ssh_connection: asking.ssh_connection.as_deref(),
@@ -366,7 +296,7 @@ fn facts(asking: &Asking) -> HostFacts {
 }
 
 /// Runs to its end whatever becomes of whoever waits.
-async fn finished<T: Send + 'static>(
+pub(super) async fn finished<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::spawn(work)

@@ -451,3 +451,83 @@ async fn where_rules_cannot_be_kept_none_is_added() {
     assert!(scene.ids().is_empty());
     assert_eq!(scene.fake.live().len(), switches);
 }
+
+/// Asks for rules while a change is under way, lets go once all wait, and gives their answers.
+async fn burst(scene: &Scene, specs: &[&str]) -> Vec<Result<bool, Error>> {
+    let writer = scene.controller.0.writer.lock().await;
+    let asked: Vec<_> = specs
+        .iter()
+        .map(|json| {
+            let (controller, spec) = (scene.controller.clone(), spec(json));
+            tokio::spawn(async move { controller.add(spec, Asking::default()).await })
+        })
+        .collect();
+    while super::lock(&scene.controller.0.waiting).len() < specs.len() {
+        tokio::task::yield_now().await;
+    }
+    drop(writer);
+    let mut answers = Vec::new();
+    for answer in asked {
+        answers.push(answer.await.unwrap().map(|answer| answer.created));
+    }
+    answers
+}
+
+#[tokio::test]
+async fn a_burst_of_rules_is_one_change() {
+    let scene = Scene::new("").await;
+    let before = scene.fake.live().len();
+    let answers = burst(
+        &scene,
+        &[
+            ONE,
+            TWO,
+            r#"{"id": "wrong", "targets": ["127.0.0.1"]}"#,
+            r#"{"targets": ["198.51.100.3"]}"#,
+        ],
+    )
+    .await;
+    let created: Vec<bool> = answers
+        .iter()
+        .map(|answer| matches!(answer, Ok(true)))
+        .collect();
+    assert_eq!(created, [true, true, false, true]);
+    assert!(matches!(answers[2], Err(Error::Refused(_))));
+    assert_eq!(scene.fake.live().len(), before + 1);
+    assert_eq!(scene.list().len(), 3);
+    assert_eq!(scene.kept().len(), 3);
+}
+
+#[tokio::test]
+async fn what_a_burst_asks_for_twice_is_there_once() {
+    let scene = Scene::new("").await;
+    let same = r#"{"targets": ["198.51.100.3"]}"#;
+    let other = r#"{"id": "one", "targets": ["198.51.100.4"]}"#;
+    let answers = burst(&scene, &[ONE, same, same, ONE, other]).await;
+    let created: Vec<Option<bool>> = answers
+        .iter()
+        .map(|answer| answer.as_ref().ok().copied())
+        .collect();
+    assert_eq!(
+        created,
+        [Some(true), Some(true), Some(false), Some(false), None]
+    );
+    assert!(matches!(answers[4], Err(Error::Taken { .. })));
+    assert_eq!(scene.list().len(), 2);
+}
+
+#[tokio::test]
+async fn of_a_burst_that_does_not_fit_as_many_are_added_as_do() {
+    let scene = Scene::new("").await;
+    let specs: Vec<String> = (1..=6)
+        .map(|n| format!(r#"{{"id": "r{n}", "targets": ["198.51.100.{n}"]}}"#))
+        .collect();
+    let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+    let answers = burst(&scene, &specs).await;
+    assert_eq!(
+        answers.iter().filter(|answer| answer.is_ok()).count(),
+        LIMITS.rules as usize
+    );
+    assert_eq!(scene.ids(), ["r1", "r2", "r3", "r4"]);
+    assert_eq!(scene.kept(), scene.ids());
+}

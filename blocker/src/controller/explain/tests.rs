@@ -36,7 +36,7 @@ fn explained(rules: &[Rule], packet: &Packet) -> Explanation {
         protect: &[],
     };
     let address = "10.0.0.1".parse().unwrap();
-    let snapshot = compile(&input, &Limits::sized(1_000, 100)).unwrap();
+    let snapshot = compile(&input, &Limits::sized(1_000, 1_000, 100)).unwrap();
     let listed = |tried: Tried| {
         let rule = &rules[tried.rule.counter as usize];
         Listed {

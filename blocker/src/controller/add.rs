@@ -1,0 +1,236 @@
+//! Rules added, one by one for those who ask, many at once for the datapath.
+//!
+//! A change costs what its ruleset costs, whatever it changes: everything is compiled, kept and
+//! switched to as a whole. So rules that are asked for while another change is under way wait, and
+//! whoever is the next writer adds them all in one change. Each caller gets its own answer; where a
+//! rule does not fit, those beside it are not held back.
+
+use jiff::Timestamp;
+use tokio::sync::{MutexGuard, oneshot};
+
+use super::lift::Change;
+use super::live::Wanted;
+use super::requests::{facts, finished};
+use super::{Asking, Controller, Error, lock, status};
+use crate::api::types::{Account, AddResponse, Carved};
+use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
+use crate::safety;
+
+/// A rule that waits to be added, and who waits for it.
+pub(super) struct Waiting {
+    spec: RuleSpec,
+    asking: Asking,
+    answer: oneshot::Sender<Result<AddResponse, Error>>,
+}
+
+/// A rule that may be added.
+struct Ready {
+    rule: Rule,
+    created: bool,
+    carved: Vec<Carved>,
+    who: String,
+    answer: oneshot::Sender<Result<AddResponse, Error>>,
+}
+
+impl Controller {
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn add(&self, spec: RuleSpec, asking: Asking) -> Result<AddResponse, Error> {
+        let this = self.clone();
+        if asking.dry_run {
+            return finished(async move { this.try_out(spec, &asking).await }).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        lock(&self.0.waiting).push(Waiting {
+            spec,
+            asking,
+            answer,
+        });
+        finished(async move {
+            let writer = this.0.writer.lock().await;
+            let batch = std::mem::take(&mut *lock(&this.0.waiting));
+            this.add_batch(batch, writer).await;
+            answered
+                .await
+                .map_err(|_| Error::Inside("a rule was left without an answer".to_owned()))?
+        })
+        .await
+    }
+
+    /// Says what adding a rule would do.
+    async fn try_out(&self, spec: RuleSpec, asking: &Asking) -> Result<AddResponse, Error> {
+        let _writer = self.0.writer.lock().await;
+        let now = Timestamp::now();
+        let (rule, created, carved) = self.prepare(spec, asking, now)?;
+        // On its own line: `with` takes the lock that the check holds.
+        let wanted = self.with(&rule, now);
+        self.live().check(wanted)?;
+        let mut killing = rule.clone();
+        killing.established = Established::Kill;
+        let listing = self.list_flows(vec![killing]).await?;
+        Ok(AddResponse {
+            rule,
+            created,
+            carved,
+            teardown: Account {
+                found: listing.flows.len() as u64,
+                notes: listing.notes,
+                ..Account::default()
+            },
+            would_kill: Some(listing.flows),
+        })
+    }
+
+    /// The rule that is to be in force for what is asked, and whether it is a new one. Changes
+    /// nothing.
+    fn prepare(
+        &self,
+        spec: RuleSpec,
+        asking: &Asking,
+        now: Timestamp,
+    ) -> Result<(Rule, bool, Vec<Carved>), Error> {
+        let named = spec.id.is_some();
+        let (defaults, protect) = {
+            let live = self.live();
+            (live.config.defaults, live.protect())
+        };
+        let mut rule = spec.resolve(|| self.fresh_id(), defaults, now)?;
+        let carved = safety::review(&mut rule, &facts(asking), &protect, asking.force)?;
+        let existing = self.existing(&rule, named)?;
+        let created = existing.is_none();
+        if let Some(old) = existing {
+            rule = Rule {
+                expires: rule.expires,
+                comment: rule.comment.or(old.comment),
+                ..old
+            };
+        }
+        Ok((rule, created, carved))
+    }
+
+    /// Adds rules and answers whoever waits for them.
+    async fn add_batch(&self, batch: Vec<Waiting>, writer: MutexGuard<'_, ()>) {
+        let now = Timestamp::now();
+        let mut together: Vec<Ready> = Vec::new();
+        let mut killed = Vec::new();
+        for waiting in batch {
+            // One that does what another of the batch does, or is called so, must find it in force;
+            // of one that kills before it drops, the account is its own.
+            let alone = |rule: &Rule| {
+                rule.kills() && rule.mode != Mode::Reset
+                    || together
+                        .iter()
+                        .any(|other| other.rule.id == rule.id || other.rule.same_effect(rule))
+            };
+            let prepared = self.prepare(waiting.spec.clone(), &waiting.asking, now);
+            match prepared {
+                Err(error) => {
+                    let _gone = waiting.answer.send(Err(error));
+                }
+                Ok((rule, ..)) if alone(&rule) => {
+                    killed.extend(self.add_together(std::mem::take(&mut together), now).await);
+                    match self.prepare(waiting.spec, &waiting.asking, now) {
+                        Ok(prepared) => {
+                            let ready = ready(prepared, waiting.asking, waiting.answer);
+                            killed.extend(self.add_together(vec![ready], now).await);
+                        }
+                        Err(error) => {
+                            let _gone = waiting.answer.send(Err(error));
+                        }
+                    }
+                }
+                Ok(prepared) => {
+                    together.push(ready(prepared, waiting.asking, waiting.answer));
+                }
+            }
+        }
+        killed.extend(self.add_together(together, now).await);
+        drop(writer);
+        for (ready, account) in killed {
+            let this = self.clone();
+            // Callers wait for their own flows' end, not for each other's.
+            tokio::spawn(async move {
+                let resets = this.kill_resets(vec![ready.rule.clone()]).await;
+                let _gone = ready.answer.send(Ok(AddResponse {
+                    rule: ready.rule,
+                    created: ready.created,
+                    carved: ready.carved,
+                    teardown: status::sum(account, resets),
+                    would_kill: None,
+                }));
+            });
+        }
+    }
+
+    /// Adds rules in one change; if they do not fit together, one by one. Gives those that are in
+    /// force, and what was killed on the way; the others' callers have their answer.
+    async fn add_together(&self, rules: Vec<Ready>, now: Timestamp) -> Vec<(Ready, Account)> {
+        if rules.len() > 1
+            && let Ok(account) = self.enforce(&rules, now).await
+        {
+            let killed = std::iter::once(account).chain(std::iter::repeat_with(Account::default));
+            return rules.into_iter().zip(killed).collect();
+        }
+        let mut added = Vec::new();
+        for ready in rules {
+            match self.enforce(std::slice::from_ref(&ready), now).await {
+                Ok(account) => added.push((ready, account)),
+                Err(error) => {
+                    let _gone = ready.answer.send(Err(error));
+                }
+            }
+        }
+        added
+    }
+
+    /// Puts rules in force, each in place of the one of its id, as one change.
+    async fn enforce(&self, rules: &[Ready], now: Timestamp) -> Result<Account, Error> {
+        let mut wanted = self.live().wanted();
+        for Ready { rule, created, .. } in rules {
+            let old = if *created {
+                None
+            } else {
+                wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id)
+            };
+            match old {
+                Some(old) => old.rule = rule.clone(),
+                None => wanted.push(Wanted {
+                    rule: rule.clone(),
+                    owner: Owner::Api,
+                    created: now,
+                }),
+            }
+        }
+        let change = Change {
+            starting: rules.iter().map(|ready| ready.rule.clone()).collect(),
+            ..Change::to(wanted)
+        };
+        let account = self.change(change, now).await?;
+        for Ready {
+            rule, created, who, ..
+        } in rules
+        {
+            tracing::info!(
+                who, rule = %rule.id, mode = %rule.mode, targets = rule.targets.len(), created,
+                expires = rule.expires.map(tracing::field::display), comment = rule.comment, "rule added"
+            );
+        }
+        Ok(account)
+    }
+}
+
+fn ready(
+    (rule, created, carved): (Rule, bool, Vec<Carved>),
+    asking: Asking,
+    answer: oneshot::Sender<Result<AddResponse, Error>>,
+) -> Ready {
+    Ready {
+        rule,
+        created,
+        carved,
+        who: asking.who,
+        answer,
+    }
+}
