@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData};
 use blocker_ebpf::{self as abi, Bank, IndexEntry, PortSet, Range, Rule, RuleList, State, maps};
+use ipnet::IpNet;
 
 use super::grace::Grace;
 use super::load::Object;
@@ -30,6 +31,7 @@ pub struct Banks {
     port_sets: Mapped<PortSet>,
     v6: [LpmTrie<MapData, [u8; 16], u32>; 2],
     interfaces: HashMap<MapData, Plain<abi::InterfaceKey>, u8>,
+    locals: LpmTrie<MapData, Plain<abi::LocalKey>, u8>,
     grace: Arc<Grace>,
     settling: Option<JoinHandle<std::io::Result<()>>>,
     generation: u64,
@@ -81,6 +83,7 @@ impl Banks {
                     source,
                 }
             })?,
+            locals: locals(object)?,
             grace: Arc::new(Grace::new().map_err(|source| Error::Grace { source })?),
             settling: None,
             generation: 0,
@@ -117,6 +120,7 @@ impl Banks {
         let idle = 1 - self.active();
         self.write_v6(idle, snapshot)?;
         self.write_interfaces(idle, snapshot)?;
+        self.write_locals(idle, snapshot)?;
         self.write_arrays(idle, snapshot);
         self.generation += 1;
         let bank = Bank {
@@ -230,6 +234,30 @@ impl Banks {
         }
         Ok(())
     }
+
+    fn write_locals(&mut self, idle: usize, snapshot: &Snapshot) -> Result<(), Error> {
+        let error = |source| Error::Map {
+            map: maps::LOCALS,
+            source,
+        };
+        let bank = u32::from(idle == 1);
+        let old: Vec<_> = self
+            .locals
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(error)?;
+        let of_bank = |key: &Key<Plain<abi::LocalKey>>| u32::from(key.data().0.set[0] >> 7) == bank;
+        for key in old.into_iter().filter(of_bank) {
+            self.locals.remove(&key).map_err(error)?;
+        }
+        for (set, nets) in (0..).zip(&snapshot.local_sets) {
+            for net in nets {
+                let key = local_key(bank, set, *net);
+                self.locals.insert(&key, 1, 0).map_err(error)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Banks {
@@ -258,4 +286,23 @@ fn map_array<T: Copy>(
 
 fn trie(object: &mut Object, name: &'static str) -> Result<LpmTrie<MapData, [u8; 16], u32>, Error> {
     LpmTrie::try_from(object.map(name)?).map_err(|source| Error::Map { map: name, source })
+}
+
+fn locals(object: &mut Object) -> Result<LpmTrie<MapData, Plain<abi::LocalKey>, u8>, Error> {
+    let map = maps::LOCALS;
+    LpmTrie::try_from(object.map(map)?).map_err(|source| Error::Map { map, source })
+}
+
+/// A prefix of a local address set: the set's number and the bits of the prefix count.
+fn local_key(bank: u32, set: u16, net: IpNet) -> Key<Plain<abi::LocalKey>> {
+    let (v6, address, bits) = match net {
+        IpNet::V4(net) => (false, net.network().to_ipv6_mapped(), 96),
+        IpNet::V6(net) => (true, net.network(), 0),
+    };
+    let key = abi::LocalKey {
+        set: abi::local_set(bank, v6, set),
+        address: address.octets(),
+    };
+    let length = abi::LOCAL_SET_BITS + bits + u32::from(net.prefix_len());
+    Key::new(length, Plain(key))
 }

@@ -194,6 +194,9 @@ pub(crate) struct AddArgs {
         value_delimiter = ','
     )]
     pub(crate) remote_ports: Vec<String>,
+    /// Addresses or prefixes of this host's side, its own or behind it [default: any].
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub(crate) local: Vec<String>,
     /// Devices, by name or glob [default: every attached one].
     #[arg(
         long = "interface",

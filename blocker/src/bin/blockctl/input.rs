@@ -32,6 +32,7 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<RuleSpec, Flaws> {
         ports: many(&mut flaws, "--port", &args.ports),
         local_ports: many(&mut flaws, "--local-port", &args.local_ports),
         remote_ports: many(&mut flaws, "--remote-port", &args.remote_ports),
+        local: many(&mut flaws, "--local", &args.local),
         interfaces: args.interfaces.clone(),
         percent: one(&mut flaws, "--percent", args.percent.as_deref(), percent),
         established: one(
