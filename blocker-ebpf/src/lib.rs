@@ -49,6 +49,10 @@ pub mod maps {
     pub const PORT_SETS: &str = "PORT_SETS";
     /// `HASH` of [`InterfaceKey`](crate::InterfaceKey) to u8: the interfaces of an interface set.
     pub const INTERFACES: &str = "INTERFACES";
+    /// `LPM_TRIE` of [`LocalKey`](crate::LocalKey) to u8: the prefixes of local address sets. The
+    /// set's number is matched whole, so a prefix has [`LOCAL_SET_BITS`](crate::LOCAL_SET_BITS)
+    /// more bits than it is long, IPv4 ones 96 more again.
+    pub const LOCALS: &str = "LOCALS";
     /// `PERCPU_ARRAY` of [`Counters`](crate::Counters), two a slot: ingress, egress.
     pub const COUNTERS: &str = "COUNTERS";
     /// `PERCPU_ARRAY` of [`HookCounters`](crate::HookCounters), see [`hook_slot`](crate::hook_slot).
@@ -101,6 +105,10 @@ pub const MAX_PORT_SETS: u32 = 1_024;
 pub const ANY_PORTS: u16 = u16::MAX;
 /// "Every interface", in a rule's interface set field.
 pub const ANY_INTERFACES: u16 = u16::MAX;
+/// "Every local address", in a rule's local address set field.
+pub const ANY_LOCALS: u16 = u16::MAX;
+/// Bits of a [`LocalKey`] before its address.
+pub const LOCAL_SET_BITS: u32 = 32;
 /// "Every protocol", in a rule's protocol field.
 pub const ANY_PROTOCOL: u16 = 256;
 /// "ICMP for IPv4, ICMPv6 for IPv6", in a rule's protocol field.
@@ -217,12 +225,14 @@ shared! {
         pub remote_ports: u16,
         /// Interface set that the device must be in, or [`ANY_INTERFACES`].
         pub interfaces: u16,
+        /// Local address set that the local address must be in, or [`ANY_LOCALS`].
+        pub locals: u16,
+        /// [`flag`] bits.
+        pub flags: u16,
         /// [`mode`] number.
         pub mode: u8,
         /// [`direction`] bits.
         pub directions: u8,
-        /// [`flag`] bits.
-        pub flags: u32,
     }
 
     /// A set of ports, a bit each: bit `p % 64` of word `p / 64`.
@@ -237,6 +247,14 @@ shared! {
         pub set: u32,
         /// The interface's index.
         pub ifindex: u32,
+    }
+
+    /// Names an address of one local address set.
+    pub struct LocalKey {
+        /// [`local_set`], in network order.
+        pub set: [u8; 4],
+        /// The address, network order. IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`).
+        pub address: [u8; 16],
     }
 
     /// What a rule did in one direction, on one CPU.
@@ -317,11 +335,11 @@ pub mod direction {
 /// Bits of [`Rule::flags`].
 pub mod flag {
     /// RSTs pass: in `reset` mode.
-    pub const PASS_RST: u32 = 1;
+    pub const PASS_RST: u16 = 1;
     /// `percent` is decided per flow, not per packet.
-    pub const PER_FLOW: u32 = 2;
+    pub const PER_FLOW: u16 = 2;
     /// The TCP flows that it blocks are recorded: they are to be killed when it ends.
-    pub const RECORD: u32 = 4;
+    pub const RECORD: u16 = 4;
 }
 
 /// Bits of a [`maps::KILLS`] value.
@@ -367,6 +385,13 @@ pub const fn hook_slot(hook: Hook, ifindex: u32) -> u32 {
     device * 3 + hook as u32
 }
 
+/// A local address set of one bank and family, as [`LocalKey::set`]: the bank in the top bit, the
+/// family in the next, so that an IPv6 prefix covers no v4-mapped address.
+#[inline(always)]
+pub const fn local_set(bank: u32, v6: bool, number: u16) -> [u8; 4] {
+    ((bank << 31) | ((v6 as u32) << 30) | number as u32).to_be_bytes()
+}
+
 /// The most replies that a CPU may send at once, as a share of its rate: a second's worth.
 pub const BURST_NANOSECONDS: u64 = 1_000_000_000;
 
@@ -383,7 +408,16 @@ mod tests {
         assert_eq!(size_of::<RuleList>(), 64);
         assert_eq!(size_of::<Rule>(), 32);
         assert_eq!(size_of::<PortSet>(), 8 * 1024);
+        assert_eq!(size_of::<LocalKey>(), 20);
         assert_eq!(size_of::<FlowKey>(), 40);
+    }
+
+    #[test]
+    fn a_local_address_set_is_of_one_bank_and_family() {
+        assert_eq!(local_set(0, false, 1), [0, 0, 0, 1]);
+        assert_eq!(local_set(0, true, 0x1234), [0x40, 0, 0x12, 0x34]);
+        assert_eq!(local_set(1, false, 0), [0x80, 0, 0, 0]);
+        assert_eq!(local_set(1, true, u16::MAX - 1), [0xc0, 0, 0xff, 0xfe]);
     }
 
     #[test]

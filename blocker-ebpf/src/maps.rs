@@ -5,10 +5,12 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use blocker_ebpf::{
-    Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, IndexBlock, InterfaceKey, PortSet,
-    RangeBlock, Rule, RuleList, State, V6Node, V6Values,
+    Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, IndexBlock, InterfaceKey,
+    LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule, RuleList, State, V6Node, V6Values,
+    local_set,
 };
 
 use crate::packet::Packet;
@@ -31,6 +33,8 @@ pub static RULES: Array<Rule> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 pub static PORT_SETS: Array<PortSet> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static INTERFACES: HashMap<InterfaceKey, u8> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static LOCALS: LpmTrie<LocalKey, u8> = LpmTrie::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2, 0);
 #[map]
@@ -167,4 +171,14 @@ pub fn interface_in(bank: u32, set: u16, ifindex: u32) -> bool {
             ifindex,
         })
         .is_some()
+}
+
+/// Whether an address (v4-mapped unless `v6`) is in a local address set of the live bank.
+#[inline(always)]
+pub fn local_in(bank: u32, set: u16, v6: bool, address: [u8; 16]) -> bool {
+    let key = LocalKey {
+        set: local_set(bank, v6, set),
+        address,
+    };
+    LOCALS.get(&Key::new(LOCAL_SET_BITS + 128, key)).is_some()
 }

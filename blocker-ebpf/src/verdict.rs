@@ -9,9 +9,9 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use blocker_ebpf::{
-    ALWAYS, ANY_INTERFACES, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, FlowRecord, Hook,
-    HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill,
-    mode,
+    ALWAYS, ANY_INTERFACES, ANY_LOCALS, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, FlowRecord,
+    Hook, HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot,
+    kill, mode,
 };
 
 use crate::packet::{self, Link, Odd, Packet, Source, Words};
@@ -216,6 +216,9 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
     if rule.interfaces != ANY_INTERFACES && !maps::interface_in(bank, rule.interfaces, ifindex) {
         return false;
     }
+    if rule.locals != ANY_LOCALS && !local_fits(rule, packet, hook, bank) {
+        return false;
+    }
     // SAFETY: the helpers take no arguments and can't fail.
     if rule.deadline != NEVER && unsafe { bpf_ktime_get_boot_ns() } > rule.deadline {
         return false;
@@ -234,6 +237,18 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
         unsafe { bpf_get_prandom_u32() }
     };
     number <= rule.percent
+}
+
+/// Whether the address of this host's side is one that a rule is limited to. Every packet that is
+/// matched has addresses, a later fragment too.
+#[inline(always)]
+fn local_fits(rule: &Rule, packet: &Packet, hook: Hook, bank: u32) -> bool {
+    let local = if hook == Hook::Egress {
+        &packet.source
+    } else {
+        &packet.destination
+    };
+    maps::local_in(bank, rule.locals, packet.v6, bytes(local))
 }
 
 #[inline(always)]

@@ -28,7 +28,7 @@ const TARGETS: [&str; 5] = [
     "8.0.0.1 8.1.0.0/17 2001:db8:86dd:1::/64",
 ];
 
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 10] = [
     "protocol: any",
     "protocol: tcp",
     "protocol: udp",
@@ -37,6 +37,8 @@ const FIELDS: [&str; 8] = [
     "ports: [80, 1000-2000]",
     "local_ports: [80, 443], protocol: udp",
     "remote_ports: [1000-2000]",
+    "local: [8.0.0.0/24, \"2001:db8:86dd::2\"]",
+    "local: [8.0.0.3, \"2001:db8:86dd::/127\"]",
 ];
 
 /// A packet, and what an asker would know of it.
@@ -122,6 +124,11 @@ fn judged(bench: &Bench, program: Program, known: &Known) -> Result<Option<(usiz
         } else {
             bench.ifindex
         },
+        local: Some(if known.remote.is_ipv6() {
+            LOCAL6.into()
+        } else {
+            LOCAL.into()
+        }),
         protocol: Some(known.protocol),
         ports: known.ports,
     };

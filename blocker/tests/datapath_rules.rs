@@ -1,4 +1,5 @@
-//! Which rule takes a packet, or none: addresses, order, direction, protocol, ports, interfaces.
+//! Which rule takes a packet, or none: addresses, order, direction, protocol, ports, local
+//! addresses, interfaces.
 //!
 //! All rules drop, so that every hook decides by itself; the rule that counts the packet is the
 //! one that took it.
@@ -333,6 +334,88 @@ fn audit_takes_no_packet_whose_ports_are_not_known() -> Result<()> {
                 assert_eq!(seen.verdict, NEXT, "{packet:?}");
                 assert_eq!(seen.rule().is_some(), taken, "{program:?}: {packet:?}");
             }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn local_addresses_are_the_source_outward_and_the_destination_inward() -> Result<()> {
+    const ANYONE: &str = "8.0.0.0/8 2001:db8:86dd::/48";
+    let here = |last: u8| udp(b"hello").local([1, 2, 0, last]);
+    let here6 = |last: u16| {
+        udp(b"hello")
+            .v6()
+            .local([0x2001, 0xdb8, 0xbeef, 0, 0, 0, 0, last])
+    };
+    let own = rule(
+        "own",
+        ANYONE,
+        "{mode: drop, local: [1.2.0.7, '2001:db8:beef::7']}",
+    );
+    let net = rule(
+        "net",
+        ANYONE,
+        "{mode: drop, local: [1.2.0.64/26, '2001:db8:beef::40/122', 192.0.2.0/24]}",
+    );
+    let v4 = rule("v4", ANYONE, "{mode: drop, local: [0.0.0.0/0]}");
+    let v6 = rule("v6", ANYONE, "{mode: drop, local: ['::/0']}");
+    let tcp_only = rule(
+        "web",
+        ANYONE,
+        "{mode: drop, protocol: tcp, local: [1.2.0.7]}",
+    );
+    let rest = rule("rest", ANYONE, "{mode: drop}");
+    let alone = std::slice::from_ref;
+    Bench::with(SETTINGS, |bench| {
+        let mut expect = |rules: &[Rule], table: &[(Packet, Option<&str>)]| {
+            check(bench, &Program::ALL, (rules, &[]), table)
+        };
+        // Another bank each time, so that neither holds what the other did.
+        for _ in 0..2 {
+            expect(
+                alone(&own),
+                &[
+                    (here(7), Some("own")),
+                    (here(6), None),
+                    (here(8), None),
+                    (here6(7), Some("own")),
+                    (here6(6), None),
+                    (here(7).fragment(3, true), Some("own")),
+                    (here(8).fragment(3, false), None),
+                    (here6(7).fragment(3, false), Some("own")),
+                    (here6(8).fragment(3, false), None),
+                    // The remote is none of the local addresses.
+                    (here(8).remote([8, 2, 0, 7]), None),
+                ],
+            )?;
+            expect(
+                alone(&net),
+                &[
+                    (here(63), None),
+                    (here(64), Some("net")),
+                    (here(127), Some("net")),
+                    (here(128), None),
+                    (here6(0x3f), None),
+                    (here6(0x40), Some("net")),
+                    (here6(0x7f), Some("net")),
+                    (here6(0x80), None),
+                    (here(7), None),
+                ],
+            )?;
+            expect(alone(&v4), &[(here(1), Some("v4")), (here6(1), None)])?;
+            expect(alone(&v6), &[(here(1), None), (here6(1), Some("v6"))])?;
+            expect(
+                &[rest.clone(), net.clone(), own.clone(), tcp_only.clone()],
+                &[
+                    (here(7), Some("own")),
+                    (tcp(SYN).local([1, 2, 0, 7]), Some("web")),
+                    (here(64), Some("net")),
+                    (here(1), Some("rest")),
+                    (here6(7), Some("own")),
+                    (here6(1), Some("rest")),
+                ],
+            )?;
         }
         Ok(())
     })

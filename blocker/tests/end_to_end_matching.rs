@@ -31,6 +31,24 @@ fn add_other(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
+/// A second IPv6 address of A.
+const SECOND6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9));
+
+/// Gives A a second address, and B the way there.
+fn add_second_local(pair: &Pair, second: IpAddr) -> Result<()> {
+    let second = second.to_string();
+    let add = ["ip", "address", "add", &second, "dev", "eth0"];
+    let nodad: &[&str] = if second.contains(':') {
+        &["nodad"]
+    } else {
+        &[]
+    };
+    pair.a.run(&[&add[..], nodad].concat())?;
+    pair.b
+        .run(&["ip", "route", "add", &second, "dev", "eth0"])?;
+    Ok(())
+}
+
 /// Connects to a listener from a given address of its peer.
 fn connect_from(host: &Namespace, from: IpAddr, to: &Listener) -> Result<Option<Errno>> {
     let source = from.to_string();
@@ -198,4 +216,36 @@ fn a_flow_that_a_more_specific_rule_decides_is_not_killed() -> Result<()> {
     let added = scene.add(&[WIDE, "--mode", "reset"])?;
     assert_eq!(added["teardown"]["found"], 0, "{added}");
     flow.check_alive()
+}
+
+#[test]
+fn of_two_local_addresses_only_the_one_is_cut() -> Result<()> {
+    for (own, b, second) in [
+        (Pair::A, Pair::B, "10.48.22.222".parse()?),
+        (Pair::A6, Pair::B6, SECOND6),
+    ] {
+        let scene = Scene::new("")?;
+        let pair = &scene.pair;
+        add_second_local(pair, second)?;
+        let (cut, open) = (
+            Listener::new(&pair.a, own, 0)?,
+            Listener::new(&pair.a, second, 0)?,
+        );
+        let mut dying = cut.connect(&pair.b)?;
+        let mut living = open.connect(&pair.b)?;
+        let rule = ["--mode", "reset", "--id", "one"];
+        let (b, local) = (b.to_string(), own.to_string());
+        let words = [&[&*b, "--local", &local], &rule[..]].concat();
+        let added = scene.add(&words)?;
+        assert_eq!(added["rule"]["local"][0], *local, "{added}");
+        assert_eq!(added["teardown"]["found"], 1, "{added}");
+        assert!(dying.wait_dead(soon())?);
+        living.check_alive()?;
+        let refused = connect_error(&pair.b, cut.address)?;
+        assert_eq!(refused, Some(Errno::ECONNREFUSED));
+        open.connect(&pair.b)?.check_alive()?;
+        scene.del(&["one"])?;
+        cut.connect(&pair.b)?.check_alive()?;
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! Whole rulesets: `apply` is a diff and one change; what exceeds a limit is refused whole.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -179,4 +181,98 @@ fn a_large_ruleset_is_one_change() -> Result<()> {
     assert_eq!(refused, Some(Errno::ECONNREFUSED));
     scene.del(&["list"])?;
     Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?.check_alive()
+}
+
+/// A target that rules of all writers name.
+const SHARED: &str = "203.0.113.1";
+
+/// The targets of every rule in force, by id.
+fn targets(scene: &Scene) -> Result<BTreeMap<String, Vec<String>>> {
+    let list = scene.daemon.json(&["list"])?;
+    let rules = list["rules"].as_array().context("a list of rules")?;
+    let of = |rule: &Value| {
+        let id = serde_json::from_value(rule["id"].clone())?;
+        Ok((id, serde_json::from_value(rule["targets"].clone())?))
+    };
+    rules.iter().map(of).collect()
+}
+
+/// Checks that rulesets, rules and a deletion came one after the other, in whatever order.
+fn assert_serial(rules: &BTreeMap<String, Vec<String>>) {
+    let shared = |targets: &Vec<String>| targets.iter().any(|target| target == SHARED);
+    let (base, added): (Vec<_>, Vec<_>) = rules.iter().partition(|(id, _)| id.starts_with("set"));
+    let [(first, one), (second, two)] = base[..] else {
+        panic!("not one ruleset: {rules:?}");
+    };
+    // The last ruleset is there whole, and alone.
+    assert_eq!(first[..4], second[..4], "{rules:?}");
+    // A deletion after it took the target out of both its rules; without one, whatever was added
+    // after it has the target still.
+    assert_eq!(shared(one), shared(two), "{rules:?}");
+    if shared(one) {
+        assert!(
+            added.iter().all(|(_, targets)| shared(targets)),
+            "{rules:?}"
+        );
+    }
+    for (id, targets) in rules {
+        let own = targets.iter().filter(|target| *target != SHARED).count();
+        assert_eq!(own, 2, "{id} lost or gained: {rules:?}");
+    }
+}
+
+#[test]
+fn writers_at_once_end_in_a_state_that_one_after_the_other_could_have_made() -> Result<()> {
+    let mut scene = Scene::new("on_stop: keep\n")?;
+    let directory = tempfile::tempdir()?;
+    let mut files = Vec::new();
+    for set in 0..3 {
+        let rules = [0, 1].map(|n| {
+            let own = |host| format!("198.51.{set}.{}", 2 * n + host);
+            json!({"id": format!("set{set}-{n}"), "targets": [own(0), own(1), SHARED]})
+        });
+        let path = directory.path().join(set.to_string());
+        fs::write(&path, json!({ "rules": rules }).to_string())?;
+        files.push(path.display().to_string());
+    }
+    let start = |scene: &Scene, words: &[&str]| -> Result<Child> {
+        let mut command = scene.daemon.blockctl_command();
+        command.arg("-q").args(words);
+        Ok(command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?)
+    };
+    for round in 0..12 {
+        let mut writers = Vec::new();
+        for (n, file) in files.iter().enumerate() {
+            let own = [0, 1].map(|host| format!("192.0.{round}.{}", 2 * n + host));
+            let id = format!("add{round}-{n}");
+            let add = ["add", &own[0], &own[1], SHARED, "--id", &id];
+            writers.push((start(&scene, &add)?, &[0][..]));
+            writers.push((start(&scene, &["apply", "-f", file])?, &[0][..]));
+            if n < 2 {
+                // No such target is one of the orders, too.
+                writers.push((start(&scene, &["del", SHARED])?, &[0, 4][..]));
+            }
+        }
+        for (writer, codes) in writers {
+            let output = writer.wait_with_output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            let code = output.status.code().context("it ended by itself")?;
+            assert!(codes.contains(&code), "{code}: {said}");
+        }
+        let rules = targets(&scene)?;
+        assert_serial(&rules);
+        // The datapath holds what is listed.
+        let used: usize = rules.values().map(Vec::len).sum();
+        let status = scene.daemon.json(&["status"])?;
+        assert_eq!(status["prefixes"]["used"], used, "{rules:?}");
+    }
+    // As does the state file.
+    let before = targets(&scene)?;
+    scene.daemon.stop()?;
+    scene.daemon.run(&scene.pair.a)?;
+    assert_eq!(targets(&scene)?, before);
+    Ok(())
 }

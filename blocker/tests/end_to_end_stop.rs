@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 mod lab;
 mod scene;
 
-use lab::{Connection, Daemon, Namespace, Pair, poll};
+use lab::{Connection, Daemon, Listener, Namespace, Pair, poll};
 use scene::{PATIENCE, Scene, udp};
 
 /// Programs that are attached to devices of a namespace, as `bpftool net` sees them.
@@ -144,26 +144,35 @@ fn a_stop_keeps_what_the_configuration_says_and_a_start_takes_over() -> Result<(
 
 #[test]
 fn a_killed_daemon_leaves_the_block_and_its_deadline() -> Result<()> {
-    let mut scene = Scene::new("")?;
-    let (sink, source) = datagrams(&scene.pair)?;
-    let start = Instant::now();
-    let b = Pair::B.to_string();
-    scene.add(&[&b, "--mode", "drop", "--for", "2s"])?;
-    scene.daemon.kill()?;
-    assert_tight(&sink, &source, || {
-        // Well within the two seconds.
-        poll("most of the time to pass", PATIENCE, || {
-            (start.elapsed() > Duration::from_millis(1500)).then_some(())
-        })
-    })?;
-    wait_passing(&sink, &source, PATIENCE)?;
-    let after = start.elapsed();
-    assert!(
-        after > Duration::from_millis(1900),
-        "lifted after {after:?}"
-    );
-    assert!(after < Duration::from_secs(4), "lifted after {after:?}");
-    assert_eq!(scene.daemon.blockctl(&["list"])?.code, 3);
+    for (mode, on_lift) in [
+        ("drop", "resume"),
+        ("drop", "reset"),
+        ("reset", "resume"),
+        ("reset", "reset"),
+    ] {
+        let mut scene = Scene::new("")?;
+        let (sink, source) = datagrams(&scene.pair)?;
+        let in_a = Listener::new(&scene.pair.a, Pair::A, 0)?;
+        let b = Pair::B.to_string();
+        let words = ["--mode", mode, "--on-lift", on_lift, "--for", "2s"];
+        let start = Instant::now();
+        scene.add(&[&[b.as_str()], &words[..]].concat())?;
+        let added = Instant::now();
+        scene.daemon.kill()?;
+        assert_tight(&sink, &source, || {
+            // Well within the two seconds.
+            poll("most of the time to pass", PATIENCE, || {
+                (start.elapsed() > Duration::from_millis(1500)).then_some(())
+            })
+        })?;
+        wait_passing(&sink, &source, PATIENCE)?;
+        let (least, most) = (start.elapsed(), added.elapsed());
+        let what = format!("{mode}, on lift {on_lift}: after {least:?} or {most:?}");
+        assert!(least > Duration::from_millis(1900), "{what}");
+        assert!(most < Duration::from_secs(3), "{what}");
+        in_a.connect(&scene.pair.b)?.check_alive()?;
+        assert_eq!(scene.daemon.blockctl(&["list"])?.code, 3);
+    }
     Ok(())
 }
 

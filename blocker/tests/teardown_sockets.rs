@@ -79,6 +79,7 @@ fn only_what_the_rule_names_dies() -> Result<()> {
         format!(r#""targets":["{remote}"],"protocol":"udp""#),
         format!(r#""targets":["{remote}"],"ports":[9]"#),
         format!(r#""targets":["{remote}"],"remote_ports":[{port}]"#),
+        format!(r#""targets":["{remote}"],"local":["{remote}","::/0"]"#),
         format!(r#""targets":["{remote}"],"interfaces":["eth9"]"#),
         format!(r#""targets":["{remote}"],"percent":99"#),
         format!(r#""targets":["{remote}"],"established":"keep""#),
@@ -92,6 +93,7 @@ fn only_what_the_rule_names_dies() -> Result<()> {
         r#""targets":["10.0.0.0/8"]"#.to_owned(),
         r#""targets":["0.0.0.0/0"]"#.to_owned(),
         format!(r#""targets":["{remote}"],"local_ports":[{port}]"#),
+        format!(r#""targets":["{remote}"],"local":["{}"]"#, Pair::A),
         format!(r#""targets":["{remote}"],"interfaces":["eth*"]"#),
         format!(r#""targets":["{remote}"],"direction":"ingress""#),
     ] {

@@ -116,6 +116,13 @@ fn behind_a_masquerade_each_end_is_probed_by_the_addresses_that_it_knows() -> Re
         Capture::start(&scene.client, "eth0", "tcp[13] = 16")?,
         Capture::start(&scene.server, "eth0", "tcp[13] = 16")?,
     ];
+    // The router's devices see the client's own address only on the client's side.
+    for (local, found) in [("10.171.170.104", 0), ("10.48.22.1", 1)] {
+        let of_local = format!(r#""targets":["{}"],"local":["{local}"]"#, Routed::SERVER);
+        let rules = reset(&of_local)?;
+        let listing = scene.router.enter(|| list(&rules, &SETTINGS))?;
+        assert_eq!(listing.flows.len(), found, "{local}: {listing:?}");
+    }
     let account = kill_on(&scene.router, &reset_of(Routed::SERVER)?, &Says::nothing())?;
     assert_eq!(account.found, 1, "{account:?}");
     // What each end received: (source, destination), as it knows the connection.

@@ -80,7 +80,7 @@ pub struct RuleInput<'a> {
 /// What a bank holds. A snapshot that does not fit is refused as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Prefixes: targets and exceptions of all rules, and protected ones.
+    /// Prefixes: targets, exceptions and local addresses of all rules, and protected ones.
     pub prefixes: u32,
     /// Rules; at most [`abi::MAX_RULES`].
     pub rules: u32,
@@ -131,6 +131,8 @@ pub struct Snapshot {
     pub port_sets: Vec<abi::PortSet>,
     /// The interface sets that rules name: indexes of devices, sorted.
     pub interface_sets: Vec<Vec<u32>>,
+    /// The local address sets that rules name: prefixes, sorted.
+    pub local_sets: Vec<Vec<IpNet>>,
     /// The IPv4 range table.
     pub v4: V4Table,
     /// The IPv6 tree.
@@ -169,7 +171,7 @@ pub enum CompileError {
     },
     /// Too many prefixes.
     #[error(
-        "{found} prefixes (targets and exceptions of all rules, and protected ones) are more than the {limit} allowed: raise limits.prefixes"
+        "{found} prefixes (targets, exceptions and local addresses of all rules, and protected ones) are more than the {limit} allowed: raise limits.prefixes"
     )]
     Prefixes {
         /// How many there are.
@@ -214,6 +216,16 @@ pub enum CompileError {
         "rule {rule} needs one more set of interfaces than the {limit} different ones allowed: let rules share their interface lists"
     )]
     InterfaceSets {
+        /// The first rule whose set does not fit.
+        rule: RuleId,
+        /// How many are allowed.
+        limit: u32,
+    },
+    /// Too many different sets of local addresses.
+    #[error(
+        "rule {rule} needs one more set of local addresses than the {limit} different ones allowed: let rules share their lists of local addresses"
+    )]
+    LocalSets {
         /// The first rule whose set does not fit.
         rule: RuleId,
         /// How many are allowed.
@@ -278,6 +290,7 @@ pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileEr
         lists: lists.into_lists(),
         port_sets: compiled.port_sets,
         interface_sets: compiled.interface_sets,
+        local_sets: compiled.local_sets,
         v4,
         v6,
         prefixes,
@@ -293,7 +306,9 @@ fn check_counts(input: &Input<'_>, limits: &Limits) -> Result<u64, CompileError>
             limit: allowed,
         });
     }
-    let of_rules = |rule: &RuleInput<'_>| rule.rule.targets.len() + rule.rule.except.len();
+    let of_rules = |RuleInput { rule, .. }: &RuleInput<'_>| {
+        rule.targets.len() + rule.except.len() + rule.local.len()
+    };
     let prefixes = input.rules.iter().map(of_rules).sum::<usize>() + input.protect.len();
     if prefixes as u64 > u64::from(limits.prefixes) {
         return Err(CompileError::Prefixes {

@@ -12,13 +12,15 @@ use super::RuleInput;
 /// 2. the fewer ports, the earlier (the sizes of the three port sets added, "any" counting as
 ///    one more than all ports);
 /// 3. a rule limited to interfaces before one that isn't;
-/// 4. a rule for one direction before a rule for both;
-/// 5. the smaller percentage first, since the other way round it would never see a packet.
+/// 4. a rule limited to local addresses before one that isn't;
+/// 5. a rule for one direction before a rule for both;
+/// 6. the smaller percentage first, since the other way round it would never see a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     any_protocol: bool,
     ports: u32,
     any_interface: bool,
+    any_local: bool,
     both_directions: bool,
     percent: u8,
 }
@@ -33,6 +35,7 @@ pub fn rank(rule: &Rule) -> Rank {
             .iter()
             .sum(),
         any_interface: rule.interfaces.is_empty(),
+        any_local: rule.local.is_empty(),
         both_directions: rule.direction == Direction::Both,
         percent: rule.percent,
     }
@@ -80,7 +83,8 @@ mod tests {
                 "{local_ports: [80]}",
             ),
             ("{ports: [80]}", "{interfaces: [eth0]}"),
-            ("{interfaces: [eth0]}", "{direction: egress}"),
+            ("{interfaces: [eth0]}", "{local: [10.9.0.1]}"),
+            ("{local: [0.0.0.0/0]}", "{direction: egress}"),
             ("{direction: ingress}", "{percent: 1}"),
             ("{percent: 1}", "{percent: 2}"),
             ("{percent: 99}", "{}"),

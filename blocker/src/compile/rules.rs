@@ -1,24 +1,28 @@
 //! One rule's match and mode in the datapath's terms. Which addresses it applies to is not here.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use blocker_ebpf as abi;
+use ipnet::IpNet;
 
 use super::ports::PortSets;
 use super::{CompileError, Limits, RuleInput};
-use crate::rule::{Direction, Mode, Ports, Protocol, Rule};
+use crate::rule::{Direction, Mode, Ports, Protocol, Rule, Target};
 
 /// The rules, and the sets that they name.
 pub(super) struct Compiled {
     pub(super) rules: Vec<abi::Rule>,
     pub(super) port_sets: Vec<abi::PortSet>,
     pub(super) interface_sets: Vec<Vec<u32>>,
+    pub(super) local_sets: Vec<Vec<IpNet>>,
 }
 
 pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compiled, CompileError> {
     let port_limit = limits.port_sets.min(abi::MAX_PORT_SETS);
     let mut ports = PortSets::new(port_limit);
-    let mut interfaces = InterfaceSets::default();
+    let mut interfaces = Sets::<u32>::default();
+    let mut locals = Sets::<IpNet>::default();
     let mut rules = Vec::with_capacity(inputs.len());
     for input in inputs {
         let rule = input.rule;
@@ -36,21 +40,28 @@ pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compi
             ports: set(&rule.ports)?,
             local_ports: set(&rule.local_ports)?,
             remote_ports: set(&rule.remote_ports)?,
-            interfaces: interfaces
-                .number(input.interfaces.as_deref())
-                .ok_or_else(|| CompileError::InterfaceSets {
+            interfaces: interfaces.number(input.interfaces.clone()).ok_or_else(|| {
+                CompileError::InterfaceSets {
                     rule: rule.id.clone(),
                     limit: u32::from(abi::ANY_INTERFACES),
-                })?,
+                }
+            })?,
+            locals: locals.number(prefixes(&rule.local)).ok_or_else(|| {
+                CompileError::LocalSets {
+                    rule: rule.id.clone(),
+                    limit: u32::from(abi::ANY_LOCALS),
+                }
+            })?,
+            flags: flags(rule),
             mode: mode(rule.mode),
             directions: directions(rule.direction),
-            flags: flags(rule),
         });
     }
     Ok(Compiled {
         rules,
         port_sets: ports.into_sets(),
         interface_sets: interfaces.sets,
+        local_sets: locals.sets,
     })
 }
 
@@ -91,7 +102,7 @@ fn directions(direction: Direction) -> u8 {
 
 /// A RST that ends a flow must not be eaten by the rule that wants the flow ended; one that drops
 /// kills before it begins to. What is to be killed at the end must be known then.
-fn flags(rule: &Rule) -> u32 {
+fn flags(rule: &Rule) -> u16 {
     let mut flags = 0;
     if rule.mode == Mode::Reset {
         flags |= abi::flag::PASS_RST;
@@ -105,30 +116,47 @@ fn flags(rule: &Rule) -> u32 {
     flags
 }
 
-/// The interface sets of a snapshot, equal ones kept once.
-#[derive(Default)]
-struct InterfaceSets {
-    sets: Vec<Vec<u32>>,
-    numbers: HashMap<Vec<u32>, u16>,
+/// The prefixes of the addresses that a rule is limited to; `None`: every address.
+fn prefixes(local: &[Target]) -> Option<Vec<IpNet>> {
+    (!local.is_empty()).then(|| local.iter().map(|target| target.net()).collect())
 }
 
-impl InterfaceSets {
-    /// The number of the set of these devices; `None` if the set is one too many.
-    fn number(&mut self, devices: Option<&[u32]>) -> Option<u16> {
-        let Some(devices) = devices else {
-            return Some(abi::ANY_INTERFACES);
+/// [`abi::ANY_INTERFACES`], and [`abi::ANY_LOCALS`].
+const ANY: u16 = abi::ANY_INTERFACES;
+const _: () = assert!(ANY == abi::ANY_LOCALS);
+
+/// The interface sets of a snapshot, or its local address sets; equal ones kept once.
+struct Sets<T> {
+    sets: Vec<Vec<T>>,
+    numbers: HashMap<Vec<T>, u16>,
+}
+
+impl<T> Default for Sets<T> {
+    fn default() -> Self {
+        Self {
+            sets: Vec::new(),
+            numbers: HashMap::new(),
+        }
+    }
+}
+
+impl<T: Clone + Ord + Hash> Sets<T> {
+    /// The number of the set of these members, [`ANY`] for none given; `None` if the set is one
+    /// too many.
+    fn number(&mut self, members: Option<Vec<T>>) -> Option<u16> {
+        let Some(mut members) = members else {
+            return Some(ANY);
         };
-        let mut devices = devices.to_vec();
-        devices.sort_unstable();
-        devices.dedup();
-        if let Some(number) = self.numbers.get(&devices) {
+        members.sort_unstable();
+        members.dedup();
+        if let Some(number) = self.numbers.get(&members) {
             return Some(*number);
         }
         let number = u16::try_from(self.sets.len())
             .ok()
-            .filter(|number| *number != abi::ANY_INTERFACES)?;
-        self.sets.push(devices.clone());
-        self.numbers.insert(devices, number);
+            .filter(|number| *number != ANY)?;
+        self.sets.push(members.clone());
+        self.numbers.insert(members, number);
         Some(number)
     }
 }
@@ -162,9 +190,10 @@ mod tests {
                 local_ports: abi::ANY_PORTS,
                 remote_ports: abi::ANY_PORTS,
                 interfaces: abi::ANY_INTERFACES,
+                locals: abi::ANY_LOCALS,
+                flags: 0,
                 mode: abi::mode::DROP,
                 directions: abi::direction::INGRESS | abi::direction::EGRESS,
-                flags: 0,
             }
         );
     }
@@ -241,6 +270,33 @@ mod tests {
         assert_eq!(compiled.interface_sets, [vec![2, 3], vec![]]);
         let numbers: Vec<u16> = compiled.rules.iter().map(|r| r.interfaces).collect();
         assert_eq!(numbers, [0, abi::ANY_INTERFACES, 0, 1]);
+    }
+
+    #[test]
+    fn equal_sets_of_local_addresses_are_kept_once() {
+        let rules = [
+            "{local: [10.0.1.0/24, 'fd00::/8']}",
+            "{}",
+            "{local: ['fd00::/8', 10.0.1.0/24, 10.0.1.0/24]}",
+            "{local: [10.0.1.0/24]}",
+        ]
+        .map(|fields| rule("a", "10.0.0.1", fields));
+        let inputs = rules.each_ref().map(|rule| RuleInput {
+            rule,
+            deadline: abi::NEVER,
+            counter: 0,
+            interfaces: None,
+        });
+        let compiled = compile(&inputs, &LIMITS).unwrap();
+        let nets = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        assert_eq!(
+            compiled.local_sets,
+            [nets(&["10.0.1.0/24", "fd00::/8"]), nets(&["10.0.1.0/24"])]
+        );
+        let numbers: Vec<u16> = compiled.rules.iter().map(|r| r.locals).collect();
+        assert_eq!(numbers, [0, abi::ANY_LOCALS, 0, 1]);
     }
 
     #[test]

@@ -232,12 +232,12 @@ fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
         rule(
             "a",
             "10.0.0.0/8 2001:db8::1",
-            "{ports: [1], except: [10.0.0.1]}",
+            "{ports: [1], except: [10.0.0.1], local: [10.1.1.1]}",
         ),
         rule("b", "10.0.0.0/16", "{ports: [2]}"),
     ];
     let fits = Limits {
-        prefixes: 5,
+        prefixes: 6,
         rules: 2,
         lists: 4,
         port_sets: 2,
@@ -247,14 +247,14 @@ fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
     };
     let protect = ["10.9.9.9/32".parse().unwrap()];
     let with = |limits| compiled(&rules, &protect, &limits);
-    assert_eq!(with(fits).unwrap().prefixes, 5);
+    assert_eq!(with(fits).unwrap().prefixes, 6);
     for (limits, expected) in [
         (
             Limits {
-                prefixes: 4,
+                prefixes: 5,
                 ..fits
             },
-            "5 prefixes (targets and exceptions of all rules, and protected ones) are more than the 4 allowed: raise limits.prefixes",
+            "6 prefixes (targets, exceptions and local addresses of all rules, and protected ones) are more than the 5 allowed: raise limits.prefixes",
         ),
         (
             Limits { rules: 1, ..fits },

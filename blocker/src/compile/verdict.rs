@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use blocker_ebpf::{self as abi, Hook, PortSet};
+use ipnet::IpNet;
 
 use super::Snapshot;
 
@@ -28,6 +29,8 @@ pub struct Tried {
     pub remote_ports: Option<Box<PortSet>>,
     /// Indexes of devices.
     pub interfaces: Option<Vec<u32>>,
+    /// Prefixes, in one of which the local address must be.
+    pub locals: Option<Vec<IpNet>>,
 }
 
 /// What is known of a packet beside the remote's address.
@@ -39,6 +42,8 @@ pub struct Packet {
     pub hook: Hook,
     /// Index of the device that it is on.
     pub ifindex: u32,
+    /// This host's address, or that of what is behind it; `None`: not known.
+    pub local: Option<IpAddr>,
     /// Its IP protocol; `None`: not known.
     pub protocol: Option<u8>,
     /// Its ports.
@@ -68,6 +73,8 @@ pub enum Fit {
     Share,
     /// It takes some of them, by what is not known of the packet.
     Depends {
+        /// On its local address.
+        local: bool,
         /// On its protocol.
         protocol: bool,
         /// On its ports.
@@ -88,6 +95,8 @@ pub enum Miss {
     Ports,
     /// It is on another device.
     Interface,
+    /// Its local address is another.
+    Local,
     /// The rule's deadline is over.
     Deadline,
 }
@@ -125,17 +134,40 @@ impl Tried {
         if devices.is_some_and(|devices| !devices.contains(&packet.ifindex)) {
             return Fit::Not(Miss::Interface);
         }
+        let local = self.local_fits(packet);
+        if local == Holds::Never {
+            return Fit::Not(Miss::Local);
+        }
         if rule.deadline != abi::NEVER && now > rule.deadline {
             return Fit::Not(Miss::Deadline);
         }
-        let (protocol, ports) = (protocol == Holds::Sometimes, ports == Holds::Sometimes);
-        if protocol || ports {
-            return Fit::Depends { protocol, ports };
+        let open = [local, protocol, ports].map(|holds| holds == Holds::Sometimes);
+        if let [local, protocol, ports] = open
+            && open.contains(&true)
+        {
+            return Fit::Depends {
+                local,
+                protocol,
+                ports,
+            };
         }
         if rule.percent == abi::ALWAYS {
             Fit::Takes
         } else {
             Fit::Share
+        }
+    }
+
+    fn local_fits(&self, packet: &Packet) -> Holds {
+        let Some(prefixes) = &self.locals else {
+            return Holds::Always;
+        };
+        let of_family = |net: &&IpNet| net.addr().is_ipv6() == packet.v6;
+        let mut prefixes = prefixes.iter().filter(of_family).peekable();
+        match packet.local {
+            Some(local) => Holds::from(prefixes.any(|net| net.contains(&local))),
+            None if prefixes.peek().is_none() => Holds::Never,
+            None => Holds::Sometimes,
         }
     }
 
@@ -287,6 +319,7 @@ impl Snapshot {
                 local_ports: ports(rule.local_ports),
                 remote_ports: ports(rule.remote_ports),
                 interfaces: interfaces.cloned(),
+                locals: self.local_sets.get(usize::from(rule.locals)).cloned(),
             }
         };
         self.lookup(address).iter().map(tried).collect()
@@ -322,6 +355,7 @@ mod tests {
             v6: false,
             hook: Hook::Ingress,
             ifindex: 2,
+            local: None,
             protocol,
             ports: PacketPorts::Sides { local, remote },
         }
@@ -332,17 +366,46 @@ mod tests {
     }
 
     const PROTOCOL: Fit = Fit::Depends {
+        local: false,
         protocol: true,
         ports: false,
     };
     const PORTS: Fit = Fit::Depends {
+        local: false,
         protocol: false,
         ports: true,
     };
     const BOTH: Fit = Fit::Depends {
+        local: false,
         protocol: true,
         ports: true,
     };
+
+    #[test]
+    fn a_rule_may_depend_on_the_local_address() {
+        let packet = packet(Some(TCP), None, None);
+        let at = |local: &str| Packet {
+            local: Some(local.parse().unwrap()),
+            ..packet
+        };
+        let fields = "{local: [10.9.0.0/16, 10.8.0.1]}";
+        for local in ["10.9.0.0", "10.9.255.255", "10.8.0.1"] {
+            assert_eq!(fit(fields, &at(local)), Fit::Takes, "{local}");
+        }
+        for local in ["10.8.0.2", "10.10.0.0"] {
+            assert_eq!(fit(fields, &at(local)), Fit::Not(Miss::Local), "{local}");
+        }
+        let open = Fit::Depends {
+            local: true,
+            protocol: false,
+            ports: false,
+        };
+        assert_eq!(fit(fields, &packet), open);
+        assert_eq!(
+            fit("{local: [\"fd00::/8\"]}", &packet),
+            Fit::Not(Miss::Local)
+        );
+    }
 
     #[test]
     fn a_known_packet_is_taken_or_not() {

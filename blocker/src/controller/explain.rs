@@ -33,6 +33,7 @@ impl Controller {
     /// bank can't be read.
     pub fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, Error> {
         let address = host(request.address)?;
+        let local = local(request, address)?;
         let ports = ports(request)?;
         let protocol = protocol(request, address, ports)?;
         let live = self.live();
@@ -62,6 +63,7 @@ impl Controller {
                     v6: address.is_ipv6(),
                     hook,
                     ifindex: device.device.index,
+                    local,
                     protocol,
                     ports,
                 };
@@ -106,6 +108,17 @@ fn host(target: Target) -> Result<IpAddr, Error> {
         "{target} is a prefix, but one packet is explained: name one address of it, such as {}",
         target.net().hosts().next().unwrap_or(target.net().addr()),
     )))
+}
+
+/// The local address, which is of the remote's family.
+fn local(request: &ExplainRequest, remote: IpAddr) -> Result<Option<IpAddr>, Error> {
+    let local = request.local.map(host).transpose()?;
+    match local {
+        Some(local) if local.is_ipv6() != remote.is_ipv6() => Err(Error::Packet(format!(
+            "{local} and {remote} can't be on one packet: name two addresses of one IP version"
+        ))),
+        local => Ok(local),
+    }
 }
 
 fn ports(request: &ExplainRequest) -> Result<PacketPorts, Error> {
@@ -249,9 +262,17 @@ fn trials(listed: &[Listed<'_>], packet: &Packet, xdp: bool, now: u64) -> Vec<Tr
                 (Outcome::Decides, None)
             }
             (Fit::Share, None) => (Outcome::Share, Some(share(tried, rule))),
-            (Fit::Depends { protocol, ports }, None) => {
-                (Outcome::Depends, Some(condition(rule, protocol, ports)))
-            }
+            (
+                Fit::Depends {
+                    local,
+                    protocol,
+                    ports,
+                },
+                None,
+            ) => (
+                Outcome::Depends,
+                Some(condition(rule, local, protocol, ports)),
+            ),
         };
         let hook = match packet.hook {
             Hook::Ingress if xdp && settles_at_xdp(&tried.rule) => Hook::Xdp,
@@ -318,12 +339,16 @@ fn only(rule: &Rule, miss: Miss) -> String {
         Miss::Protocol => format!("only {}", protocol_name(rule.protocol)),
         Miss::Ports => format!("only {}", port_names(rule)),
         Miss::Interface => format!("only on {}", rule.interfaces.join(", ")),
+        Miss::Local => format!("only {}", local_names(rule)),
         Miss::Deadline => "its deadline is over".to_owned(),
     }
 }
 
-fn condition(rule: &Rule, protocol: bool, ports: bool) -> String {
+fn condition(rule: &Rule, local: bool, protocol: bool, ports: bool) -> String {
     let mut parts = Vec::new();
+    if local {
+        parts.push(local_names(rule));
+    }
     if protocol {
         parts.push(protocol_name(rule.protocol));
     }
@@ -334,6 +359,11 @@ fn condition(rule: &Rule, protocol: bool, ports: bool) -> String {
         parts.push(format!("{}% of them", rule.percent));
     }
     format!("only {}", parts.join(", "))
+}
+
+fn local_names(rule: &Rule) -> String {
+    let names: Vec<String> = rule.local.iter().map(ToString::to_string).collect();
+    format!("local address {}", names.join(","))
 }
 
 fn share(tried: &Tried, rule: &Rule) -> String {

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, Map, MapData};
 use blocker_ebpf::{
     self as abi, Bank, IndexEntry, PortSet, Range, Rule, RuleList, State, V6Node, V6Values, maps,
 };
+use ipnet::{IpNet, Ipv6Net};
 
 use super::grace::Grace;
 use super::load::Object;
@@ -32,6 +34,7 @@ pub struct Banks {
     v6_nodes: Mapped<V6Node>,
     v6_values: Mapped<V6Values>,
     interfaces: HashMap<MapData, Plain<abi::InterfaceKey>, u8>,
+    locals: LpmTrie<MapData, Plain<abi::LocalKey>, u8>,
     grace: Arc<Grace>,
     settling: Option<JoinHandle<std::io::Result<()>>>,
     generation: u64,
@@ -96,6 +99,7 @@ impl Banks {
                     source,
                 }
             })?,
+            locals: locals(object)?,
             grace: Arc::new(Grace::new().map_err(|source| Error::Grace { source })?),
             settling: None,
             generation: 0,
@@ -132,6 +136,7 @@ impl Banks {
         self.settle()?;
         let idle = 1 - self.active();
         self.write_interfaces(idle, snapshot)?;
+        self.write_locals(idle, snapshot)?;
         self.write_arrays(idle, snapshot);
         self.generation += 1;
         let bank = Bank {
@@ -242,6 +247,9 @@ impl Banks {
             local_ports: ports(rule.local_ports),
             remote_ports: ports(rule.remote_ports),
             interfaces,
+            locals: (rule.locals != abi::ANY_LOCALS)
+                .then(|| self.local_prefixes(bank, rule.locals))
+                .transpose()?,
         })
     }
 
@@ -259,6 +267,34 @@ impl Banks {
         }
         members.sort_unstable();
         Ok(members)
+    }
+
+    /// The prefixes of a local address set.
+    fn local_prefixes(&self, bank: usize, set: u16) -> Result<Vec<IpNet>, Error> {
+        let of = |v6| abi::local_set(u32::from(bank == 1), v6, set);
+        let mut prefixes = Vec::new();
+        for key in self.locals.keys() {
+            let key = key.map_err(|source| Error::Map {
+                map: maps::LOCALS,
+                source,
+            })?;
+            let Plain(abi::LocalKey { set, address }) = key.data();
+            let (address, bits) = (
+                Ipv6Addr::from(address),
+                key.prefix_len() - abi::LOCAL_SET_BITS,
+            );
+            let prefix = if set == of(true) {
+                Ipv6Net::new(address, bits as u8).map(IpNet::from).ok()
+            } else if set == of(false) {
+                let address = address.to_ipv4_mapped();
+                address.and_then(|address| IpNet::new(address.into(), (bits - 96) as u8).ok())
+            } else {
+                None
+            };
+            prefixes.extend(prefix);
+        }
+        prefixes.sort_unstable();
+        Ok(prefixes)
     }
 
     /// Waits until no program reads the idle bank any more.
@@ -337,6 +373,30 @@ impl Banks {
         }
         Ok(())
     }
+
+    fn write_locals(&mut self, idle: usize, snapshot: &Snapshot) -> Result<(), Error> {
+        let error = |source| Error::Map {
+            map: maps::LOCALS,
+            source,
+        };
+        let bank = u32::from(idle == 1);
+        let old: Vec<_> = self
+            .locals
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(error)?;
+        let of_bank = |key: &Key<Plain<abi::LocalKey>>| u32::from(key.data().0.set[0] >> 7) == bank;
+        for key in old.into_iter().filter(of_bank) {
+            self.locals.remove(&key).map_err(error)?;
+        }
+        for (set, nets) in (0..).zip(&snapshot.local_sets) {
+            for net in nets {
+                let key = local_key(bank, set, *net);
+                self.locals.insert(&key, 1, 0).map_err(error)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Banks {
@@ -361,4 +421,23 @@ fn map_array<T: Copy>(
         Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })?;
     arrays.push((name, map));
     Ok(mapped)
+}
+
+fn locals(object: &mut Object) -> Result<LpmTrie<MapData, Plain<abi::LocalKey>, u8>, Error> {
+    let map = maps::LOCALS;
+    LpmTrie::try_from(object.map(map)?).map_err(|source| Error::Map { map, source })
+}
+
+/// A prefix of a local address set: the set's number and the bits of the prefix count.
+fn local_key(bank: u32, set: u16, net: IpNet) -> Key<Plain<abi::LocalKey>> {
+    let (v6, address, bits) = match net {
+        IpNet::V4(net) => (false, net.network().to_ipv6_mapped(), 96),
+        IpNet::V6(net) => (true, net.network(), 0),
+    };
+    let key = abi::LocalKey {
+        set: abi::local_set(bank, v6, set),
+        address: address.octets(),
+    };
+    let length = abi::LOCAL_SET_BITS + bits + u32::from(net.prefix_len());
+    Key::new(length, Plain(key))
 }

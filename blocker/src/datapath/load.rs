@@ -102,6 +102,8 @@ impl Object {
             .map_max_entries(maps::RULES, limits.rules * 2)
             .map_max_entries(maps::PORT_SETS, limits.port_sets * 2)
             .map_max_entries(maps::INTERFACES, limits.rules.saturating_mul(8))
+            // Both banks'; entries take memory only as they are written.
+            .map_max_entries(maps::LOCALS, limits.prefixes.saturating_mul(2))
             .map_max_entries(maps::COUNTERS, limits.rules * 2)
             .map_max_entries(maps::HOOKS, abi::HOOK_DEVICES * 3)
             .map_max_entries(maps::FLOWS, settings.flows)

@@ -223,6 +223,8 @@ unsafe impl aya::Pod for Plain<FlowKey> {}
 unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::LocalKey> {}
 
 /// The loaded datapath.
 pub struct Datapath {

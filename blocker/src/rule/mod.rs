@@ -51,6 +51,10 @@ pub struct RuleSpec {
     /// Ports, one of which the remote's must be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remote_ports: Vec<Ports>,
+    /// Addresses and prefixes of this host's side (its own, or behind it) to which the rule is
+    /// limited; empty: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub local: Vec<Target>,
     /// Devices (names or globs) to which the rule is limited; empty: every attached one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<String>,
@@ -160,6 +164,9 @@ pub struct Rule {
     /// Ports, one of which the remote's must be; empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remote_ports: Vec<Ports>,
+    /// Addresses and prefixes of this host's side; empty: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub local: Vec<Target>,
     /// Devices (names or globs); empty: every attached one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<String>,
@@ -233,6 +240,7 @@ impl RuleSpec {
             ports: sorted(self.ports),
             local_ports: sorted(self.local_ports),
             remote_ports: sorted(self.remote_ports),
+            local: sorted(self.local),
             interfaces: sorted(self.interfaces),
             percent,
             established,
@@ -300,6 +308,7 @@ impl From<Rule> for RuleSpec {
             ports: rule.ports,
             local_ports: rule.local_ports,
             remote_ports: rule.remote_ports,
+            local: rule.local,
             interfaces: rule.interfaces,
             percent: Some(rule.percent.into()),
             established: Some(rule.established),

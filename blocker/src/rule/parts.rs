@@ -46,7 +46,7 @@ impl fmt::Display for RuleId {
     }
 }
 
-/// An address or prefix that names remotes. Written without `/32` or `/128`.
+/// An address or prefix that names remotes, or local addresses. Written without `/32` or `/128`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target(IpNet);
 

@@ -208,6 +208,7 @@ fn a_plain_rule_gets_every_default() {
         ports: vec![],
         local_ports: vec![],
         remote_ports: vec![],
+        local: vec![],
         interfaces: vec![],
         percent: 100,
         established: Established::Keep,
@@ -317,11 +318,11 @@ fn what_contradicts_itself_is_refused() {
 #[test]
 fn what_stands_twice_or_in_another_order_is_the_same_rule() {
     let one = resolve(
-        yaml("{targets: [10.0.0.2, 10.0.0.1, 10.0.0.2/32], ports: [9, 8, 9], interfaces: [b, a]}")
+        yaml("{targets: [10.0.0.2, 10.0.0.1, 10.0.0.2/32], ports: [9, 8, 9], local: ['fd00::/8', 10.1.0.2, 10.1.0.2/32], interfaces: [b, a]}")
             .unwrap(),
     );
     let other = resolve(
-        yaml("{targets: [10.0.0.1, 10.0.0.2], ports: [8, 9], interfaces: [a, b, a]}").unwrap(),
+        yaml("{targets: [10.0.0.1, 10.0.0.2], ports: [8, 9], local: [10.1.0.2, 'fd00::/8'], interfaces: [a, b, a]}").unwrap(),
     );
     assert_eq!(one, other);
 }
@@ -336,6 +337,7 @@ fn the_effect_is_all_but_name_comment_and_deadline() {
         "mode: reset",
         "ports: [80]",
         "except: [10.0.0.1]",
+        "local: [10.1.0.2]",
         "on_lift: reset",
         "established: kill",
     ] {
@@ -456,6 +458,7 @@ prop_compose! {
         direction in proptest::option::of(select(Direction::ALL)),
         protocol in proptest::option::of(any::<u8>()),
         ports in proptest::collection::vec(any_ports(), 0..3),
+        local in proptest::collection::vec(any_target(), 0..2),
         interfaces in proptest::collection::vec("[a-z]{1,11}[*0-9]{0,3}", 0..3),
         percent in proptest::option::of(1..=100_u64),
         seconds in proptest::option::of(1..100_000_000_i64),
@@ -469,6 +472,7 @@ prop_compose! {
             direction,
             protocol: protocol.map(|n| n.to_string().parse().unwrap()),
             ports,
+            local,
             interfaces,
             percent,
             lifetime: seconds.map(lifetime),

@@ -29,6 +29,8 @@ struct Narrow {
     ports: Vec<Ports>,
     local_ports: Vec<Ports>,
     remote_ports: Vec<Ports>,
+    /// Local addresses; absent: every address.
+    local: Option<Prefixes>,
     /// Names and globs of devices; absent: every device.
     interfaces: Option<GlobSet>,
 }
@@ -124,10 +126,21 @@ impl Matcher {
     /// Whether a rule that kills decides a flow, in either direction; `device` is asked only if
     /// that matters.
     pub(crate) fn matches(&self, tuple: &Tuple, device: impl FnOnce() -> Device) -> Match {
+        self.matches_if(tuple, true, device)
+    }
+
+    /// As [`Matcher::matches`]. Where the tuple is not the one `on_the_wire`, a rule for local
+    /// addresses can't be asked: if one is tried, the tuple on the wire is to tell.
+    pub(crate) fn matches_if(
+        &self,
+        tuple: &Tuple,
+        on_the_wire: bool,
+        device: impl FnOnce() -> Device,
+    ) -> Match {
         let device = LazyCell::new(device);
         let mut unsure = false;
         for direction in [Direction::Ingress, Direction::Egress] {
-            match self.decides(tuple, direction, || LazyCell::force(&device)) {
+            match self.decides(tuple, on_the_wire, direction, || LazyCell::force(&device)) {
                 Match::Yes => return Match::Yes,
                 Match::Unsure => unsure = true,
                 Match::No => {}
@@ -140,11 +153,20 @@ impl Matcher {
     fn decides<'d>(
         &self,
         tuple: &Tuple,
+        on_the_wire: bool,
         direction: Direction,
         device: impl Fn() -> &'d Device,
     ) -> Match {
         let candidates = self.candidates(tuple.remote);
         for rule in candidates.filter(|rule| rule.goes(direction) && rule.covers(tuple)) {
+            if let Some(local) = &rule.local {
+                if !on_the_wire {
+                    return Match::No;
+                }
+                if !local.cover(tuple.local) {
+                    continue;
+                }
+            }
             let takes = match &rule.interfaces {
                 None => true,
                 Some(globs) => match device() {
@@ -177,6 +199,8 @@ impl Narrow {
             ports: rule.ports.clone(),
             local_ports: rule.local_ports.clone(),
             remote_ports: rule.remote_ports.clone(),
+            local: (!rule.local.is_empty())
+                .then(|| Prefixes::new(rule.local.iter().map(|target| (target, 0)))),
             interfaces: (!rule.interfaces.is_empty()).then(|| globs(&rule.interfaces)),
         }
     }
@@ -444,6 +468,48 @@ mod tests {
                 "{device:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_rule_for_local_addresses_names_their_flows_alone() {
+        let killing = |local: &str| {
+            rule(&format!(
+                r#"{{"mode":"reset","targets":["192.0.2.9","2001:db8::1"],"local":[{local}]}}"#
+            ))
+        };
+        for (local, v4, v6) in [
+            (r#""10.0.0.1""#, Match::Yes, Match::No),
+            (r#""10.0.0.0/8","fd00::/8""#, Match::Yes, Match::Yes),
+            (r#""10.0.0.2""#, Match::No, Match::No),
+            (r#""::/0""#, Match::No, Match::Yes),
+            (r#""0.0.0.0/0""#, Match::Yes, Match::No),
+        ] {
+            let matcher = Matcher::new(&[killing(local)], &[]);
+            for (remote, expected) in [("192.0.2.9", v4), ("2001:db8::1", v6)] {
+                let tuple = tuple(TCP, remote, 1, 2);
+                assert_eq!(matcher.matches(&tuple, no_device), expected, "{local}");
+                // What is not on the wire no such rule decides.
+                let hidden = matcher.matches_if(&tuple, false, no_device);
+                assert_eq!(hidden, Match::No, "{local}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tuple_that_is_not_on_the_wire_is_left_to_the_one_that_is() {
+        let wide = rule(r#"{"mode":"reset","targets":["192.0.2.9"]}"#);
+        let beside = rule(r#"{"mode":"audit","targets":["192.0.2.9"],"local":["10.0.0.1"]}"#);
+        let flow = tuple(TCP, "192.0.2.9", 1, 2);
+        let alone = Matcher::new(std::slice::from_ref(&wide), &[]);
+        assert_eq!(alone.matches_if(&flow, false, no_device), Match::Yes);
+        let matcher = Matcher::new(&[wide], &[beside]);
+        assert_eq!(matcher.matches_if(&flow, false, no_device), Match::No);
+        assert_eq!(matcher.matches(&flow, no_device), Match::No);
+        let other = Tuple {
+            local: "10.0.0.2".parse().unwrap(),
+            ..flow
+        };
+        assert_eq!(matcher.matches(&other, no_device), Match::Yes);
     }
 
     #[test]

@@ -174,7 +174,7 @@ pub(crate) fn tracked(
                 Some(routes) => routes.device(tuple.remote, tuple.local, 0),
                 None => Device::Unknown,
             };
-            let answer = matcher.matches(tuple, device);
+            let answer = matcher.matches_if(tuple, view.on_the_wire, device);
             unsure |= answer == Match::Unsure;
             answer == Match::Yes
         });

@@ -44,6 +44,8 @@ pub(crate) struct View {
     pub(crate) tuple: Tuple,
     /// Which end the remote is.
     pub(crate) remote_end: End,
+    /// Whether this host's devices see it so: a NAT changes packets between them.
+    pub(crate) on_the_wire: bool,
 }
 
 /// A tracked connection.
@@ -63,14 +65,16 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// The connection as rules may see it: either end as the remote, on either side of a NAT.
+    ///
+    /// Devices see what the initiator sends as it comes in, and what the responder answers.
     pub(crate) fn views(&self) -> Vec<View> {
         let mut views: Vec<View> = Vec::with_capacity(4);
         let (original, reply) = (self.original, self.reply);
-        for (remote, local, remote_end) in [
-            (original.source, original.destination, End::Initiator),
-            (original.destination, original.source, End::Responder),
-            (reply.source, reply.destination, End::Responder),
-            (reply.destination, reply.source, End::Initiator),
+        for (remote, local, remote_end, on_the_wire) in [
+            (original.source, original.destination, End::Initiator, true),
+            (original.destination, original.source, End::Responder, false),
+            (reply.source, reply.destination, End::Responder, true),
+            (reply.destination, reply.source, End::Initiator, false),
         ] {
             let tuple = Tuple {
                 protocol: self.protocol,
@@ -79,8 +83,13 @@ impl Connection {
                 local: local.0,
                 local_port: local.1,
             };
-            if views.iter().all(|view| view.tuple != tuple) {
-                views.push(View { tuple, remote_end });
+            match views.iter_mut().find(|view| view.tuple == tuple) {
+                Some(view) => view.on_the_wire |= on_the_wire,
+                None => views.push(View {
+                    tuple,
+                    remote_end,
+                    on_the_wire,
+                }),
             }
         }
         views
@@ -159,8 +168,9 @@ mod tests {
             .iter()
             .map(|view| {
                 let v = view.tuple;
+                let hidden = if view.on_the_wire { "" } else { " (hidden)" };
                 format!(
-                    "{}:{} {}:{}",
+                    "{}:{} {}:{}{hidden}",
                     v.remote, v.remote_port, v.local, v.local_port
                 )
             })
@@ -184,9 +194,9 @@ mod tests {
             shown(&connection([client, server], [server, outside])),
             [
                 "10.0.0.2:5000 192.0.2.7:80",
-                "192.0.2.7:80 10.0.0.2:5000",
+                "192.0.2.7:80 10.0.0.2:5000 (hidden)",
                 "192.0.2.7:80 198.51.100.1:61000",
-                "198.51.100.1:61000 192.0.2.7:80"
+                "198.51.100.1:61000 192.0.2.7:80 (hidden)"
             ]
         );
     }

@@ -10,6 +10,9 @@ use crate::rule::{Direction, Mode, Protocol, RuleId, Target};
 pub struct ExplainRequest {
     /// The remote: one address.
     pub address: Target,
+    /// This host's address, or that of what is behind it: one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Target>,
     /// The port of either side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,

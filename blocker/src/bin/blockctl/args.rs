@@ -203,6 +203,9 @@ pub(crate) struct AddArgs {
         value_delimiter = ','
     )]
     pub(crate) remote_ports: Vec<String>,
+    /// Addresses or prefixes of this host's side, its own or behind it [default: any].
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub(crate) local: Vec<String>,
     /// Devices, by name or glob [default: every attached one].
     #[arg(
         long = "interface",
@@ -247,6 +250,9 @@ pub(crate) struct AddArgs {
 pub(crate) struct ExplainArgs {
     /// The remote: one address, IPv4 or IPv6.
     pub(crate) address: String,
+    /// This host's address, or that of what is behind it [default: not known].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) local: Option<String>,
     /// The port of either side.
     #[arg(long, value_name = "PORT", conflicts_with_all = ["local_port", "remote_port"])]
     pub(crate) port: Option<String>,

@@ -32,6 +32,7 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<RuleSpec, Flaws> {
         ports: many(&mut flaws, "--port", &args.ports),
         local_ports: many(&mut flaws, "--local-port", &args.local_ports),
         remote_ports: many(&mut flaws, "--remote-port", &args.remote_ports),
+        local: many(&mut flaws, "--local", &args.local),
         interfaces: args.interfaces.clone(),
         percent: one(&mut flaws, "--percent", args.percent.as_deref(), percent),
         established: one(
@@ -124,6 +125,7 @@ fn whole_rule_place(error: &RuleError) -> Option<&'static str> {
 pub(crate) fn packet(args: &ExplainArgs) -> Result<ExplainRequest, Flaws> {
     let mut flaws = Flaws::new();
     let address = one(&mut flaws, "ADDRESS", Some(&args.address), host);
+    let local = one(&mut flaws, "--local", args.local.as_deref(), host);
     let mut ports = |flag, text: &Option<String>| one(&mut flaws, flag, text.as_deref(), port);
     let (port, local_port, remote_port) = (
         ports("--port", &args.port),
@@ -135,6 +137,7 @@ pub(crate) fn packet(args: &ExplainArgs) -> Result<ExplainRequest, Flaws> {
     match address {
         Some(address) if flaws.is_empty() => Ok(ExplainRequest {
             address,
+            local,
             port,
             local_port,
             remote_port,

@@ -84,6 +84,7 @@ fn some_rule() -> impl Strategy<Value = Rule> {
         "{}",
         "{protocol: tcp}",
         "{ports: [80]}",
+        "{local: [10.0.0.0/24]}",
         "{percent: 5}",
     ]);
     (targets, except, fields).prop_map(|(targets, except, fields)| {

@@ -12,6 +12,7 @@ fn packet(hook: Hook, protocol: Option<u8>, local: Option<u16>) -> Packet {
         v6: false,
         hook,
         ifindex: ETH0,
+        local: None,
         protocol,
         ports: PacketPorts::Sides {
             local,

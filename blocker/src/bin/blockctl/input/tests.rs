@@ -28,6 +28,7 @@ fn every_flag_becomes_its_field() {
         ports: texts(&["80"]),
         local_ports: texts(&["1-2", " 3"]),
         remote_ports: texts(&["443"]),
+        local: texts(&["10.1.0.0/24", " fd00::/8"]),
         interfaces: texts(&["eth0"]),
         percent: some("100"),
         established: some("keep"),
@@ -43,7 +44,8 @@ fn every_flag_becomes_its_field() {
         serde_json::json!({
             "id": "dev01", "targets": ["10.0.0.0/8", "2001:db8::1"], "except": ["10.0.0.1"],
             "mode": "reset", "direction": "ingress", "protocol": "tcp", "ports": ["80"],
-            "local_ports": ["1-2", "3"], "remote_ports": ["443"], "interfaces": ["eth0"],
+            "local_ports": ["1-2", "3"], "remote_ports": ["443"],
+            "local": ["10.1.0.0/24", "fd00::/8"], "interfaces": ["eth0"],
             "percent": 100, "established": "keep", "on_lift": "reset", "for": "1h 30m",
             "comment": "INC-1234",
         })
@@ -151,7 +153,7 @@ fn errors_in_a_ruleset_say_where() {
     let case = |text: &str| ruleset("f", text, now()).unwrap_err().join("\n");
     insta::assert_snapshot!(case("  \n"), @"f: is empty: write `rules: []` to lift every rule of the API");
     insta::assert_snapshot!(case("rules:\n  - targets: [10.0.0.300]\n"), @r#"f:2:15: target "10.0.0.300" is neither an address nor a prefix: write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32"#);
-    insta::assert_snapshot!(case("rules:\n  - tragets: [10.0.0.3]\n"), @"f:2:5: unknown field `tragets`, expected one of id, targets, except, mode, direction, protocol, ports, local_ports, remote_ports, interfaces, percent, established, on_lift, for, expires, comment");
+    insta::assert_snapshot!(case("rules:\n  - tragets: [10.0.0.3]\n"), @"f:2:5: unknown field `tragets`, expected one of id, targets, except, mode, direction, protocol, ports, local_ports, remote_ports, local, interfaces, percent, established, on_lift, for, expires, comment");
     insta::assert_snapshot!(case("{\"rules\": [{\"targets\": [\"10.0.0.300\"]}]}"), @r#"f:1:36: target "10.0.0.300" is neither an address nor a prefix: write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32"#);
     insta::assert_snapshot!(case("rules:\n  - id: a\n    targets: []\n  - targets: [10.0.0.1]\n    percent: 0\n"), @"f:5:14: percent 0 is not valid: a whole number from 1 to 100");
     insta::assert_snapshot!(case("targets: [10.0.0.1]\n"), @"f:1:1: unknown field `targets`, expected one of rules");

@@ -100,6 +100,10 @@ fn fields(rule: &Rule) -> Vec<(&'static str, Vec<String>)> {
         ("ports", some(commas(&rule.ports))),
         ("local ports", some(commas(&rule.local_ports))),
         ("remote ports", some(commas(&rule.remote_ports))),
+        (
+            "local",
+            rule.local.iter().map(ToString::to_string).collect(),
+        ),
         ("interfaces", some(rule.interfaces.join(", "))),
         ("percent", vec![rule.percent.to_string()]),
         ("established", vec![rule.established.to_string()]),

@@ -65,7 +65,7 @@ fn rules() -> ListResponse {
                 &["10.0.0.0/8", "10.171.0.0/16", "192.0.2.7", "2001:db8::/32"],
                 json!({"mode": "drop", "established": "keep", "comment": "INC-1234, until the owner is found",
                     "expires": "2026-11-23T21:34:51Z", "protocol": "tcp", "remote_ports": ["443", "8080-8085"],
-                    "direction": "ingress", "interfaces": ["eth0", "veth*"], "percent": 50, "except": ["10.0.0.1"]}),
+                    "direction": "ingress", "local": ["10.1.0.0/24", "fd00::/8"], "interfaces": ["eth0", "veth*"], "percent": 50, "except": ["10.0.0.1"]}),
             ),
             "config",
             123_456,
@@ -105,7 +105,7 @@ fn list_at_200() {
     insta::assert_snapshot!(bare(&list(&rules(), view(200))), @"
     ID        TARGETS                                 MODE   MATCH                                                     UNTIL        PACKETS       BYTES  REPLIES  OWNER   COMMENT
     b7f3a2    10.48.22.221                            reset                                                            lifted             0         0 B        0  api
-    dev01     10.0.0.0/8 (+3)                         drop   tcp, remote port 443,8080-8085, ingress, on eth0,veth*,…  4m 51s left     123k    8.71 MiB    61.7k  config  INC-1234, until the owner is found
+    dev01     10.0.0.0/8 (+3)                         drop   tcp, remote port 443,8080-8085, local 10.1.0.0/24 (+1),…  4m 51s left     123k    8.71 MiB    61.7k  config  INC-1234, until the owner is found
     watch-v6  2001:db8:1234:5678:9abc:def0:1234:5678  audit                                                            lifted         9.87G  680.67 GiB    4.93G  api
     ");
 }
@@ -167,6 +167,8 @@ fn show_everything() {
     direction     ingress
     protocol      tcp
     remote ports  443,8080-8085
+    local         10.1.0.0/24
+                  fd00::/8
     interfaces    eth0, veth*
     percent       50
     established   keep

@@ -153,6 +153,9 @@ pub(crate) fn matching(rule: &Rule) -> String {
             parts.push(format!("{name} {}", list(ports)));
         }
     }
+    if !rule.local.is_empty() {
+        parts.push(format!("local {}", targets(&rule.local)));
+    }
     if rule.direction != Direction::Both {
         parts.push(rule.direction.to_string());
     }
