@@ -7,6 +7,7 @@
 
 mod error;
 mod parts;
+mod target;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -18,7 +19,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use error::RuleError;
-pub use parts::{Lifetime, Ports, Protocol, RuleId, Target};
+pub use parts::{Lifetime, Ports, Protocol, RuleId};
+pub use target::Target;
 pub use words::{Direction, Established, Mode, OnLift, Owner};
 
 /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.
@@ -277,13 +279,37 @@ impl Rule {
     /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
-        let bare = |rule: &Self| Self {
-            id: self.id.clone(),
-            comment: None,
-            expires: None,
-            ..rule.clone()
-        };
-        bare(self) == bare(other)
+        // Named one by one, so that a field that is added cannot be forgotten here; and compared
+        // in place, as a rule may have a million targets.
+        let Self {
+            id: _,
+            targets,
+            except,
+            mode,
+            direction,
+            protocol,
+            ports,
+            local_ports,
+            remote_ports,
+            interfaces,
+            percent,
+            established,
+            on_lift,
+            expires: _,
+            comment: _,
+        } = self;
+        *mode == other.mode
+            && *direction == other.direction
+            && *protocol == other.protocol
+            && *percent == other.percent
+            && *established == other.established
+            && *on_lift == other.on_lift
+            && *ports == other.ports
+            && *local_ports == other.local_ports
+            && *remote_ports == other.remote_ports
+            && *interfaces == other.interfaces
+            && *except == other.except
+            && *targets == other.targets
     }
 }
 
