@@ -14,6 +14,7 @@ mod text;
 mod words;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -31,7 +32,13 @@ pub struct RuleSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<RuleId>,
     /// The remotes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target>,
+    /// A file with more of them (see [`crate::lists`]). Whoever reads the text that the rule is
+    /// written in reads the file as well, by [`crate::lists::List::take`], and then there is none: a
+    /// rule that still names one is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets_file: Option<PathBuf>,
     /// Parts of the targets that the rule leaves alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<Target>,
@@ -192,6 +199,9 @@ impl RuleSpec {
         defaults: Defaults,
         now: Timestamp,
     ) -> Result<Rule, RuleError> {
+        if let Some(path) = self.targets_file {
+            return Err(RuleError::TargetsFile(path));
+        }
         if self.targets.is_empty() {
             return Err(RuleError::NoTargets);
         }
@@ -319,6 +329,7 @@ impl From<Rule> for RuleSpec {
         Self {
             id: Some(rule.id),
             targets: rule.targets,
+            targets_file: None,
             except: rule.except,
             mode: Some(rule.mode),
             direction: Some(rule.direction),
