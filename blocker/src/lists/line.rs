@@ -14,6 +14,10 @@ const LONGEST: usize = 64;
 /// that should name one does not.
 pub(super) fn target(line: &[u8]) -> Result<Option<Target>, String> {
     let line = line.trim_ascii();
+    // What most lines are, first.
+    if let Some(target) = Target::plain(line) {
+        return Ok(Some(target));
+    }
     if line.first() == Some(&b'{') {
         return json(line);
     }
