@@ -8,6 +8,7 @@
 //! | module | owns | doesn't |
 //! |---|---|---|
 //! | [`rule`] | what a rule is, text both ways | know other rules or the host |
+//! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |
 //! | [`ruleset`] | all rules, their diff | know the kernel |
 //! | [`safety`] | what a rule may not touch | match packets |
@@ -23,6 +24,7 @@ pub mod compile;
 pub mod config;
 pub mod controller;
 pub mod datapath;
+pub mod lists;
 pub mod rule;
 pub mod ruleset;
 pub mod safety;

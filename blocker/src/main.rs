@@ -183,6 +183,11 @@ async fn diagnose(diagnostics: Option<Diagnostics>) -> Result<()> {
 }
 
 fn check(path: &Path) -> ExitCode {
+    // What is valid and still wants to be looked at goes to standard error.
+    if let Err(error) = start_log(Level::Warn) {
+        eprintln!("blocker: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let checked = Config::load(path).and_then(|config| {
         config.rules(jiff::Timestamp::now())?;
         config.effective_yaml()

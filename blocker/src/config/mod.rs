@@ -1,6 +1,6 @@
 //! The configuration file: what it may say, how it is read, and how it is printed.
 //!
-//! Pure but for [`Config::load`], which reads the file. Nothing here acts on the configuration,
+//! Pure but for reading the file and the target lists that its rules name. Nothing here acts on the configuration,
 //! or asks whether an interface or a group of that name exists. Every error names the file, the
 //! line and the column, what was found there and what is expected.
 
@@ -167,11 +167,16 @@ impl Default for Document {
 }
 
 impl Config {
-    /// Reads a configuration from text; `name` names it in errors.
+    /// Reads a configuration from text; `name`, its path, names it in errors. The target lists
+    /// that its rules name are read, too; relative paths start at the directory of `name`.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, and where.
+    /// The first thing that is wrong with it or a list, and where.
     pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        Self::parse_in(text, name, directory(Path::new(name)))
+    }
+
+    fn parse_in(text: &str, name: &str, directory: &Path) -> Result<Self, ConfigError> {
         let source = Source { text, name };
         // A million targets are some three million events; aliases stay as bounded as they are.
         let options = serde_yaml::options! {
@@ -182,8 +187,9 @@ impl Config {
             },
             with_snippet: false,
         };
-        let document: Document = serde_yaml::from_str_with_options(text, options)
+        let mut document: Document = serde_yaml::from_str_with_options(text, options)
             .map_err(|error| source.yaml_error(&error))?;
+        rules::read_lists(&mut document.rules, directory, source)?;
         rules::check(&document.rules, document.defaults, source)?;
         Ok(Self {
             interfaces: document.interfaces,
@@ -211,7 +217,7 @@ impl Config {
         })?;
         let name = path.display().to_string();
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(text, &name),
+            Ok(text) => Self::parse_in(text, &name, directory(path)),
             Err(error) => Err(ConfigError::not_text(&bytes, error.valid_up_to(), name)),
         }
     }
@@ -251,4 +257,9 @@ impl Config {
         };
         serde_yaml::to_string(&effective).map_err(|error| ConfigError::Print(error.to_string()))
     }
+}
+
+/// Where a file is.
+fn directory(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new(""))
 }

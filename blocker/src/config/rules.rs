@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde_yaml::Spanned;
 
 use super::error::Source;
 use super::{Config, ConfigError};
+use crate::lists::{Invalid, List};
 use crate::rule::{Defaults, Rule, RuleId, RuleSpec};
 
 impl Config {
@@ -52,6 +54,27 @@ pub(super) fn resolved(specs: &[RuleSpec], defaults: Defaults) -> Result<Vec<Rul
             })
         })
         .collect()
+}
+
+/// Puts the targets of the lists that rules name into the rules; what is notable about them goes
+/// to the log. A bad line refuses the configuration, as one of its own would.
+pub(super) fn read_lists(
+    specs: &mut [Spanned<RuleSpec>],
+    directory: &Path,
+    source: Source<'_>,
+) -> Result<(), ConfigError> {
+    for spec in specs {
+        let place = spec.referenced;
+        let list = List::take(&mut spec.value, directory, Invalid::Refuse)
+            .map_err(|error| source.error(place, format!("targets_file: {}", error.brief())))?;
+        if let Some(list) = list {
+            tracing::info!("target list {}", list.summary());
+            if let Some(warning) = list.warning() {
+                tracing::warn!("target list {warning}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Finds what [`RuleSpec::resolve`] finds, and ids that are not unique, with their places.

@@ -257,10 +257,7 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
             "rules: 5",
             "1:8: found \"5\", expected a list, such as [one, two]",
         ),
-        (
-            "rules:\n- id: a",
-            "2:3: the key \"targets\" is missing here",
-        ),
+        ("rules:\n- id: a", "2:3: a rule needs at least one target"),
         (
             "rules:\n- targets: 10.0.0.1",
             "2:12: found \"10.0.0.1\", expected a list",
@@ -435,4 +432,60 @@ fn interfaces_cover_what_they_name_but_never_loopback() {
     ] {
         assert_eq!(covers(text, device), expected, "{text}: {device}");
     }
+}
+
+/// A configuration beside a list, as files.
+fn beside(list: &str, config: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("lists")).unwrap();
+    std::fs::write(directory.path().join("lists/l.netset"), list).unwrap();
+    let path = directory.path().join("blocker.yaml");
+    std::fs::write(&path, config).unwrap();
+    (directory, path)
+}
+
+#[test]
+fn a_rule_takes_the_targets_of_a_list_beside_its_own() {
+    let (_files, path) = beside(
+        "# a list\n192.0.2.0/24\n198.51.100.7 # one\n",
+        "rules:\n- {id: a, targets_file: lists/l.netset}\n- {id: b, targets: [\"2001:db8::1\"], targets_file: lists/l.netset}\n",
+    );
+    let config = Config::load(&path).unwrap();
+    let rules = config.rules(jiff::Timestamp::now()).unwrap();
+    let names = |rule: &Rule| {
+        rule.targets
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&rules[0]), ["192.0.2.0/24", "198.51.100.7"]);
+    assert_eq!(
+        names(&rules[1]),
+        ["192.0.2.0/24", "198.51.100.7", "2001:db8::1"]
+    );
+    let effective = config.effective_yaml().unwrap();
+    assert!(effective.contains("198.51.100.7"), "{effective}");
+    assert!(!effective.contains("targets_file"), "{effective}");
+}
+
+#[test]
+fn a_bad_list_is_told_by_rule_list_and_line() {
+    let config =
+        "rules:\n- {id: a, targets: [192.0.2.1]}\n- id: b\n  targets_file: lists/l.netset\n";
+    let (files, path) = beside("192.0.2.0/24\n192.0.2.0/44\n", config);
+    let error = Config::load(&path).unwrap_err().to_string();
+    let list = files.path().join("lists/l.netset");
+    let start = format!(
+        "{}:3:3: targets_file: {}:2: target \"192.0.2.0/44\" is neither",
+        path.display(),
+        list.display()
+    );
+    assert!(error.starts_with(&start), "{error}");
+    std::fs::remove_file(&list).unwrap();
+    let error = Config::load(&path).unwrap_err().to_string();
+    let expected = format!(
+        ":3:3: targets_file: cannot read the target list {}: No such file",
+        list.display()
+    );
+    assert!(error.contains(&expected), "{error}");
 }

@@ -1,6 +1,7 @@
 //! What can be wrong with a rule, in words.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -83,6 +84,11 @@ pub enum RuleError {
     /// Nothing to block.
     #[error("a rule needs at least one target")]
     NoTargets,
+    /// A file that nobody read.
+    #[error(
+        "targets_file {:?} is for the configuration and for blockctl, who read it themselves: over the API, send its addresses and prefixes as targets", .0.display()
+    )]
+    TargetsFile(PathBuf),
     /// Ports without a protocol that has them.
     #[error(
         "ports match only tcp and udp, not protocol {0}: drop the ports, or set the protocol to tcp, udp or any"

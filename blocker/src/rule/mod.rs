@@ -7,18 +7,21 @@
 
 mod error;
 mod parts;
+mod target;
 #[cfg(test)]
 mod tests;
 mod text;
 mod words;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use error::RuleError;
-pub use parts::{Lifetime, Ports, Protocol, RuleId, Target};
+pub use parts::{Lifetime, Ports, Protocol, RuleId};
+pub use target::Target;
 pub use words::{Direction, Established, Mode, OnLift, Owner};
 
 /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.
@@ -29,7 +32,13 @@ pub struct RuleSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<RuleId>,
     /// The remotes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<Target>,
+    /// A file with more of them (see [`crate::lists`]). Whoever reads the text that the rule is
+    /// written in reads the file as well, by [`crate::lists::List::take`], and then there is none: a
+    /// rule that still names one is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets_file: Option<PathBuf>,
     /// Parts of the targets that the rule leaves alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<Target>,
@@ -197,6 +206,9 @@ impl RuleSpec {
         defaults: Defaults,
         now: Timestamp,
     ) -> Result<Rule, RuleError> {
+        if let Some(path) = self.targets_file {
+            return Err(RuleError::TargetsFile(path));
+        }
         if self.targets.is_empty() {
             return Err(RuleError::NoTargets);
         }
@@ -285,13 +297,39 @@ impl Rule {
     /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
-        let bare = |rule: &Self| Self {
-            id: self.id.clone(),
-            comment: None,
-            expires: None,
-            ..rule.clone()
-        };
-        bare(self) == bare(other)
+        // Named one by one, so that a field that is added cannot be forgotten here; and compared
+        // in place, as a rule may have a million targets.
+        let Self {
+            id: _,
+            targets,
+            except,
+            mode,
+            direction,
+            protocol,
+            ports,
+            local_ports,
+            remote_ports,
+            local,
+            interfaces,
+            percent,
+            established,
+            on_lift,
+            expires: _,
+            comment: _,
+        } = self;
+        *mode == other.mode
+            && *direction == other.direction
+            && *protocol == other.protocol
+            && *percent == other.percent
+            && *established == other.established
+            && *on_lift == other.on_lift
+            && *ports == other.ports
+            && *local_ports == other.local_ports
+            && *remote_ports == other.remote_ports
+            && *local == other.local
+            && *interfaces == other.interfaces
+            && *except == other.except
+            && *targets == other.targets
     }
 }
 
@@ -301,6 +339,7 @@ impl From<Rule> for RuleSpec {
         Self {
             id: Some(rule.id),
             targets: rule.targets,
+            targets_file: None,
             except: rule.except,
             mode: Some(rule.mode),
             direction: Some(rule.direction),

@@ -1,10 +1,8 @@
-//! The parts of a rule that have a grammar: ids, targets, ports, protocols, lifetimes.
+//! The parts of a rule that have a grammar: ids, ports, protocols, lifetimes.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
-use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use super::RuleError;
@@ -43,82 +41,6 @@ impl FromStr for RuleId {
 impl fmt::Display for RuleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
-    }
-}
-
-/// An address or prefix that names remotes, or local addresses. Written without `/32` or `/128`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target(IpNet);
-
-impl Target {
-    /// The prefix.
-    #[must_use]
-    pub const fn net(self) -> IpNet {
-        self.0
-    }
-
-    /// Whether it names exactly one address.
-    #[must_use]
-    pub fn is_host(self) -> bool {
-        self.0.prefix_len() == self.0.max_prefix_len()
-    }
-}
-
-impl From<IpNet> for Target {
-    /// Bits behind the prefix length are cleared.
-    fn from(net: IpNet) -> Self {
-        Self(net.trunc())
-    }
-}
-
-impl From<IpAddr> for Target {
-    fn from(address: IpAddr) -> Self {
-        Self(IpNet::from(address))
-    }
-}
-
-impl FromStr for Target {
-    type Err = RuleError;
-
-    fn from_str(text: &str) -> Result<Self, RuleError> {
-        let net = match text.parse::<IpNet>() {
-            Ok(net) => net,
-            Err(_) => text
-                .parse::<IpAddr>()
-                .map(IpNet::from)
-                .map_err(|_| RuleError::Target(text.to_owned()))?,
-        };
-        if let IpNet::V6(v6) = net
-            && let Some(v4) = v6.addr().to_ipv4_mapped()
-            && v6.prefix_len() >= 96
-        {
-            let v4 = match v6.prefix_len() {
-                128 => v4.to_string(),
-                length => format!("{v4}/{}", length - 96),
-            };
-            return Err(RuleError::Mapped {
-                text: text.to_owned(),
-                v4,
-            });
-        }
-        if net.addr() != net.network() {
-            return Err(RuleError::HostBits {
-                text: text.to_owned(),
-                network: net.trunc(),
-                address: net.addr(),
-            });
-        }
-        Ok(Self(net))
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_host() {
-            f.pad(&self.0.addr().to_string())
-        } else {
-            f.pad(&self.0.to_string())
-        }
     }
 }
 
@@ -253,7 +175,6 @@ impl fmt::Display for Lifetime {
 }
 
 text_serde!(RuleId);
-text_serde!(Target);
 // Numbers, too: `ports: [80]` and `protocol: 47` need no quotes.
 text_serde!(Ports, deserialize_any);
 text_serde!(Protocol, deserialize_any);

@@ -308,6 +308,11 @@ fn what_contradicts_itself_is_refused() {
     assert!(rule(&format!("comment: {}", "ä".repeat(256))).is_ok());
     let none = resolve(RuleSpec::default());
     assert_eq!(none, Err(RuleError::NoTargets));
+    let error = resolve(yaml("{targets: [10.0.0.1], targets_file: a/b}").unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "targets_file \"a/b\" is for the configuration and for blockctl, who read it themselves: over the API, send its addresses and prefixes as targets"
+    );
     let percent = RuleSpec {
         percent: Some(101),
         ..yaml("targets: [10.0.0.1]").unwrap()
@@ -420,7 +425,6 @@ fn json_of_the_wrong_kind_is_refused() {
             r#"{"targets": ["10.0.0.1"], "prot": 6}"#,
             "unknown field `prot`",
         ),
-        (r#"{"id": "a"}"#, "missing field `targets`"),
     ] {
         let error = serde_json::from_str::<RuleSpec>(text)
             .unwrap_err()

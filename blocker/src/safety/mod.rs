@@ -13,14 +13,17 @@
 //! targets: an exception would undo the target. Rules that only count (`audit`) harm nobody: of
 //! all this, only the refusal of loopback holds for them, since nothing could be counted there.
 
+mod cover;
 pub mod facts;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::api::types::Carved;
 use crate::rule::{Mode, Rule, Target};
+use cover::{Disjoint, Sorted, around};
 
 /// What is known of the host and the caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,25 +89,31 @@ pub fn review(
     force: bool,
 ) -> Result<Vec<Carved>, Refusal> {
     let spared = spared(facts, protect);
+    // A rule may have a million targets: only those that may be a reason are looked at closely.
+    let loopback = loopback();
+    let refusing = Disjoint::of(spared.iter().map(|spared| spared.net).chain(loopback));
     for target in &rule.targets {
-        refuse(*target, rule.mode, &spared, force)?;
+        let net = target.net();
+        if net.prefix_len() == 0 || refusing.covers(net) {
+            refuse(*target, rule.mode, &spared, force)?;
+        }
     }
     if rule.mode == Mode::Audit {
         return Ok(Vec::new());
     }
+    let targets = Sorted::of(&rule.targets);
+    let except = Sorted::of(&rule.except);
     let mut carved: Vec<Carved> = Vec::new();
+    let mut known: HashSet<IpNet> = HashSet::new();
     for spared in &spared {
         if force && spared.firmness == Firmness::Overridable {
             continue;
         }
-        let covered = |target: &Target| contains(target.net(), spared.net);
-        let named = |target: &Target| target.net() == spared.net;
-        let reached = rule.targets.iter().any(covered)
-            && !rule.except.iter().any(covered)
-            && !rule.targets.iter().any(named);
+        let reached =
+            targets.cover(spared.net) && !except.cover(spared.net) && !targets.name(spared.net);
         // An address may be several things at once; the first reason is the weightiest.
-        let known = carved.iter().any(|c| contains(c.target.net(), spared.net));
-        if reached && !known {
+        if reached && !around(spared.net).any(|net| known.contains(&net)) {
+            known.insert(spared.net);
             carved.push(Carved {
                 target: spared.net.into(),
                 why: spared.why.clone(),

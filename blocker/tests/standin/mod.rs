@@ -1,6 +1,8 @@
 //! A daemon that is not: it answers on a Unix socket what a test tells it to, and keeps what it was
 //! asked. And the real `blockctl`, run against it.
 
+#![allow(dead_code)] // each test uses a part of it
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -24,6 +24,7 @@ Examples:
   blockctl add 10.48.22.221 --mode reset          both ends of every flow die, new ones fail
   blockctl add 10.171.0.0/16 --except 10.171.0.9  drop a network but for one host
   blockctl add 2001:db8::7 --protocol tcp --remote-port 443,8080-8085 --for 5m
+  blockctl add --from-file drop.netset --id drop      block a published list
   blockctl add 10.48.22.221 --mode reset --dry-run    which flows would die?";
 
 const DEL_ABOUT: &str = "\
@@ -38,7 +39,8 @@ const APPLY_ABOUT: &str = "\
 Make the API's rules exactly those of a file, as one change.
 
 The file is YAML or JSON: `rules:` and a list of rules, with the fields that the configuration \
-file has. Rules that are in force but not in the file are lifted; the configuration's own rules \
+file has. A rule may name a list of targets as `targets_file`, relative to the file. Rules that \
+are in force but not in the file are lifted; the configuration's own rules \
 are not touched. What changes is printed as a diff: + added, - removed, ~ changed.";
 
 const EXPLAIN_ABOUT: &str = "\
@@ -139,6 +141,9 @@ pub(crate) enum Command {
         /// YAML or JSON; - reads standard input.
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
+        /// Leave out bad lines of the lists that rules name as targets_file.
+        #[arg(long)]
+        skip_invalid: bool,
         /// Print what would change, and change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -162,8 +167,16 @@ pub(crate) enum Command {
 #[derive(Debug, Default, Args)]
 pub(crate) struct AddArgs {
     /// Remotes: addresses or prefixes, IPv4 or IPv6.
-    #[arg(required = true, value_name = "TARGET")]
+    #[arg(required_unless_present = "from_file", value_name = "TARGET")]
     pub(crate) targets: Vec<String>,
+    /// A file with more targets, one a line; - reads standard input. May be repeated.
+    ///
+    /// Plain, FireHOL's .netset and .ipset, Spamhaus' DROP as text or JSON.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) from_file: Vec<PathBuf>,
+    /// Leave out lines of such files that cannot be read, instead of refusing them all.
+    #[arg(long, requires = "from_file")]
+    pub(crate) skip_invalid: bool,
     /// The rule's name; made up if absent.
     #[arg(long)]
     pub(crate) id: Option<String>,

@@ -1,30 +1,37 @@
 //! From what a person wrote (flags, files, arguments of `del`) to the types that the API takes.
 //!
-//! Pure, but for [`read_file`]. Checks everything that can be checked without the daemon and
+//! Pure, but for [`files`]. Checks everything that can be checked without the daemon and
 //! reports all that is wrong at once, each with its place. What only the daemon knows (its limits,
 //! what it protects) is left to it.
 
+mod files;
+
 use std::fmt::Display;
-use std::io::Read as _;
 use std::path::Path;
 use std::str::FromStr;
 
 use blocker::api::types::{ExplainRequest, RulesetRequest};
+use blocker::lists::{Invalid, List};
 use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
 use jiff::Timestamp;
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
 use crate::args::{AddArgs, ExplainArgs};
+pub(crate) use files::read_file;
 
 /// Everything that is wrong with an input, a line each: place, what, why, way out.
 pub(crate) type Flaws = Vec<String>;
 
-/// Reads the flags of `add`.
-pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<RuleSpec, Flaws> {
+/// What is asked for, and the lists whose targets went into it.
+pub(crate) type WithLists<T> = (T, Vec<List>);
+
+/// Reads the flags of `add`, and the lists that they name.
+pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>, Flaws> {
     let mut flaws = Flaws::new();
-    let spec = RuleSpec {
+    let mut spec = RuleSpec {
         id: one(&mut flaws, "--id", args.id.as_deref(), parse),
         targets: many(&mut flaws, "TARGET", &args.targets),
+        targets_file: None,
         except: many(&mut flaws, "--except", &args.except),
         mode: one(&mut flaws, "--mode", args.mode.as_deref(), parse),
         direction: one(&mut flaws, "--direction", args.direction.as_deref(), parse),
@@ -46,9 +53,15 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<RuleSpec, Flaws> {
         expires: one(&mut flaws, "--expires", args.expires.as_deref(), time),
         comment: args.comment.clone(),
     };
+    let lists = files::lists(&args.from_file, invalid(args.skip_invalid), &mut flaws);
+    let lists = lists.into_iter().map(|mut list| {
+        list.give_to(&mut spec.targets);
+        list
+    });
+    let lists = lists.collect();
     // A part that is missing because it was wrong would make the whole look wrong too.
     if flaws.is_empty()
-        && let Err(error) = check(&spec, now)
+        && let Err(error) = check(&mut spec, now)
     {
         flaws.push(match whole_rule_place(&error) {
             Some(place) => format!("{place}: {error}"),
@@ -56,10 +69,15 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<RuleSpec, Flaws> {
         });
     }
     if flaws.is_empty() {
-        Ok(spec)
+        Ok((spec, lists))
     } else {
         Err(flaws)
     }
+}
+
+/// What `--skip-invalid` asks for.
+pub(crate) const fn invalid(skip: bool) -> Invalid {
+    if skip { Invalid::Skip } else { Invalid::Refuse }
 }
 
 fn one<T, E: Display>(
@@ -101,11 +119,14 @@ fn time(text: &str) -> Result<Timestamp, String> {
 ///
 /// The daemon's default mode is not known here. `drop`, which stands in for it, contradicts
 /// nothing, so no rule is refused that the daemon would take.
-fn check(spec: &RuleSpec, now: Timestamp) -> Result<(), RuleError> {
+fn check(spec: &mut RuleSpec, now: Timestamp) -> Result<(), RuleError> {
     let id = || "unnamed".parse().expect("\"unnamed\" follows the grammar");
-    spec.clone()
-        .resolve(id, Defaults::default(), now)
-        .map(|_| ())
+    // The first target stands for all, each of which was read well: a million are not copied.
+    let targets = std::mem::take(&mut spec.targets);
+    let mut bare = spec.clone();
+    bare.targets.extend(targets.first());
+    spec.targets = targets;
+    bare.resolve(id, Defaults::default(), now).map(|_| ())
 }
 
 /// The flag that a whole-rule error speaks of, where it does not say so itself.
@@ -217,47 +238,48 @@ pub(crate) fn id(text: &str) -> Result<RuleId, Flaws> {
     text.parse().map_err(|e: RuleError| vec![e.to_string()])
 }
 
-/// Reads the file of `apply`; `-` is standard input. Gives its name for messages, and its text.
-pub(crate) fn read_file(path: &Path) -> Result<(String, String), Flaws> {
-    let (name, text) = if path == Path::new("-") {
-        let mut text = String::new();
-        let read = std::io::stdin().read_to_string(&mut text);
-        ("standard input".to_owned(), read.map(|_| text))
-    } else {
-        (path.display().to_string(), std::fs::read_to_string(path))
-    };
-    match text {
-        Ok(text) => Ok((name, text)),
-        Err(error) => Err(vec![format!("cannot read {name}: {error}")]),
-    }
-}
-
 /// Reads a ruleset, YAML or JSON: what begins with a brace is read as JSON, whose parser is the
-/// faster one and knows the better errors for it.
-pub(crate) fn ruleset(name: &str, text: &str, now: Timestamp) -> Result<RulesetRequest, Flaws> {
+/// faster one and knows the better errors for it. The lists that its rules name are read as well;
+/// relative paths start at the file's directory.
+pub(crate) fn ruleset(
+    name: &str,
+    text: &str,
+    invalid: Invalid,
+    now: Timestamp,
+) -> Result<WithLists<RulesetRequest>, Flaws> {
     let at_name = |error: String| vec![format!("{name}: {error}")];
     if text.trim().is_empty() {
         return Err(at_name(
             "is empty: write `rules: []` to lift every rule of the API".to_owned(),
         ));
     }
-    let request: RulesetRequest = if text.trim_start().starts_with('{') {
+    let mut request: RulesetRequest = if text.trim_start().starts_with('{') {
         serde_json::from_str(text).map_err(|e| json_flaw(name, &e))?
     } else {
         serde_yaml::from_str_with_options(text, yaml_options()).map_err(|e| yaml_flaw(name, &e))?
     };
     let mut flaws = Flaws::new();
-    for (index, spec) in request.rules.iter().enumerate() {
+    let mut lists = Vec::new();
+    let directory = Path::new(name).parent().unwrap_or_else(|| Path::new(""));
+    for (index, spec) in request.rules.iter_mut().enumerate() {
+        let which = match &spec.id {
+            Some(id) => format!("{name}: rules[{index}] ({id})"),
+            None => format!("{name}: rules[{index}]"),
+        };
+        match List::take(spec, directory, invalid) {
+            Ok(list) => lists.extend(list),
+            Err(error) => {
+                let messages = files::list_flaws(&error);
+                flaws.extend(messages.map(|text| format!("{which}: targets_file: {text}")));
+                continue;
+            }
+        }
         if let Err(error) = check(spec, now) {
-            let which = match &spec.id {
-                Some(id) => format!("rules[{index}] ({id})"),
-                None => format!("rules[{index}]"),
-            };
-            flaws.push(format!("{name}: {which}: {error}"));
+            flaws.push(format!("{which}: {error}"));
         }
     }
     if flaws.is_empty() {
-        Ok(request)
+        Ok((request, lists))
     } else {
         Err(flaws)
     }

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use blocker::api::client::{Change, Client};
 use blocker::api::types::Account;
+use blocker::lists::List;
 use clap::{CommandFactory as _, Parser as _};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -110,12 +111,19 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
     }
     match &cli.command {
         Command::Add(args) => {
-            let spec = input::spec(args, now)?;
+            let (spec, lists) = input::spec(args, now)?;
+            tell(&lists, global.quiet);
             let change = Change {
                 force: args.force,
                 dry_run: args.dry_run,
             };
-            let answer = patiently(&client, global.quiet, client.add(&spec, change)).await?;
+            let answer = patiently(
+                &client,
+                global.quiet,
+                spec.targets.len(),
+                client.add(&spec, change),
+            )
+            .await?;
             let text = if global.quiet {
                 format!("{}\n", answer.rule.id)
             } else {
@@ -128,7 +136,7 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
         Command::Del { what } => {
             let names = input::named(what)?;
             let lifting = lift::lift(&client, &names);
-            let (answer, gone) = patiently(&client, global.quiet, lifting).await?;
+            let (answer, gone) = patiently(&client, global.quiet, 0, lifting).await?;
             if !global.quiet {
                 gone.iter().for_each(|line| output::warning(line));
             }
@@ -148,22 +156,27 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             })?))
         }
         Command::Flush { all } => {
-            let answer = patiently(&client, global.quiet, client.flush(*all)).await?;
+            let answer = patiently(&client, global.quiet, 0, client.flush(*all)).await?;
             let text = form(global, &answer, || render::lifted(&answer, view))?;
             Ok(Done::new(text).after(&answer.teardown))
         }
         Command::Apply {
             file,
+            skip_invalid,
             dry_run,
             force,
         } => {
             let (name, text) = input::read_file(file)?;
-            let rules = input::ruleset(&name, &text, now)?;
+            let invalid = input::invalid(*skip_invalid);
+            let (rules, lists) = input::ruleset(&name, &text, invalid, now)?;
+            tell(&lists, global.quiet);
             let change = Change {
                 force: *force,
                 dry_run: *dry_run,
             };
-            let answer = patiently(&client, global.quiet, client.replace(&rules, change)).await?;
+            let targets = rules.rules.iter().map(|rule| rule.targets.len()).sum();
+            let replacing = client.replace(&rules, change);
+            let answer = patiently(&client, global.quiet, targets, replacing).await?;
             let text = form(global, &answer, || render::applied(&answer, view))?;
             Ok(Done::new(text).after(&answer.teardown))
         }
@@ -184,6 +197,16 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "blockctl", &mut script);
             Ok(Done::new(String::from_utf8_lossy(&script).into_owned()))
+        }
+    }
+}
+
+/// Says what was read from lists, before the daemon is asked.
+fn tell(lists: &[List], quiet: bool) {
+    for list in lists.iter().filter(|_| !quiet) {
+        output::note(&list.summary());
+        if let Some(warning) = list.warning() {
+            output::warning(&warning);
         }
     }
 }

@@ -56,6 +56,11 @@ pub(crate) fn error(message: &str) {
     say(&styled(BAD, "blockctl: "), message);
 }
 
+/// Reports what was done on the way.
+pub(crate) fn note(message: &str) {
+    say("blockctl: ", message);
+}
+
 /// Reports what is worth knowing and no error.
 pub(crate) fn warning(message: &str) {
     say(&styled(WARN, "blockctl: "), message);

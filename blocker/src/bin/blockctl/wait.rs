@@ -13,10 +13,14 @@ const PATIENCE: Duration = Duration::from_millis(400);
 /// How often the daemon is asked how far it is.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Waits for an answer that may take a teardown's time.
+/// So many targets are worth a mention: the daemon is some time at work on them.
+const MANY: usize = 10_000;
+
+/// Waits for an answer that may take a teardown's time; `targets` is how many are sent.
 pub(crate) async fn patiently<T>(
     client: &Client,
     quiet: bool,
+    targets: usize,
     answer: impl Future<Output = T>,
 ) -> T {
     tokio::pin!(answer);
@@ -26,7 +30,14 @@ pub(crate) async fn patiently<T>(
     if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut answer).await {
         return answer;
     }
-    let bar = ProgressBar::new_spinner().with_message("waiting for the daemon");
+    let work = match targets {
+        MANY.. => format!(
+            "waiting for the daemon: {} targets",
+            HumanCount(targets as u64)
+        ),
+        _ => "waiting for the daemon".to_owned(),
+    };
+    let bar = ProgressBar::new_spinner().with_message(work);
     bar.enable_steady_tick(INTERVAL / 2);
     let follow = async {
         loop {

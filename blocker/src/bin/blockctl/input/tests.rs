@@ -38,7 +38,7 @@ fn every_flag_becomes_its_field() {
         except: texts(&["10.0.0.1"]),
         ..add(&["10.0.0.0/8", "2001:db8::1"])
     };
-    let json = serde_json::to_value(spec(&args, now()).unwrap()).unwrap();
+    let json = serde_json::to_value(spec(&args, now()).unwrap().0).unwrap();
     assert_eq!(
         json,
         serde_json::json!({
@@ -140,20 +140,30 @@ fn a_ruleset_in_yaml_and_in_json_is_the_same() {
     let yaml = "# ours\nrules:\n  - id: a\n    targets: [10.0.0.1]\n    ports: [80, 8080-8085]\n    for: 5m\n";
     let json = r#" {"rules": [{"id": "a", "targets": ["10.0.0.1"], "ports": [80, "8080-8085"], "for": "5m"}]}"#;
     let (yaml, json) = (
-        ruleset("a.yaml", yaml, now()).unwrap(),
-        ruleset("a.json", json, now()).unwrap(),
+        ruleset("a.yaml", yaml, Invalid::Refuse, now()).unwrap().0,
+        ruleset("a.json", json, Invalid::Refuse, now()).unwrap().0,
     );
     assert_eq!(yaml.rules, json.rules);
     assert_eq!(yaml.rules[0].ports.len(), 2);
-    assert!(ruleset("-", "rules: []", now()).unwrap().rules.is_empty());
+    assert!(
+        ruleset("-", "rules: []", Invalid::Refuse, now())
+            .unwrap()
+            .0
+            .rules
+            .is_empty()
+    );
 }
 
 #[test]
 fn errors_in_a_ruleset_say_where() {
-    let case = |text: &str| ruleset("f", text, now()).unwrap_err().join("\n");
+    let case = |text: &str| {
+        ruleset("f", text, Invalid::Refuse, now())
+            .unwrap_err()
+            .join("\n")
+    };
     insta::assert_snapshot!(case("  \n"), @"f: is empty: write `rules: []` to lift every rule of the API");
     insta::assert_snapshot!(case("rules:\n  - targets: [10.0.0.300]\n"), @r#"f:2:15: target "10.0.0.300" is neither an address nor a prefix: write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32"#);
-    insta::assert_snapshot!(case("rules:\n  - tragets: [10.0.0.3]\n"), @"f:2:5: unknown field `tragets`, expected one of id, targets, except, mode, direction, protocol, ports, local_ports, remote_ports, local, interfaces, percent, established, on_lift, for, expires, comment");
+    insta::assert_snapshot!(case("rules:\n  - tragets: [10.0.0.3]\n"), @"f:2:5: unknown field `tragets`, expected one of id, targets, targets_file, except, mode, direction, protocol, ports, local_ports, remote_ports, local, interfaces, percent, established, on_lift, for, expires, comment");
     insta::assert_snapshot!(case("{\"rules\": [{\"targets\": [\"10.0.0.300\"]}]}"), @r#"f:1:36: target "10.0.0.300" is neither an address nor a prefix: write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32"#);
     insta::assert_snapshot!(case("rules:\n  - id: a\n    targets: []\n  - targets: [10.0.0.1]\n    percent: 0\n"), @"f:5:14: percent 0 is not valid: a whole number from 1 to 100");
     insta::assert_snapshot!(case("targets: [10.0.0.1]\n"), @"f:1:1: unknown field `targets`, expected one of rules");
@@ -165,6 +175,6 @@ fn a_ruleset_may_be_large() {
     for i in 0..300_000_u32 {
         yaml += &format!("      - {}\n", std::net::Ipv4Addr::from(0x0a00_0000 + i));
     }
-    let request = ruleset("large", &yaml, now()).unwrap();
+    let request = ruleset("large", &yaml, Invalid::Refuse, now()).unwrap().0;
     assert_eq!(request.rules[0].targets.len(), 300_000);
 }

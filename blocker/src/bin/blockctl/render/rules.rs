@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use blocker::api::types::{ListResponse, RuleView};
-use blocker::rule::{Mode, Rule};
+use blocker::rule::{Mode, Rule, Target};
 use comfy_table::Color;
+use indicatif::HumanCount;
 
 use super::View;
 use super::table::{Cell, Column, Fit, draw};
@@ -60,7 +61,10 @@ fn mode(mode: Mode) -> Cell {
     }
 }
 
-/// One rule, every field on lines of its own. Nothing is cut.
+/// How many targets or exceptions `show` names one by one.
+const SHOWN: usize = 20;
+
+/// One rule, every field on lines of its own. Nothing is cut but long lists of targets.
 pub(crate) fn show(rule: &RuleView, view: View) -> String {
     let mut out = String::new();
     for (name, values) in fields(&rule.rule)
@@ -76,6 +80,21 @@ pub(crate) fn show(rule: &RuleView, view: View) -> String {
     out
 }
 
+/// Targets, a line each; a published list's would fill screens.
+fn one_by_one(list: &[Target]) -> Vec<String> {
+    let shown = if list.len() > SHOWN + 1 {
+        SHOWN
+    } else {
+        list.len()
+    };
+    let mut lines: Vec<_> = list[..shown].iter().map(ToString::to_string).collect();
+    if list.len() > shown {
+        let more = HumanCount((list.len() - shown) as u64);
+        lines.push(format!("and {more} more: all of them by -o json"));
+    }
+    lines
+}
+
 fn fields(rule: &Rule) -> Vec<(&'static str, Vec<String>)> {
     let some = |text: String| {
         if text.is_empty() {
@@ -86,14 +105,8 @@ fn fields(rule: &Rule) -> Vec<(&'static str, Vec<String>)> {
     };
     vec![
         ("id", vec![rule.id.to_string()]),
-        (
-            "targets",
-            rule.targets.iter().map(ToString::to_string).collect(),
-        ),
-        (
-            "except",
-            rule.except.iter().map(ToString::to_string).collect(),
-        ),
+        ("targets", one_by_one(&rule.targets)),
+        ("except", one_by_one(&rule.except)),
         ("mode", vec![rule.mode.to_string()]),
         ("direction", vec![rule.direction.to_string()]),
         ("protocol", vec![rule.protocol.to_string()]),

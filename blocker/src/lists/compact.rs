@@ -1,0 +1,80 @@
+//! Sorting a list's targets, and leaving out those that change nothing.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::rule::Target;
+
+/// Targets as they are read.
+///
+/// Kept as whole numbers, an address and behind it a length: these sort several times as fast as
+/// targets do, and into the same order.
+#[derive(Default)]
+pub(super) struct Collected {
+    v4: Vec<u64>,
+    v6: Vec<(u128, u8)>,
+}
+
+/// Sorted targets, none of which covers another.
+pub(super) struct Compacted {
+    pub(super) targets: Vec<Target>,
+    pub(super) duplicates: u64,
+    pub(super) covered: u64,
+}
+
+impl Collected {
+    pub(super) fn push(&mut self, target: Target) {
+        match target.net() {
+            IpNet::V4(net) => {
+                let address = u64::from(net.addr().to_bits());
+                self.v4.push(address << 8 | u64::from(net.prefix_len()));
+            }
+            IpNet::V6(net) => self.v6.push((net.addr().to_bits(), net.prefix_len())),
+        }
+    }
+
+    pub(super) fn compact(mut self) -> Compacted {
+        self.v4.sort_unstable();
+        self.v6.sort_unstable();
+        let all = self.v4.len() + self.v6.len();
+        self.v4.dedup();
+        self.v6.dedup();
+        let distinct = self.v4.len() + self.v6.len();
+        let mut targets = Vec::with_capacity(distinct);
+        // What covers a prefix comes before it, and behind that only what it covers, too: looking
+        // at the last one kept is enough.
+        let mut last: Option<(u32, u32)> = None;
+        for key in self.v4 {
+            // The length is the lowest byte, the address the four above.
+            let [.., a, b, c, d, length] = key.to_be_bytes();
+            let address = u32::from_be_bytes([a, b, c, d]);
+            if last.is_some_and(|(kept, mask)| address & mask == kept) {
+                continue;
+            }
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(length))
+                .unwrap_or_default();
+            last = Some((address, mask));
+            let net = Ipv4Net::new_assert(Ipv4Addr::from(address), length);
+            targets.push(Target::from(IpNet::V4(net)));
+        }
+        let mut last: Option<(u128, u128)> = None;
+        for (address, length) in self.v6 {
+            if last.is_some_and(|(kept, mask)| address & mask == kept) {
+                continue;
+            }
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(length))
+                .unwrap_or_default();
+            last = Some((address, mask));
+            let net = Ipv6Net::new_assert(Ipv6Addr::from(address), length);
+            targets.push(Target::from(IpNet::V6(net)));
+        }
+        Compacted {
+            duplicates: (all - distinct) as u64,
+            covered: (distinct - targets.len()) as u64,
+            targets,
+        }
+    }
+}

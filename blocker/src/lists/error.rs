@@ -1,0 +1,137 @@
+//! What can be wrong with a list, and with its lines.
+
+use std::io;
+
+/// How many bad lines are told in full.
+const TOLD: usize = 10;
+/// How many characters of a bad line are told.
+const CLIP: usize = 60;
+
+/// Why a list is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// It cannot be read.
+    #[error("cannot read the target list {name}: {source}")]
+    Read {
+        /// Its name.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It has bad lines.
+    #[error("{}", .bad.messages(name).join("\n"))]
+    Invalid {
+        /// Its name.
+        name: String,
+        /// The lines.
+        bad: Bad,
+    },
+    /// It has no target.
+    #[error(
+        "{name}: the list has no target{}: nothing would be blocked",
+        of(skipped)
+    )]
+    Empty {
+        /// Its name.
+        name: String,
+        /// The lines that were skipped.
+        skipped: Bad,
+    },
+}
+
+fn of(skipped: &Bad) -> String {
+    match skipped.count {
+        0 => String::new(),
+        n => format!(" beside {n} bad lines"),
+    }
+}
+
+impl ListError {
+    /// The error in one line, which names no more than three bad lines.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let Self::Invalid { name, bad } = self else {
+            return self.to_string();
+        };
+        let some = Bad {
+            count: bad.count,
+            first: bad.first.iter().take(3).cloned().collect(),
+        };
+        some.messages(name).join("; ")
+    }
+
+    /// The error in messages of a line each.
+    #[must_use]
+    pub fn messages(&self) -> Vec<String> {
+        match self {
+            Self::Invalid { name, bad } => bad.messages(name),
+            other => vec![other.to_string()],
+        }
+    }
+}
+
+/// Lines of a list that cannot be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bad {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub first: Vec<BadLine>,
+}
+
+/// A line that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadLine {
+    /// Its number, from 1.
+    pub number: u64,
+    /// What stands there, clipped and without control characters.
+    pub text: String,
+    /// Why it cannot be read, and what to write.
+    pub reason: String,
+}
+
+impl Bad {
+    pub(super) fn push(&mut self, number: u64, line: &[u8], reason: String) {
+        self.count += 1;
+        if self.first.len() < TOLD {
+            self.first.push(BadLine {
+                number,
+                text: clipped(line.trim_ascii()),
+                reason,
+            });
+        }
+    }
+
+    fn messages(&self, name: &str) -> Vec<String> {
+        let line = |line: &BadLine| {
+            let BadLine {
+                number,
+                text,
+                reason,
+            } = line;
+            // A reason that quotes the target need not be told the line as well.
+            match reason.contains(text.as_str()) {
+                true => format!("{name}:{number}: {reason}"),
+                false => format!("{name}:{number}: {reason}, in {text:?}"),
+            }
+        };
+        let mut messages: Vec<_> = self.first.iter().map(line).collect();
+        let told = messages.len() as u64;
+        if self.count > told {
+            messages.push(format!("{name}: {} more bad lines", self.count - told));
+        }
+        messages
+    }
+}
+
+/// The beginning of a text, and nothing that moves a cursor.
+pub(super) fn clipped(text: &[u8]) -> String {
+    // A character is four bytes at most, and one that is cut in two becomes a replacement.
+    let start = &text[..text.len().min(4 * CLIP)];
+    let whole = String::from_utf8_lossy(start);
+    let mut clipped: String = whole.chars().take(CLIP).collect();
+    if clipped.len() < whole.len() || start.len() < text.len() {
+        clipped.push('…');
+    }
+    clipped.replace(char::is_control, " ")
+}
