@@ -45,8 +45,15 @@ enum Task {
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
-    /// Measure what a packet costs, beside programs that do nothing
-    Bench,
+    /// Measure what a packet costs: with blocker, with its peers, with nothing
+    Bench {
+        /// Only the comparison with peers, with small sets and short rounds: about a minute
+        #[arg(long)]
+        quick: bool,
+        /// Where the programs are, if they are built already
+        #[arg(long, hide = true)]
+        programs: Option<PathBuf>,
+    },
     /// Run all tests, those that need root and a kernel included
     Test {
         /// Only tests whose name contains one of these
@@ -58,7 +65,14 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup { check: true } => setup::check(setup::Purpose::Test),
         Task::Setup { check: false } => setup::install(setup::Purpose::Test),
-        Task::Bench => bench::run(),
+        Task::Bench {
+            programs: Some(programs),
+            quick,
+        } => bench::compare(&programs, quick),
+        Task::Bench {
+            programs: None,
+            quick,
+        } => bench::run(quick),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
         Task::Test { filter } => test::run(&filter),

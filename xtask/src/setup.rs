@@ -46,7 +46,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 10] = [
     tool(
         "ip",
         "iproute2",
@@ -63,7 +63,7 @@ const TOOLS: [Tool; 9] = [
         "nft",
         "nftables",
         Purpose::Test,
-        "firewalls that blocker must get along with",
+        "firewalls that blocker must get along with; a peer in the benchmark",
     ),
     tool(
         "tcpdump",
@@ -99,7 +99,13 @@ const TOOLS: [Tool; 9] = [
         "xdp-filter",
         "xdp-tools",
         Purpose::Test,
-        "holds an XDP hook before blocker comes",
+        "holds an XDP hook before blocker comes; a peer in the benchmark",
+    ),
+    tool(
+        "ipset",
+        "ipset",
+        Purpose::Test,
+        "a peer in the benchmark, with iptables",
     ),
 ];
 

@@ -5,11 +5,10 @@ use std::net::Ipv4Addr;
 
 /// Length of a frame.
 pub(crate) const LENGTH: usize = 64;
-/// How many packets a flood consists of, before it begins again.
-const FLOOD: usize = 65_536;
+/// How many addresses there are that are not blocked.
+const OUTSIDE: usize = 1_000;
 
-/// A TCP segment with ACK set. The destination MAC is nobody's: the receiver's stack lets go of
-/// what passes as soon as it sees it.
+/// A TCP segment with ACK set.
 pub(crate) fn frame(source: Ipv4Addr, destination: Ipv4Addr) -> [u8; LENGTH] {
     let mut frame = [0; LENGTH];
     frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
@@ -66,13 +65,7 @@ impl Addresses {
             }
         };
         let blocked = (0..blocked).map(|_| next()).collect();
-        let outside = (0..FLOOD).map(|_| next()).collect();
+        let outside = (0..OUTSIDE).map(|_| next()).collect();
         Self { blocked, outside }
     }
-}
-
-/// The flood of packets from these addresses, over and over if they are few.
-pub(crate) fn flood(sources: &[Ipv4Addr], here: Ipv4Addr) -> Vec<[u8; LENGTH]> {
-    let sources = sources.iter().cycle().take(FLOOD);
-    sources.map(|source| frame(*source, here)).collect()
 }

@@ -12,10 +12,7 @@ use blocker_ebpf::programs;
 // include/uapi/linux/bpf.h
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
-const BPF_XDP: u32 = 37;
-const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// What an empty program answers.
 #[derive(Clone, Copy)]
@@ -90,29 +87,6 @@ impl Program {
         // SAFETY: `data_in` is `size_in` bytes, which the kernel only reads; no output is asked.
         unsafe { bpf(BPF_PROG_TEST_RUN, &mut run) }.context("BPF_PROG_TEST_RUN")?;
         Ok(run)
-    }
-
-    /// Attaches it to a device, natively, for as long as the result lives.
-    pub(crate) fn attach(&self, ifindex: u32) -> Result<OwnedFd> {
-        #[repr(C)]
-        #[derive(Default)]
-        struct Link {
-            program: u32,
-            target: u32,
-            kind: u32,
-            flags: u32,
-            rest: [u64; 8],
-        }
-        let mut link = Link {
-            program: self.0.as_raw_fd().cast_unsigned(),
-            target: ifindex,
-            kind: BPF_XDP,
-            flags: XDP_FLAGS_DRV_MODE,
-            rest: [0; 8],
-        };
-        // SAFETY: the attributes hold no pointers.
-        let fd = unsafe { bpf(BPF_LINK_CREATE, &mut link) }.context("BPF_LINK_CREATE")?;
-        fd_of(fd)
     }
 }
 

@@ -1,19 +1,14 @@
-//! What a packet costs: the datapath beside programs that do nothing, in one run.
+//! What a packet costs blocker's programs, beside programs that do nothing, in one run.
 //!
-//! Two measurements. `program`: the kernel runs a program a million times on one packet
-//! (`BPF_PROG_TEST_RUN`), so that it has all caches to itself; what is left is its instructions.
-//! `wire`: a sender floods a veth with random addresses, and the CPU time of the receiving NAPI
-//! thread is divided by the packets, so that the table's cache misses and the way there count.
+//! The kernel runs a program a million times on one packet (`BPF_PROG_TEST_RUN`), so that it has all
+//! caches to itself; what is left is its instructions. What a flood costs, `cargo xtask bench`
+//! measures on a veth.
 //!
 //! Prints JSON; `cargo xtask bench` makes a table of it. Absolute times are the machine's: compare
 //! within a run only.
 
 mod frame;
 mod kernel;
-mod wire;
-
-#[path = "../../tests/lab/mod.rs"]
-mod lab;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -43,7 +38,6 @@ const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 fn main() -> Result<()> {
     let pins = Pins::new()?;
     let mut program = Vec::new();
-    let mut wire = Vec::new();
 
     for (name, action) in [
         ("drops at once", Action::Drop),
@@ -53,12 +47,6 @@ fn main() -> Result<()> {
         let source = Ipv4Addr::new(198, 51, 100, 1);
         let nanoseconds = best(|| empty.run(&frame(source, HERE), REPEAT))?;
         program.push(json!({
-            "program": "empty XDP", "packet": name, "prefixes": 0, "nanoseconds": nanoseconds,
-        }));
-        let bench = wire::Wire::new()?;
-        let addresses = Addresses::new(1);
-        let nanoseconds = bench.with_program(&empty, &addresses.outside)?;
-        wire.push(json!({
             "program": "empty XDP", "packet": name, "prefixes": 0, "nanoseconds": nanoseconds,
         }));
     }
@@ -94,19 +82,12 @@ fn main() -> Result<()> {
                     "nanoseconds": nanoseconds,
                 }));
             }
-            let bench = wire::Wire::new()?;
-            let nanoseconds = bench.with_datapath(&mut datapath, remotes)?;
-            wire.push(json!({
-                "program": "blocker", "packet": packet, "prefixes": size,
-                "nanoseconds": nanoseconds,
-            }));
         }
     }
     let result = json!({
         "kernel": nix::sys::utsname::uname()?.release().to_string_lossy(),
         "processor": processor(),
         "program": program,
-        "wire": wire,
     });
     println!("{result:#}");
     Ok(())

@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 
 use crate::command::{self, cargo, run, say};
 use crate::{build, lab, setup};
+pub(crate) use play::programs;
 use rows::ROWS;
 
 const TASK: &str = "demo";
@@ -62,7 +63,11 @@ fn again_as_root(programs: &Path) -> Result<()> {
     std::process::exit(status.code().unwrap_or(1))
 }
 
-fn clean_up_on_signals() -> Result<()> {
+/// Undoes what the laboratory made when a signal ends the process.
+///
+/// # Errors
+/// Signals cannot be watched.
+pub(crate) fn clean_up_on_signals() -> Result<()> {
     let mut signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals cannot be watched")?;
     thread::spawn(move || {
@@ -75,7 +80,7 @@ fn clean_up_on_signals() -> Result<()> {
 }
 
 fn play_all(directory: &Path) -> Result<()> {
-    let programs = play::programs(directory)?;
+    let programs = programs(directory)?;
     anstream::println!("\n{}", table::heading().trim_end());
     let mut broken = 0;
     for (index, row) in ROWS.iter().enumerate() {

@@ -336,7 +336,7 @@ fn account(answer: &serde_json::Value) -> String {
 }
 
 /// The programs in a directory.
-pub(super) fn programs(directory: &std::path::Path) -> Result<Programs> {
+pub(crate) fn programs(directory: &std::path::Path) -> Result<Programs> {
     let programs = Programs {
         blocker: directory.join("blocker"),
         blockctl: directory.join("blockctl"),

@@ -1,0 +1,60 @@
+//! What memory something takes, as far as the kernel tells.
+
+use std::collections::HashMap;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// Bytes of memory that a process has resident.
+pub(super) fn resident(pid: u32) -> Result<u64> {
+    Ok(kilobytes(&format!("/proc/{pid}/status"), &["VmRSS:"])? * 1024)
+}
+
+/// Bytes that the BPF maps take that a process has open.
+pub(super) fn maps(pid: u32) -> Result<u64> {
+    let directory = format!("/proc/{pid}/fdinfo");
+    let files = fs::read_dir(&directory).with_context(|| format!("{directory} cannot be read"))?;
+    let mut maps = HashMap::new();
+    for file in files {
+        // A descriptor may be gone by now.
+        let Ok(text) = fs::read_to_string(file?.path()) else {
+            continue;
+        };
+        let field = |name: &str| -> Option<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|number| number.trim().parse().ok())
+        };
+        if let Some((map, bytes)) = field("map_id:").zip(field("memlock:")) {
+            maps.insert(map, bytes);
+        }
+    }
+    Ok(maps.values().sum())
+}
+
+/// Bytes that the kernel took for itself: slabs and its own mappings. Other processes' doings are
+/// in it, too, so a difference tells something of large sets on a quiet machine only.
+pub(super) fn kernel() -> Result<u64> {
+    Ok(kilobytes("/proc/meminfo", &["SUnreclaim:", "VmallocUsed:"])? * 1024)
+}
+
+/// CPUs that there could be: a per-CPU map has so many values.
+pub(super) fn possible_cpus() -> Result<usize> {
+    let path = "/sys/devices/system/cpu/possible";
+    let text = fs::read_to_string(path).with_context(|| format!("{path} cannot be read"))?;
+    let last = text.trim().rsplit(['-', ',']).next();
+    let last: Option<usize> = last.and_then(|last| last.parse().ok());
+    Ok(last.with_context(|| format!("{path} reads {text:?}"))? + 1)
+}
+
+/// The sum of these lines of a file, in kB.
+fn kilobytes(path: &str, names: &[&str]) -> Result<u64> {
+    let text = fs::read_to_string(path).with_context(|| format!("{path} cannot be read"))?;
+    let mut sum = 0;
+    for name in names {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        let number: Option<u64> = number.and_then(|number| number.parse().ok());
+        sum += number.with_context(|| format!("{path} has no {name}"))?;
+    }
+    Ok(sum)
+}

@@ -1,0 +1,130 @@
+//! `cargo xtask bench`: what a packet costs, beside programs that do nothing and beside peers.
+//!
+//! Three parts. `blocker/benches/packet` runs blocker's programs on one packet over and over. The
+//! comparison ([`wired`]) floods a veth, with blocker and with its peers on it. A test times how
+//! connections are killed. All as root; tables and a chart are kept under `target/bench/`.
+
+mod addresses;
+mod bpf;
+mod chart;
+mod filters;
+mod generator;
+mod memory;
+mod programs;
+mod report;
+mod wire;
+mod wired;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{self, cargo, line, run as run_command, say, search_path};
+use crate::{build, demo, lab, setup, test};
+
+const TASK: &str = "bench";
+
+/// Sets up, builds, measures, prints and keeps the tables. `quick`: only the comparison, with small
+/// sets and short rounds.
+///
+/// # Errors
+/// The set-up is impossible, or a part does not build or run.
+pub(crate) fn run(quick: bool) -> Result<()> {
+    setup::install(setup::Purpose::Test)?;
+    let sudo = command::sudo().context("run this as root: programs are loaded into the kernel")?;
+    run_command(
+        TASK,
+        cargo().args(["build", "--release", "--package", "blocker", "--bins"]),
+    )?;
+    let directory = build::target_directory().join("bench");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("{} cannot be made", directory.display()))?;
+    if !quick {
+        programs::measure(sudo.as_deref(), &directory)?;
+    }
+    let comparison = compare_as_root(sudo.as_deref(), quick)?;
+    report::keep(&comparison, &directory)?;
+    print!("\n{}", report::text(&comparison));
+    say(TASK, &format!("kept in {}", directory.display()));
+    if quick { Ok(()) } else { teardown(sudo) }
+}
+
+/// Compares in a process of its own, as root: its mounts are nobody else's.
+fn compare_as_root(sudo: Option<&Path>, quick: bool) -> Result<wired::Comparison> {
+    let own = std::env::current_exe().context("this program's own path is unknown")?;
+    let own = own.to_str().context("this program's path is no text")?;
+    let mut again = command::elevated(sudo, own);
+    again.args([TASK, "--programs"]);
+    again.arg(build::target_directory().join("release"));
+    if quick {
+        again.arg("--quick");
+    }
+    again.env("PATH", search_path());
+    say(TASK, &line(&again));
+    let output = again
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("`{}` cannot be started", line(&again)))?;
+    if !output.status.success() {
+        bail!("`{}` failed ({})", line(&again), output.status);
+    }
+    serde_json::from_slice(&output.stdout).context("the comparison printed no report")
+}
+
+/// The comparison itself; prints it as JSON.
+///
+/// # Errors
+/// We are not root, or the comparison fails.
+pub(crate) fn compare(directory: &Path, quick: bool) -> Result<()> {
+    let programs = demo::programs(directory)?;
+    wired::private_mounts()?;
+    demo::clean_up_on_signals()?;
+    let result = wired::compare(&programs, quick);
+    // If a signal came, its thread is at this, and ends the process.
+    lab::clean_up();
+    println!("{}", serde_json::to_string_pretty(&result?)?);
+    Ok(())
+}
+
+/// Kills many connections beside `ss --kill`; the test prints how they compare.
+fn teardown(sudo: Option<PathBuf>) -> Result<()> {
+    let mut speed = cargo();
+    speed
+        .args([
+            "test",
+            "--release",
+            "--package",
+            "blocker",
+            "--features",
+            "blocker/kernel-tests",
+        ])
+        .args(["--test", "teardown_speed", "--", "--nocapture"])
+        .env("PATH", search_path());
+    if let Some(sudo) = sudo {
+        speed.env(test::runner_variable()?, sudo);
+    }
+    say(TASK, &line(&speed));
+    let status = speed
+        .stdin(Stdio::null())
+        .status()
+        .context("cargo cannot be started")?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", line(&speed));
+    }
+    Ok(())
+}
+
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

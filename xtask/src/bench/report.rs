@@ -1,0 +1,262 @@
+//! What the comparison found, as Markdown tables, JSON and a chart. Pure, but for writing the files.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::filters::Filter;
+use super::wired::{Comparison, Floor, Row};
+use super::{chart, thousands};
+
+/// What a cell shows of a row.
+type Value = fn(&Row) -> Option<String>;
+
+/// Writes `wire.json`, `performance.md` and `wire.svg`.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn keep(comparison: &Comparison, directory: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(comparison)?;
+    fs::write(directory.join("wire.json"), json)
+        .and_then(|()| fs::write(directory.join("performance.md"), text(comparison)))
+        .with_context(|| format!("{} cannot be written", directory.display()))?;
+    chart::draw(comparison, &directory.join("wire.svg"))
+}
+
+/// All tables.
+pub(super) fn text(comparison: &Comparison) -> String {
+    let mut text = format!("Linux {}, {}.\n", comparison.kernel, comparison.processor);
+    for floor in &comparison.floors {
+        let rows: Vec<_> = comparison
+            .rows
+            .iter()
+            .filter(|row| row.ip == floor.ip)
+            .collect();
+        for hit in [true, false] {
+            let what = if hit { "dropped" } else { "passed" };
+            let title = format!("IPv{}, {what}: CPU ns a packet (times the floor)", floor.ip);
+            let table = Table::new(&title, &rows);
+            text.push('\n');
+            text.push_str(&costs(table, floor, &rows, hit).render());
+        }
+        let columns: [(&str, Value); 3] = [
+            ("all prefixes in force", |row| row.load_seconds.map(seconds)),
+            ("one more, by its command", |row| {
+                Some(seconds(row.add_seconds))
+            }),
+            ("memory, MB", |row| row.memory_bytes.map(megabytes)),
+        ];
+        for (what, value) in columns {
+            let mut table = Table::new(&format!("IPv{}, {what}", floor.ip), &rows);
+            for filter in filters(&rows) {
+                let cell = |size| {
+                    find(&rows, filter, size)
+                        .and_then(value)
+                        .unwrap_or_default()
+                };
+                table.row(filter.title(), cell);
+            }
+            text.push('\n');
+            text.push_str(&table.render());
+        }
+    }
+    text
+}
+
+fn costs(mut table: Table, floor: &Floor, rows: &[&Row], hit: bool) -> Table {
+    let (title, least) = if hit {
+        ("floor: an XDP program that only drops", floor.drop)
+    } else {
+        ("floor: no program, up to the IP layer", floor.pass)
+    };
+    let least = least.nanoseconds;
+    let first = table.sizes.first().copied();
+    table.row(title, |size| {
+        // It has no set: one number is enough.
+        if Some(size) == first {
+            format!("{least:.0}")
+        } else {
+            String::new()
+        }
+    });
+    let cost = |row: &Row| if hit { row.hit } else { row.miss }.nanoseconds;
+    for filter in filters(rows) {
+        table.row(filter.title(), |size| {
+            find(rows, filter, size).map_or_else(String::new, |row| {
+                format!("{:.0} ({:.1}×)", cost(row), cost(row) / least)
+            })
+        });
+    }
+    table.row("**blocker's XDP to the best peer**", |size| {
+        let peers = rows
+            .iter()
+            .filter(|row| row.prefixes == size && !row.filter.is_blocker());
+        let best = peers.map(|row| cost(row)).min_by(f64::total_cmp);
+        let ours = find(rows, Filter::BlockerXdp, size).map(cost);
+        ours.zip(best).map_or_else(String::new, |(ours, best)| {
+            format!("**{:.2}×**", ours / best)
+        })
+    });
+    table
+}
+
+/// The ways to block that there are rows of.
+fn filters(rows: &[&Row]) -> impl Iterator<Item = Filter> {
+    Filter::ALL
+        .into_iter()
+        .filter(|filter| rows.iter().any(|row| row.filter == *filter))
+}
+
+fn find<'a>(rows: &[&'a Row], filter: Filter, size: usize) -> Option<&'a Row> {
+    rows.iter()
+        .find(|row| row.filter == filter && row.prefixes == size)
+        .copied()
+}
+
+fn seconds(seconds: f64) -> String {
+    if seconds < 1.0 {
+        format!("{:.1} ms", seconds * 1e3)
+    } else {
+        format!("{seconds:.1} s")
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e6)
+}
+
+/// A table with a column for each number of prefixes.
+struct Table {
+    sizes: Vec<usize>,
+    lines: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(title: &str, rows: &[&Row]) -> Self {
+        let sizes: BTreeSet<usize> = rows.iter().map(|row| row.prefixes).collect();
+        let sizes: Vec<_> = sizes.into_iter().collect();
+        let mut head = vec![title.to_owned()];
+        head.extend(sizes.iter().map(|size| thousands(*size as u64)));
+        Self {
+            sizes,
+            lines: vec![head],
+        }
+    }
+
+    fn row(&mut self, title: &str, cell: impl Fn(usize) -> String) {
+        let mut line = vec![title.to_owned()];
+        line.extend(self.sizes.iter().map(|size| cell(*size)));
+        self.lines.push(line);
+    }
+
+    /// As Markdown, with columns that are straight without a renderer, too.
+    fn render(&self) -> String {
+        let width = |column: usize| {
+            let cells = self.lines.iter().map(|line| line[column].chars().count());
+            cells.max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..=self.sizes.len()).map(width).collect();
+        let mut text = String::new();
+        for (number, line) in self.lines.iter().enumerate() {
+            for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+                let _ = if column == 0 {
+                    write!(text, "| {cell:<width$} |")
+                } else {
+                    write!(text, " {cell:>width$} |")
+                };
+            }
+            text.push('\n');
+            if number == 0 {
+                for (column, width) in widths.iter().enumerate() {
+                    let dashes = "-".repeat(width + 1);
+                    text.push_str(&if column == 0 {
+                        format!("|{dashes}-|")
+                    } else {
+                        format!("{dashes}:|")
+                    });
+                }
+                text.push('\n');
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::wire::Cost;
+    use super::*;
+
+    fn cost(nanoseconds: f64) -> Cost {
+        Cost {
+            nanoseconds,
+            spread: [nanoseconds; 2],
+            received: 1,
+            sent: 1,
+            reached_ip: 0,
+            busy: 1.0,
+        }
+    }
+
+    fn row(filter: Filter, prefixes: usize, nanoseconds: f64) -> Row {
+        Row {
+            filter,
+            ip: 4,
+            prefixes,
+            hit: cost(nanoseconds),
+            miss: cost(nanoseconds + 500.0),
+            load_seconds: Some(0.0021),
+            add_seconds: 1.5,
+            memory_bytes: None,
+        }
+    }
+
+    /// A small one.
+    pub(in super::super) fn comparison() -> Comparison {
+        Comparison {
+            kernel: "6.12".to_owned(),
+            processor: "a processor".to_owned(),
+            floors: vec![Floor {
+                ip: 4,
+                drop: cost(100.0),
+                pass: cost(500.0),
+            }],
+            rows: vec![
+                row(Filter::BlockerXdp, 1, 150.0),
+                row(Filter::BlockerXdp, 10_000, 200.0),
+                row(Filter::XdpTools, 10_000, 250.0),
+                row(Filter::Ipset, 10_000, 800.0),
+            ],
+        }
+    }
+
+    #[test]
+    fn costs_are_set_beside_the_floor_and_the_best_peer() {
+        let text = text(&comparison());
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .skip(4)
+            .take(5)
+            .map(|line| line.split('|').map(str::trim).skip(1).take(3).collect())
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ["floor: an XDP program that only drops", "100", ""],
+                ["blocker, XDP native", "150 (1.5×)", "200 (2.0×)"],
+                ["xdp-filter, native (hosts)", "", "250 (2.5×)"],
+                ["iptables raw, ipset hash:net", "", "800 (8.0×)"],
+                ["**blocker's XDP to the best peer**", "", "**0.80×**"],
+            ]
+        );
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(seconds(0.0021), "2.1 ms");
+        assert_eq!(seconds(12.34), "12.3 s");
+    }
+}
