@@ -150,19 +150,32 @@ impl Loaded<'_> {
         count: usize,
         files: &Path,
     ) -> Result<()> {
+        let prefixes = (count + ROOM).max(1_000_000);
+        let limits = match self.family {
+            Family::V4 => format!("{{prefixes: {prefixes}}}"),
+            Family::V6 => format!("{{prefixes: {prefixes}, prefixes_v6: {prefixes}}}"),
+        };
         let config = format!(
-            "interfaces: [{}]\nhook: {hook}\nlimits: {{prefixes: {}}}\n",
-            self.wire.device,
-            (count + ROOM).max(1_000_000)
+            "interfaces: [{}]\nhook: {hook}\nlimits: {limits}\n",
+            self.wire.device
         );
         let daemon = Daemon::start(&self.wire.receiver, programs, &config)?;
         let targets: Vec<String> = set.texts().collect();
-        let rules = serde_json::json!({"rules": [{"id": SET, "mode": "drop", "targets": targets}]});
-        let path = files.join("rules.json");
-        fs::write(&path, rules.to_string())?;
+        let path = files.join("targets.txt");
+        fs::write(&path, targets.join("\n"))?;
         let path = path.to_str().context("a path that is no text")?;
         let start = Instant::now();
-        daemon.blockctl(&["-q", "apply", "-f", path])?.success()?;
+        let add = [
+            "-q",
+            "add",
+            "--id",
+            SET,
+            "--mode",
+            "drop",
+            "--from-file",
+            path,
+        ];
+        daemon.blockctl(&add)?.success()?;
         self.time = Some(start.elapsed());
         let pid = daemon.pid().context("the daemon does not run")?;
         self.memory = Some(memory::resident(pid)? + memory::maps(pid)?);
