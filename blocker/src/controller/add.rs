@@ -152,7 +152,11 @@ impl Controller {
             let this = self.clone();
             // Callers wait for their own flows' end, not for each other's.
             tokio::spawn(async move {
-                let resets = this.kill_resets(vec![ready.rule.clone()]).await;
+                let resets = if ready.rule.mode == Mode::Reset {
+                    this.kill_resets(vec![ready.rule.clone()]).await
+                } else {
+                    Account::default()
+                };
                 let _gone = ready.answer.send(Ok(AddResponse {
                     rule: ready.rule,
                     created: ready.created,
@@ -204,7 +208,13 @@ impl Controller {
             }
         }
         let change = Change {
-            starting: rules.iter().map(|ready| ready.rule.clone()).collect(),
+            // Those that kill no flow may be large, and need no copy.
+            starting: rules
+                .iter()
+                .map(|ready| &ready.rule)
+                .filter(|rule| rule.kills())
+                .cloned()
+                .collect(),
             ..Change::to(wanted)
         };
         let account = self.change(change, now).await?;

@@ -383,6 +383,7 @@ impl Datapath {
         let arrays = self.banks.arrays().map(|(_, map)| map);
         arrays
             .chain(self.counters.maps())
+            .chain([self.recorded.map()])
             .map(|map| memory_of(map.fd().as_fd().as_raw_fd()))
             .sum()
     }
