@@ -6,7 +6,8 @@
 //! rule does not fit, those beside it are not held back.
 
 use jiff::Timestamp;
-use tokio::sync::{MutexGuard, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::lift::Change;
 use super::live::Wanted;
@@ -51,7 +52,15 @@ impl Controller {
         finished(async move {
             let writer = this.0.writer.lock().await;
             let batch = std::mem::take(&mut *lock(&this.0.waiting));
-            this.add_batch(batch, writer).await;
+            // On a thread that may be held up: those that serve requests must go on reading them,
+            // else nobody joins those who wait. Only the writer takes one.
+            let (runtime, at_work) = (Handle::current(), this.clone());
+            let work = move || runtime.block_on(at_work.add_batch(batch));
+            let added = tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|error| Error::Inside(error.to_string()))?;
+            drop(writer);
+            this.finish(added);
             answered
                 .await
                 .map_err(|_| Error::Inside("a rule was left without an answer".to_owned()))?
@@ -110,8 +119,9 @@ impl Controller {
         Ok((rule, created, carved))
     }
 
-    /// Adds rules and answers whoever waits for them.
-    async fn add_batch(&self, batch: Vec<Waiting>, writer: MutexGuard<'_, ()>) {
+    /// Adds rules. Gives those that are in force, and what was killed on the way; the others'
+    /// callers have their answer. The writer's lock is held.
+    async fn add_batch(&self, batch: Vec<Waiting>) -> Vec<(Ready, Account)> {
         let now = Timestamp::now();
         let mut together: Vec<Ready> = Vec::new();
         let mut killed = Vec::new();
@@ -147,8 +157,12 @@ impl Controller {
             }
         }
         killed.extend(self.add_together(together, now).await);
-        drop(writer);
-        for (ready, account) in killed {
+        killed
+    }
+
+    /// Kills the flows of rules that are in force and answers whoever waits for them.
+    fn finish(&self, added: Vec<(Ready, Account)>) {
+        for (ready, account) in added {
             let this = self.clone();
             // Callers wait for their own flows' end, not for each other's.
             tokio::spawn(async move {

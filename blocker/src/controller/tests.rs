@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use blocker_ebpf::{FlowKey, Hook, mode};
 use jiff::Timestamp;
@@ -32,6 +33,8 @@ struct Script {
     cleared: Vec<u32>,
     /// How many more switches succeed; all if absent.
     switches_left: Option<usize>,
+    /// Waited for by the next switch.
+    gate: Option<mpsc::Receiver<()>>,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +80,11 @@ impl Dataplane for Fake {
     }
 
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), datapath::Error> {
+        let gate = self.0.lock().unwrap().gate.take();
+        if let Some(gate) = gate {
+            // So long, lest a controller that holds its runtime up hangs the test.
+            gate.recv_timeout(Duration::from_secs(10)).unwrap();
+        }
         let mut script = self.0.lock().unwrap();
         if let Some(left) = &mut script.switches_left {
             if *left == 0 {
@@ -530,4 +538,31 @@ async fn of_a_burst_that_does_not_fit_as_many_are_added_as_do() {
     );
     assert_eq!(scene.ids(), ["r1", "r2", "r3", "r4"]);
     assert_eq!(scene.kept(), scene.ids());
+}
+
+#[tokio::test]
+async fn who_asks_during_a_change_joins_those_who_wait() {
+    let scene = Scene::new("").await;
+    let (open, gate) = mpsc::channel();
+    scene.fake.0.lock().unwrap().gate = Some(gate);
+    let ask = |json: &str| {
+        let (controller, spec) = (scene.controller.clone(), spec(json));
+        tokio::spawn(async move { controller.add(spec, Asking::default()).await })
+    };
+    let first = ask(ONE);
+    while scene.fake.0.lock().unwrap().gate.is_some() {
+        tokio::task::yield_now().await;
+    }
+    // The change is under way, and this runtime's only thread is free.
+    let others = [ask(TWO), ask(r#"{"targets": ["198.51.100.3"]}"#)];
+    while super::lock(&scene.controller.0.waiting).len() < others.len() {
+        tokio::task::yield_now().await;
+    }
+    let before = scene.fake.live().len();
+    open.send(()).unwrap();
+    for asked in std::iter::once(first).chain(others) {
+        assert!(asked.await.unwrap().unwrap().created);
+    }
+    // The first one's, and one for the two others.
+    assert_eq!(scene.fake.live().len(), before + 2);
 }
