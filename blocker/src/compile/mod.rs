@@ -98,8 +98,8 @@ pub struct Limits {
 
 impl Limits {
     /// Limits of a bank that has room for any `rules` and `prefixes`, of which `prefixes_v6` may be
-    /// IPv6, as the configuration's `limits:` ask for. Overlaps have their own bounds: rules that overlap in many ways may need
-    /// more rule lists than there is room for, and are refused then.
+    /// IPv6, as the configuration's `limits:` ask for. Overlaps have their own bounds: rules that
+    /// overlap in many ways may need more rule lists than there is room for, and are refused then.
     #[must_use]
     pub fn sized(prefixes: u32, prefixes_v6: u32, rules: u32) -> Self {
         Self {

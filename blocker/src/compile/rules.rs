@@ -164,7 +164,7 @@ impl<T: Clone + Ord + Hash> Sets<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compile::tests::{LIMITS, rule};
+    use crate::compile::tests::{LIMITS, inputs, rule};
 
     fn compiled(fields: &str) -> abi::Rule {
         let rule = rule("a", "10.0.0.1", fields);
@@ -281,12 +281,7 @@ mod tests {
             "{local: [10.0.1.0/24]}",
         ]
         .map(|fields| rule("a", "10.0.0.1", fields));
-        let inputs = rules.each_ref().map(|rule| RuleInput {
-            rule,
-            deadline: abi::NEVER,
-            counter: 0,
-            interfaces: None,
-        });
+        let inputs = inputs(&rules);
         let compiled = compile(&inputs, &LIMITS).unwrap();
         let nets = |texts: &[&str]| -> Vec<IpNet> {
             texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -306,12 +301,7 @@ mod tests {
             rule("b", "10.0.0.1", "{remote_ports: [80]}"),
             rule("c", "10.0.0.1", "{remote_ports: [22]}"),
         ];
-        let inputs = rules.each_ref().map(|rule| RuleInput {
-            rule,
-            deadline: abi::NEVER,
-            counter: 0,
-            interfaces: None,
-        });
+        let inputs = inputs(&rules);
         let compiled = compile(&inputs, &LIMITS).unwrap();
         assert_eq!(compiled.port_sets.len(), 3);
         assert_eq!(compiled.rules[0].ports, compiled.rules[1].remote_ports);

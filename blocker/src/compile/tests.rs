@@ -28,7 +28,7 @@ pub(crate) fn rule(id: &str, targets: &str, fields: &str) -> Rule {
         .unwrap()
 }
 
-fn inputs(rules: &[Rule]) -> Vec<RuleInput<'_>> {
+pub(super) fn inputs(rules: &[Rule]) -> Vec<RuleInput<'_>> {
     rules
         .iter()
         .map(|rule| RuleInput {

@@ -10,11 +10,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::lift::Change;
-use super::live::Wanted;
 use super::requests::{facts, finished};
 use super::{Asking, Controller, Error, lock, status};
 use crate::api::types::{Account, AddResponse, Carved};
-use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
+use crate::rule::{Established, Mode, Rule, RuleSpec};
 use crate::safety;
 
 /// A rule that waits to be added, and who waits for it.
@@ -22,6 +21,14 @@ pub(super) struct Waiting {
     spec: RuleSpec,
     asking: Asking,
     answer: oneshot::Sender<Result<AddResponse, Error>>,
+}
+
+/// A rule as it is asked for, every default explicit and nothing in it that is refused.
+struct Asked {
+    rule: Rule,
+    /// Whether its id was given, not made up.
+    named: bool,
+    carved: Vec<Carved>,
 }
 
 /// A rule that may be added.
@@ -72,9 +79,14 @@ impl Controller {
     async fn try_out(&self, spec: RuleSpec, asking: &Asking) -> Result<AddResponse, Error> {
         let _writer = self.0.writer.lock().await;
         let now = Timestamp::now();
-        let (rule, created, carved) = self.prepare(spec, asking, now)?;
+        let Asked {
+            rule,
+            named,
+            carved,
+        } = self.review(spec, asking, now)?;
+        let (rule, created) = self.meet(rule, named)?;
         // On its own line: `with` takes the lock that the check holds.
-        let wanted = self.with(&rule, now);
+        let wanted = self.with([&rule], now);
         self.live().check(wanted)?;
         let mut killing = rule.clone();
         killing.established = Established::Kill;
@@ -92,14 +104,8 @@ impl Controller {
         })
     }
 
-    /// The rule that is to be in force for what is asked, and whether it is a new one. Changes
-    /// nothing.
-    fn prepare(
-        &self,
-        spec: RuleSpec,
-        asking: &Asking,
-        now: Timestamp,
-    ) -> Result<(Rule, bool, Vec<Carved>), Error> {
+    /// The rule that is asked for, whatever is in force.
+    fn review(&self, spec: RuleSpec, asking: &Asking, now: Timestamp) -> Result<Asked, Error> {
         let named = spec.id.is_some();
         let (defaults, protect) = {
             let live = self.live();
@@ -107,16 +113,28 @@ impl Controller {
         };
         let mut rule = spec.resolve(|| self.fresh_id(), defaults, now)?;
         let carved = safety::review(&mut rule, &facts(asking), &protect, asking.force)?;
-        let existing = self.existing(&rule, named)?;
-        let created = existing.is_none();
-        if let Some(old) = existing {
-            rule = Rule {
-                expires: rule.expires,
-                comment: rule.comment.or(old.comment),
-                ..old
-            };
-        }
-        Ok((rule, created, carved))
+        Ok(Asked {
+            rule,
+            named,
+            carved,
+        })
+    }
+
+    /// The rule that is to be in force, considering those that are, and whether it is a new one.
+    fn meet(&self, mut rule: Rule, named: bool) -> Result<(Rule, bool), Error> {
+        let Some(old) = self.existing(&rule, named)? else {
+            // An id that was made up may be taken since.
+            if !named && self.live().ruleset().contains_key(&rule.id) {
+                rule.id = self.fresh_id();
+            }
+            return Ok((rule, true));
+        };
+        let rule = Rule {
+            expires: rule.expires,
+            comment: rule.comment.or(old.comment),
+            ..old
+        };
+        Ok((rule, false))
     }
 
     /// Adds rules. Gives those that are in force, and what was killed on the way; the others'
@@ -125,35 +143,44 @@ impl Controller {
         let now = Timestamp::now();
         let mut together: Vec<Ready> = Vec::new();
         let mut killed = Vec::new();
-        for waiting in batch {
+        for Waiting {
+            spec,
+            asking,
+            answer,
+        } in batch
+        {
+            let Asked {
+                rule,
+                named,
+                carved,
+            } = match self.review(spec, &asking, now) {
+                Ok(asked) => asked,
+                Err(error) => {
+                    let _gone = answer.send(Err(error));
+                    continue;
+                }
+            };
             // One that does what another of the batch does, or is called so, must find it in force;
             // of one that kills before it drops, the account is its own.
-            let alone = |rule: &Rule| {
-                rule.kills() && rule.mode != Mode::Reset
-                    || together
-                        .iter()
-                        .any(|other| other.rule.id == rule.id || other.rule.same_effect(rule))
-            };
-            let prepared = self.prepare(waiting.spec.clone(), &waiting.asking, now);
-            match prepared {
+            let alone = rule.kills() && rule.mode != Mode::Reset;
+            let twin = |other: &Ready| other.rule.id == rule.id || other.rule.same_effect(&rule);
+            if alone || together.iter().any(twin) {
+                killed.extend(self.add_together(std::mem::take(&mut together), now).await);
+            }
+            match self.meet(rule, named) {
+                Ok((rule, created)) => together.push(Ready {
+                    rule,
+                    created,
+                    carved,
+                    who: asking.who,
+                    answer,
+                }),
                 Err(error) => {
-                    let _gone = waiting.answer.send(Err(error));
+                    let _gone = answer.send(Err(error));
                 }
-                Ok((rule, ..)) if alone(&rule) => {
-                    killed.extend(self.add_together(std::mem::take(&mut together), now).await);
-                    match self.prepare(waiting.spec, &waiting.asking, now) {
-                        Ok(prepared) => {
-                            let ready = ready(prepared, waiting.asking, waiting.answer);
-                            killed.extend(self.add_together(vec![ready], now).await);
-                        }
-                        Err(error) => {
-                            let _gone = waiting.answer.send(Err(error));
-                        }
-                    }
-                }
-                Ok(prepared) => {
-                    together.push(ready(prepared, waiting.asking, waiting.answer));
-                }
+            }
+            if alone {
+                killed.extend(self.add_together(std::mem::take(&mut together), now).await);
             }
         }
         killed.extend(self.add_together(together, now).await);
@@ -205,22 +232,7 @@ impl Controller {
 
     /// Puts rules in force, each in place of the one of its id, as one change.
     async fn enforce(&self, rules: &[Ready], now: Timestamp) -> Result<Account, Error> {
-        let mut wanted = self.live().wanted();
-        for Ready { rule, created, .. } in rules {
-            let old = if *created {
-                None
-            } else {
-                wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id)
-            };
-            match old {
-                Some(old) => old.rule = rule.clone(),
-                None => wanted.push(Wanted {
-                    rule: rule.clone(),
-                    owner: Owner::Api,
-                    created: now,
-                }),
-            }
-        }
+        let wanted = self.with(rules.iter().map(|ready| &ready.rule), now);
         let change = Change {
             // Those that kill no flow may be large, and need no copy.
             starting: rules
@@ -242,19 +254,5 @@ impl Controller {
             );
         }
         Ok(account)
-    }
-}
-
-fn ready(
-    (rule, created, carved): (Rule, bool, Vec<Carved>),
-    asking: Asking,
-    answer: oneshot::Sender<Result<AddResponse, Error>>,
-) -> Ready {
-    Ready {
-        rule,
-        created,
-        carved,
-        who: asking.who,
-        answer,
     }
 }

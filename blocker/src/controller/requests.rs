@@ -223,16 +223,22 @@ impl Controller {
         }
     }
 
-    /// The rules in force and this one, in place of the one of its id.
-    pub(super) fn with(&self, rule: &Rule, now: Timestamp) -> Vec<Wanted> {
+    /// The rules in force and these, each in place of the one of its id.
+    pub(super) fn with<'r>(
+        &self,
+        rules: impl IntoIterator<Item = &'r Rule>,
+        now: Timestamp,
+    ) -> Vec<Wanted> {
         let mut wanted = self.live().wanted();
-        match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
-            Some(old) => old.rule = rule.clone(),
-            None => wanted.push(Wanted {
-                rule: rule.clone(),
-                owner: Owner::Api,
-                created: now,
-            }),
+        for rule in rules {
+            match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
+                Some(old) => old.rule = rule.clone(),
+                None => wanted.push(Wanted {
+                    rule: rule.clone(),
+                    owner: Owner::Api,
+                    created: now,
+                }),
+            }
         }
         wanted
     }
