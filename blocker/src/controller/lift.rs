@@ -278,8 +278,17 @@ impl Controller {
             });
             due.map(|entry| entry.rule.clone()).collect()
         };
-        if due(Timestamp::now(), boot_time(), &self.live()).is_empty() {
-            return;
+        // A change holds what is in force as long as it takes to compile; who waits for it here, ten
+        // times a second, must not be a thread that serves requests.
+        let this = self.clone();
+        let look = move || !due(Timestamp::now(), boot_time(), &this.live()).is_empty();
+        match tokio::task::spawn_blocking(look).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!("rules whose deadline is over cannot be looked for: {error}");
+                return;
+            }
         }
         let _writer = self.0.writer.lock().await;
         let now = Timestamp::now();

@@ -553,13 +553,17 @@ async fn who_asks_during_a_change_joins_those_who_wait() {
     while scene.fake.0.lock().unwrap().gate.is_some() {
         tokio::task::yield_now().await;
     }
-    // The change is under way, and this runtime's only thread is free.
+    // The change is under way, and this runtime's only thread is free, whoever looks for deadlines.
+    let controller = scene.controller.clone();
+    let looking = tokio::spawn(async move { controller.expire().await });
+    tokio::task::yield_now().await;
     let others = [ask(TWO), ask(r#"{"targets": ["198.51.100.3"]}"#)];
     while super::lock(&scene.controller.0.waiting).len() < others.len() {
         tokio::task::yield_now().await;
     }
     let before = scene.fake.live().len();
     open.send(()).unwrap();
+    looking.await.unwrap();
     for asked in std::iter::once(first).chain(others) {
         assert!(asked.await.unwrap().unwrap().created);
     }
