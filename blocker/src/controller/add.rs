@@ -56,23 +56,29 @@ impl Controller {
             asking,
             answer,
         });
-        finished(async move {
+        // Whoever is answered is done: the turn that was waited for is left to those behind.
+        tokio::spawn(async move {
             let writer = this.0.writer.lock().await;
             let batch = std::mem::take(&mut *lock(&this.0.waiting));
+            if batch.is_empty() {
+                return;
+            }
             // On a thread that may be held up: those that serve requests must go on reading them,
             // else nobody joins those who wait. Only the writer takes one.
             let (runtime, at_work) = (Handle::current(), this.clone());
             let work = move || runtime.block_on(at_work.add_batch(batch));
-            let added = tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|error| Error::Inside(error.to_string()))?;
-            drop(writer);
-            this.finish(added);
-            answered
-                .await
-                .map_err(|_| Error::Inside("a rule was left without an answer".to_owned()))?
-        })
-        .await
+            match tokio::task::spawn_blocking(work).await {
+                Ok(added) => {
+                    drop(writer);
+                    this.finish(added);
+                }
+                // Those who wait are told by what is left of their channels.
+                Err(error) => tracing::error!("rules could not be added: {error}"),
+            }
+        });
+        answered
+            .await
+            .map_err(|_| Error::Inside("a rule was left without an answer".to_owned()))?
     }
 
     /// Says what adding a rule would do.

@@ -2,7 +2,7 @@
 //! which no kernel can be made to show. That a real one takes a snapshot whole or not at all, keeps
 //! counters by slot and reads only what is live is shown by the tests of the datapath itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -33,8 +33,8 @@ struct Script {
     cleared: Vec<u32>,
     /// How many more switches succeed; all if absent.
     switches_left: Option<usize>,
-    /// Waited for by the next switch.
-    gate: Option<mpsc::Receiver<()>>,
+    /// Waited for by the next switches, one by each.
+    gates: VecDeque<mpsc::Receiver<()>>,
 }
 
 #[derive(Clone, Default)]
@@ -80,7 +80,7 @@ impl Dataplane for Fake {
     }
 
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), datapath::Error> {
-        let gate = self.0.lock().unwrap().gate.take();
+        let gate = self.0.lock().unwrap().gates.pop_front();
         if let Some(gate) = gate {
             // So long, lest a controller that holds its runtime up hangs the test.
             gate.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -544,13 +544,13 @@ async fn of_a_burst_that_does_not_fit_as_many_are_added_as_do() {
 async fn who_asks_during_a_change_joins_those_who_wait() {
     let scene = Scene::new("").await;
     let (open, gate) = mpsc::channel();
-    scene.fake.0.lock().unwrap().gate = Some(gate);
+    scene.fake.0.lock().unwrap().gates.push_back(gate);
     let ask = |json: &str| {
         let (controller, spec) = (scene.controller.clone(), spec(json));
         tokio::spawn(async move { controller.add(spec, Asking::default()).await })
     };
     let first = ask(ONE);
-    while scene.fake.0.lock().unwrap().gate.is_some() {
+    while !scene.fake.0.lock().unwrap().gates.is_empty() {
         tokio::task::yield_now().await;
     }
     // The change is under way, and this runtime's only thread is free, whoever looks for deadlines.
@@ -569,4 +569,43 @@ async fn who_asks_during_a_change_joins_those_who_wait() {
     }
     // The first one's, and one for the two others.
     assert_eq!(scene.fake.live().len(), before + 2);
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_no_later_change() {
+    let scene = Scene::new("").await;
+    let (opens, gates): (Vec<_>, VecDeque<_>) = (0..3).map(|_| mpsc::channel()).unzip();
+    scene.fake.0.lock().unwrap().gates = gates;
+    let under_way = async |left: usize| {
+        while scene.fake.0.lock().unwrap().gates.len() > left {
+            tokio::task::yield_now().await;
+        }
+    };
+    let ask = |last: u8| {
+        let spec = spec(&format!(r#"{{"targets": ["198.51.100.{last}"]}}"#));
+        let controller = scene.controller.clone();
+        tokio::spawn(async move { controller.add(spec, Asking::default()).await })
+    };
+    let waiting = async |count: usize| {
+        while super::lock(&scene.controller.0.waiting).len() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    let first = ask(1);
+    under_way(2).await;
+    let together = [ask(2), ask(3)];
+    waiting(2).await;
+    opens[0].send(()).unwrap();
+    under_way(1).await;
+    let last = ask(4);
+    waiting(1).await;
+    opens[1].send(()).unwrap();
+    under_way(0).await;
+    // The last one's change is under way; those before it have their answers all the same.
+    for asked in std::iter::once(first).chain(together) {
+        let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        assert!(answer.unwrap().unwrap().unwrap().created);
+    }
+    opens[2].send(()).unwrap();
+    assert!(last.await.unwrap().unwrap().created);
 }
