@@ -11,7 +11,7 @@
 #![no_std]
 
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the eBPF programs in the object.
 pub mod programs {
@@ -33,14 +33,12 @@ pub mod programs {
 pub mod maps {
     /// `ARRAY` of one [`State`](crate::State), mmapable.
     pub const STATE: &str = "STATE";
-    /// `ARRAY` of [`IndexBlock`](crate::IndexBlock), mmapable, both banks.
+    /// `ARRAY` of [`Index`](crate::Index), mmapable, one a bank.
     pub const V4_INDEX: &str = "V4_INDEX";
     /// `ARRAY` of [`RangeBlock`](crate::RangeBlock), mmapable, both banks.
     pub const V4_RANGES: &str = "V4_RANGES";
     /// `ARRAY` of [`V6Node`](crate::V6Node), mmapable, both banks.
     pub const V6_NODES: &str = "V6_NODES";
-    /// `ARRAY` of [`V6Values`](crate::V6Values), mmapable, both banks: one for each leaf.
-    pub const V6_VALUES: &str = "V6_VALUES";
     /// `ARRAY` of [`RuleList`](crate::RuleList), mmapable, both banks.
     pub const LISTS: &str = "LISTS";
     /// `ARRAY` of [`Rule`](crate::Rule), mmapable, both banks.
@@ -75,14 +73,10 @@ pub mod globals {
     pub const MARK: &str = "MARK";
     /// u32: replies a second on each CPU.
     pub const REPLIES_PER_SECOND: &str = "REPLIES_PER_SECOND";
-    /// u32: index blocks of one bank in [`maps::V4_INDEX`](crate::maps::V4_INDEX).
-    pub const INDEX_BLOCKS: &str = "INDEX_BLOCKS";
     /// u32: range blocks of one bank in [`maps::V4_RANGES`](crate::maps::V4_RANGES).
     pub const RANGE_BLOCKS: &str = "RANGE_BLOCKS";
     /// u32: IPv6 nodes of one bank in [`maps::V6_NODES`](crate::maps::V6_NODES).
     pub const V6_NODES_PER_BANK: &str = "V6_NODES_PER_BANK";
-    /// u32: IPv6 leaves of one bank in [`maps::V6_VALUES`](crate::maps::V6_VALUES).
-    pub const V6_LEAVES_PER_BANK: &str = "V6_LEAVES_PER_BANK";
     /// u32: rule lists of one bank.
     pub const LISTS_PER_BANK: &str = "LISTS_PER_BANK";
     /// u32: rules of one bank.
@@ -153,19 +147,25 @@ shared! {
 
     /// What the datapath must know of a bank before it reads it.
     pub struct Bank {
-        /// How far to shift an IPv4 address right to get its index entry: 32 minus the index width.
-        pub v4_shift: u32,
         /// Levels of the bank's IPv6 tree; 0 where no prefix is IPv6, which spares the lookup.
         pub v6_levels: u32,
+        /// Keeps the generation aligned.
+        pub reserved: u32,
         /// Where each level begins in the bank's nodes; level 0 are the leaves.
         pub v6_first: [u32; V6_LEVELS],
         /// Number of the snapshot that the bank holds.
         pub generation: u64,
     }
 
-    /// An entry of the IPv4 index: all addresses that share their top bits.
+    /// An entry of the IPv4 index: all addresses that share their top 16 bits.
+    ///
+    /// Such a bucket is cut into ranges, each from its first address (of which the low 16 bits are
+    /// kept, host order: its start) up to the next one's. What follows stands in the bank's range
+    /// blocks from word `first` on. Where two lists take turns, as with prefixes of one rule and what
+    /// lies between, the number of the other list, then the starts: half the memory, which is half
+    /// the cache. Elsewhere, each start and behind it its list.
     pub struct IndexEntry {
-        /// Number of the bucket's first entry in the bank's ranges.
+        /// Number of the bucket's first word in the bank's ranges, and [`ALTERNATES`].
         pub first: u32,
         /// How many range starts lie within the bucket, the bucket's own start not counted.
         pub count: u16,
@@ -173,30 +173,17 @@ shared! {
         pub value: u16,
     }
 
-    /// A range of IPv4 addresses within a bucket, up to the next range's start.
-    pub struct Range {
-        /// The low 16 bits of the range's first address (host order).
-        pub start: u16,
-        /// Its rule-list number; 0 for none.
-        pub value: u16,
-    }
-
     /// A node of the IPv6 tree: two cache lines, of up to eight children (of a leaf: ranges).
     ///
     /// Child `i` begins behind the bound `i`, so that it is child `i` that covers an address if
-    /// `i` is the last whose bound is less than the address. That of child 0 is the node's own and
-    /// never read. Bounds of children that are not there are the highest address.
+    /// `i` is the last whose bound is less than the address. That of child 0 would be the
+    /// node's own: in its place a leaf has the lists of its ranges ([`v6_list`]), so that
+    /// they cost no further cache line. Bounds of children that are not there are the highest address.
     pub struct V6Node {
         /// The upper halves of the bounds (host order).
         pub high: [u64; V6_FANOUT],
         /// The lower halves.
         pub low: [u64; V6_FANOUT],
-    }
-
-    /// The rule-list numbers of a leaf's ranges; 0 for none.
-    pub struct V6Values {
-        /// The numbers.
-        pub lists: [u16; V6_FANOUT],
     }
 
     /// The rules whose targets cover a range, in the order in which they are tried.
@@ -350,18 +337,27 @@ pub mod kill {
     pub const LOCAL: u32 = 2;
 }
 
-/// Range entries in a block: 256 KiB.
-pub const RANGES_PER_BLOCK: usize = 65_536;
-/// Index entries in a block: 256 KiB.
-pub const ENTRIES_PER_BLOCK: usize = 32_768;
+/// Words in a block of ranges: 1 MiB.
+pub const WORDS_PER_BLOCK: usize = 524_288;
+/// Set in [`IndexEntry::first`] of a bucket in which two lists take turns.
+pub const ALTERNATES: u32 = 1 << 31;
+/// Buckets of the IPv4 index: one for each upper half of an address.
+pub const BUCKETS: usize = 65_536;
 
-/// A block of the IPv4 index, one value of [`maps::V4_INDEX`].
+/// The IPv4 index, one value of [`maps::V4_INDEX`]: 512 KiB.
 #[repr(C)]
-pub struct IndexBlock(pub [IndexEntry; ENTRIES_PER_BLOCK]);
+pub struct Index(pub [IndexEntry; BUCKETS]);
 
 /// A block of ranges, one value of [`maps::V4_RANGES`]. No bucket crosses a block.
 #[repr(C)]
-pub struct RangeBlock(pub [Range; RANGES_PER_BLOCK]);
+pub struct RangeBlock(pub [u16; WORDS_PER_BLOCK]);
+
+/// The word of a leaf's [`V6Node`] that has the list of a child, counted from the node's beginning,
+/// and how far to shift it right: the list is the lowest 16 bits then.
+#[inline(always)]
+pub const fn v6_list(child: usize) -> (usize, u32) {
+    (child / 4 % 2 * V6_FANOUT, 16 * (child as u32 % 4))
+}
 
 /// Hooks, in the order in which a packet from the wire meets them.
 #[repr(u32)]
@@ -401,10 +397,9 @@ mod tests {
 
     #[test]
     fn sizes_are_what_the_datapath_was_measured_with() {
-        assert_eq!(size_of::<IndexBlock>(), 256 * 1024);
-        assert_eq!(size_of::<RangeBlock>(), 256 * 1024);
+        assert_eq!(size_of::<Index>(), 512 * 1024);
+        assert_eq!(size_of::<RangeBlock>(), 1024 * 1024);
         assert_eq!(size_of::<V6Node>(), 128);
-        assert_eq!(size_of::<V6Values>(), 16);
         assert_eq!(size_of::<RuleList>(), 64);
         assert_eq!(size_of::<Rule>(), 32);
         assert_eq!(size_of::<PortSet>(), 8 * 1024);

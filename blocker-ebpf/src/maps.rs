@@ -8,9 +8,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use blocker_ebpf::{
-    Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, IndexBlock, InterfaceKey,
-    LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule, RuleList, State, V6Node, V6Values,
-    local_set,
+    Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, Index, InterfaceKey, LOCAL_SET_BITS,
+    LocalKey, PortSet, RangeBlock, Rule, RuleList, State, V6Node, local_set,
 };
 
 use crate::packet::Packet;
@@ -18,13 +17,11 @@ use crate::packet::Packet;
 #[map]
 pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-pub static V4_INDEX: Array<IndexBlock> = Array::with_max_entries(4, BPF_F_MMAPABLE);
+pub static V4_INDEX: Array<Index> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static V4_RANGES: Array<RangeBlock> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static V6_NODES: Array<V6Node> = Array::with_max_entries(2, BPF_F_MMAPABLE);
-#[map]
-pub static V6_VALUES: Array<V6Values> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
 pub static LISTS: Array<RuleList> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 #[map]
@@ -62,13 +59,9 @@ static MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static REPLIES_PER_SECOND: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static INDEX_BLOCKS: Global<u32> = Global::new(2);
-#[unsafe(no_mangle)]
 static RANGE_BLOCKS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static V6_NODES_PER_BANK: Global<u32> = Global::new(1);
-#[unsafe(no_mangle)]
-static V6_LEAVES_PER_BANK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static LISTS_PER_BANK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
@@ -114,10 +107,10 @@ pub fn active_bank() -> Option<(u32, &'static Bank)> {
     Some((bank, banks))
 }
 
-/// A block of the live bank's IPv4 index.
+/// The live bank's IPv4 index.
 #[inline(always)]
-pub fn index_block(bank: u32, block: u32) -> Option<*const IndexBlock> {
-    V4_INDEX.get_ptr(bank * INDEX_BLOCKS.load() + block)
+pub fn index(bank: u32) -> Option<*const Index> {
+    V4_INDEX.get_ptr(bank)
 }
 
 /// A block of the live bank's ranges.
@@ -130,12 +123,6 @@ pub fn range_block(bank: u32, block: u32) -> Option<*const RangeBlock> {
 #[inline(always)]
 pub fn v6_node(bank: u32, number: u32) -> Option<*const V6Node> {
     V6_NODES.get_ptr(bank * V6_NODES_PER_BANK.load() + number)
-}
-
-/// The values of a leaf of the live bank's IPv6 tree.
-#[inline(always)]
-pub fn v6_values(bank: u32, leaf: u32) -> Option<*const V6Values> {
-    V6_VALUES.get_ptr(bank * V6_LEAVES_PER_BANK.load() + leaf)
 }
 
 /// A rule list of the live bank.

@@ -6,9 +6,7 @@
 //! to a node of two cache lines: it costs the same however the prefixes lie. What the tables hold
 //! is made by the daemon's `compile`; the same semantics stand there in plain Rust.
 
-use blocker_ebpf::{
-    Bank, ENTRIES_PER_BLOCK, IndexEntry, RANGES_PER_BLOCK, Range, V6_FANOUT, V6_LEVELS,
-};
+use blocker_ebpf::{ALTERNATES, Bank, IndexEntry, V6_FANOUT, V6_LEVELS, WORDS_PER_BLOCK, v6_list};
 
 use crate::maps;
 use crate::packet::{Address, Words, opaque};
@@ -17,7 +15,7 @@ use crate::packet::{Address, Words, opaque};
 #[inline(always)]
 pub fn lookup(address: &Address, bank: u32, about: &Bank) -> u32 {
     match address {
-        Address::V4(address) => v4(*address, bank, about.v4_shift).unwrap_or(0),
+        Address::V4(address) => v4(*address, bank).unwrap_or(0),
         Address::V6(_) if about.v6_levels == 0 => 0,
         Address::V6(address) => v6(address, bank, about).unwrap_or(0),
     }
@@ -29,44 +27,29 @@ pub fn lookup(address: &Address, bank: u32, about: &Bank) -> u32 {
 fn v6(address: &Words, bank: u32, about: &Bank) -> Option<u32> {
     let (high, low) = halves(address);
     let mut place = 0;
+    let mut list = 0;
     for level in (0..V6_LEVELS).rev() {
         if level as u32 >= about.v6_levels {
             continue;
         }
-        let node = maps::v6_node(bank, *about.v6_first.get(level)? + place)?;
-        // SAFETY: the mask keeps the index inside the array.
-        let high_of = |child: usize| unsafe {
-            (&raw const (*node).high)
-                .cast::<u64>()
-                .add(child & (V6_FANOUT - 1))
-                .read()
-        };
-        // SAFETY: as above.
-        let low_of = |child: usize| unsafe {
-            (&raw const (*node).low)
-                .cast::<u64>()
-                .add(child & (V6_FANOUT - 1))
-                .read()
-        };
+        let node = maps::v6_node(bank, *about.v6_first.get(level)? + place)?.cast::<u64>();
+        // SAFETY: the mask keeps the index inside the node's 16 words.
+        let word = |place: usize| unsafe { node.add(place & (2 * V6_FANOUT - 1)).read() };
         let mut child = 0;
         for step in [2, 1, 0] {
             let middle = child + (1 << step);
-            let below = borrow(low_of(middle), low, 0);
-            let below = borrow(high_of(middle), high, below);
+            let below = borrow(word(V6_FANOUT + middle), low, 0);
+            let below = borrow(word(middle), high, below);
             // Opaque, lest the compiler makes a mask of 0 or -1 of it: the verifier (seen on Linux
             // 6.18) takes an AND of such a mask with a constant for a branch, and walks both ways.
             child += opaque(below as usize) << step;
         }
+        if level == 0 {
+            let (place, shift) = v6_list(child);
+            list = (word(place) >> shift) as u16;
+        }
         place = place * V6_FANOUT as u32 + child as u32;
     }
-    let values = maps::v6_values(bank, place / V6_FANOUT as u32)?;
-    // SAFETY: the remainder is inside the array.
-    let list = unsafe {
-        (&raw const (*values).lists)
-            .cast::<u16>()
-            .add(place as usize % V6_FANOUT)
-            .read()
-    };
     Some(u32::from(list))
 }
 
@@ -89,45 +72,49 @@ fn halves(address: &Words) -> (u64, u64) {
 }
 
 #[inline(always)]
-fn v4(address: u32, bank: u32, shift: u32) -> Option<u32> {
-    let slot = (address >> (shift & 31)) as usize;
-    let block = maps::index_block(bank, (slot / ENTRIES_PER_BLOCK) as u32)?;
-    // SAFETY: the remainder is inside the block.
-    let entry = unsafe {
-        block
-            .cast::<IndexEntry>()
-            .add(slot % ENTRIES_PER_BLOCK)
-            .read()
-    };
+fn v4(address: u32, bank: u32) -> Option<u32> {
+    let index = maps::index(bank)?.cast::<IndexEntry>();
+    // SAFETY: an index has an entry for each upper half of an address.
+    let entry = unsafe { index.add((address >> 16) as usize).read() };
     if entry.count == 0 {
         return Some(u32::from(entry.value));
     }
-    let first = entry.first as usize;
-    let ranges = maps::range_block(bank, (first / RANGES_PER_BLOCK) as u32)?.cast::<Range>();
+    // 1 where only starts are kept, and two lists take turns.
+    let alternates = (entry.first >> 31) as usize;
+    let first = (entry.first & !ALTERNATES) as usize;
+    let words = maps::range_block(bank, (first / WORDS_PER_BLOCK) as u32)?.cast::<u16>();
     // No bucket crosses a block; the mask only tells the verifier so.
     // SAFETY: the mask keeps every index inside the block.
-    let at = |index: usize| unsafe { ranges.add(index & (RANGES_PER_BLOCK - 1)).read() };
+    let at = |index: usize| unsafe { words.add(index & (WORDS_PER_BLOCK - 1)).read() };
+    let start = |range: usize| i32::from(at(first + alternates + (range << (1 - alternates))));
 
     // Halve the bucket until one start is left. The steps depend on the count alone, and the
     // comparison is arithmetic (and opaque, lest it becomes a branch again), so that random
     // addresses mispredict no branch and the verifier has one way to walk.
     let low = i32::from(address as u16);
-    let mut base = first;
+    let mut base = 0;
     let mut count = u32::from(entry.count);
     for _ in 0..16 {
         if count <= 1 {
             break;
         }
         let half = count / 2;
-        let not_after = (i32::from(at(base + half as usize).start) - low - 1) >> 31;
+        let not_after = (start(base + half as usize) - low - 1) >> 31;
         base += half as usize & opaque(not_after as usize);
         count -= half;
     }
-    let range = at(base);
-    let value = if i32::from(range.start) <= low {
-        range.value
-    } else {
+    // How many starts are not above the address.
+    let place = base + opaque(((start(base) - low - 1) >> 31 & 1) as usize);
+    let value = if alternates == 1 {
+        if place & 1 == 0 {
+            entry.value
+        } else {
+            at(first)
+        }
+    } else if place == 0 {
         entry.value
+    } else {
+        at(first + place * 2 - 1)
     };
     Some(u32::from(value))
 }

@@ -118,21 +118,9 @@ fn snapshot(rules: &[Rule], limits: &Limits) -> Result<Snapshot> {
 }
 
 /// Looks every address up in the kernel; returns how many of them some rule took.
-fn compare(
-    bench: &mut Bench,
-    rules: &[Rule],
-    addresses: &[IpAddr],
-    width: Option<u32>,
-) -> Result<usize> {
+fn compare(bench: &mut Bench, rules: &[Rule], addresses: &[IpAddr]) -> Result<usize> {
     let limits = bench.datapath.settings().limits;
     let snapshot = snapshot(rules, &limits)?;
-    if let Some(width) = width {
-        ensure!(
-            32 - snapshot.v4.shift == width,
-            "the index is {} bits wide",
-            32 - snapshot.v4.shift
-        );
-    }
     let packets = |bench: &Bench, slot: usize| -> Result<u64> {
         Ok(bench
             .datapath
@@ -194,16 +182,16 @@ fn addresses(dice: &mut Dice, rules: &[Rule], v6: bool) -> Vec<IpAddr> {
     for _ in 0..1_500 {
         let rule = &rules[dice.below(rules.len() as u64) as usize];
         let nets = if dice.below(4) == 0 && !rule.except.is_empty() {
-            &rule.except
+            &rule.except[..]
         } else {
-            &rule.targets
+            &rule.targets[..]
         };
         addresses.extend(edges(&nets[dice.below(nets.len() as u64) as usize].net()));
     }
     addresses
 }
 
-fn random(seed: u64, prefixes: usize, v6: bool, width: Option<u32>) -> Result<()> {
+fn random(seed: u64, prefixes: usize, v6: bool) -> Result<()> {
     let settings = Settings {
         limits: Limits {
             lists: 65_535,
@@ -217,7 +205,7 @@ fn random(seed: u64, prefixes: usize, v6: bool, width: Option<u32>) -> Result<()
         for _ in 0..2 {
             let rules = rules(&mut dice, 12, prefixes, v6)?;
             let addresses = addresses(&mut dice, &rules, v6);
-            let hits = compare(bench, &rules, &addresses, width)?;
+            let hits = compare(bench, &rules, &addresses)?;
             let all = addresses.len();
             ensure!(
                 (all / 20..all).contains(&hits),
@@ -229,18 +217,18 @@ fn random(seed: u64, prefixes: usize, v6: bool, width: Option<u32>) -> Result<()
 }
 
 #[test]
-fn the_narrow_index_gives_the_rule_that_the_oracle_gives() -> Result<()> {
-    random(0x0123_4567_89ab_cdef, 6_000, false, Some(16))
+fn few_prefixes_give_the_rule_that_the_oracle_gives() -> Result<()> {
+    random(0x0123_4567_89ab_cdef, 6_000, false)
 }
 
 #[test]
-fn the_wide_index_gives_the_rule_that_the_oracle_gives() -> Result<()> {
-    random(0x0fed_cba9_8765_4321, 80_000, false, Some(20))
+fn many_prefixes_give_the_rule_that_the_oracle_gives() -> Result<()> {
+    random(0x0fed_cba9_8765_4321, 80_000, false)
 }
 
 #[test]
 fn ipv6_gives_the_rule_that_the_oracle_gives() -> Result<()> {
-    random(0x1234_5678_9abc_def0, 3_000, true, None)
+    random(0x1234_5678_9abc_def0, 3_000, true)
 }
 
 #[test]
@@ -262,7 +250,7 @@ fn the_ends_of_the_address_space_are_found() -> Result<()> {
         }
     }
     Bench::with(SETTINGS, |bench| {
-        let hits = compare(bench, &rules, &addresses, Some(16))?;
+        let hits = compare(bench, &rules, &addresses)?;
         assert!(hits > addresses.len() / 2, "{hits}");
         Ok(())
     })

@@ -47,9 +47,8 @@ enum Task {
     },
     /// Measure what a packet costs: with blocker, with its peers, with nothing
     Bench {
-        /// Only the comparison with peers, with small sets and short rounds: about a minute
-        #[arg(long)]
-        quick: bool,
+        #[command(flatten)]
+        what: bench::What,
         /// Where the programs are, if they are built already
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
@@ -67,12 +66,12 @@ fn main() -> ExitCode {
         Task::Setup { check: false } => setup::install(setup::Purpose::Test),
         Task::Bench {
             programs: Some(programs),
-            quick,
-        } => bench::compare(&programs, quick),
+            what,
+        } => bench::compare(&programs, &what),
         Task::Bench {
             programs: None,
-            quick,
-        } => bench::run(quick),
+            what,
+        } => bench::run(&what),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
         Task::Test { filter } => test::run(&filter),

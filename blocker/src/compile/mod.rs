@@ -47,6 +47,7 @@ use ipnet::IpNet;
 
 pub use rank::{Rank, rank};
 pub use v4::V4Table;
+pub(crate) use v4::search as search_v4;
 pub use v6::V6Table;
 pub(crate) use v6::walk as walk_v6;
 pub use verdict::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
@@ -88,8 +89,6 @@ pub struct Limits {
     pub lists: u32,
     /// Port sets; at most [`abi::MAX_PORT_SETS`].
     pub port_sets: u32,
-    /// Blocks of the IPv4 index.
-    pub index_blocks: u32,
     /// Blocks of IPv4 ranges.
     pub range_blocks: u32,
     /// Leaves of the IPv6 tree: eight ranges each.
@@ -107,7 +106,6 @@ impl Limits {
             rules: rules.min(abi::MAX_RULES),
             lists: rules.saturating_mul(4).clamp(1_024, abi::MAX_LISTS),
             port_sets: 256,
-            index_blocks: v4::index_blocks(prefixes),
             range_blocks: v4::range_blocks(prefixes),
             v6_leaves: v6::leaves(prefixes_v6.min(prefixes)),
         }
@@ -229,16 +227,6 @@ pub enum CompileError {
         /// The first rule whose set does not fit.
         rule: RuleId,
         /// How many are allowed.
-        limit: u32,
-    },
-    /// The IPv4 index does not fit.
-    #[error(
-        "the IPv4 index needs {needed} blocks, but the datapath was loaded with {limit}: raise limits.prefixes and restart"
-    )]
-    IndexBlocks {
-        /// Blocks needed at least.
-        needed: u32,
-        /// Blocks there are.
         limit: u32,
     },
     /// The IPv4 ranges do not fit.

@@ -5,14 +5,13 @@ mod oracle;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::rule::{Defaults, RuleSpec, Target};
+use crate::rule::{Defaults, RuleSpec, Target, Targets};
 
 pub(super) const LIMITS: Limits = Limits {
     prefixes: 3_000_000,
     rules: 4_096,
     lists: 65_535,
     port_sets: 1_024,
-    index_blocks: 32,
     range_blocks: 100,
     v6_leaves: 1_000,
 };
@@ -26,6 +25,23 @@ pub(crate) fn rule(id: &str, targets: &str, fields: &str) -> Rule {
     let now = "2026-01-01T00:00:00Z".parse().unwrap();
     spec.resolve(|| id.parse().unwrap(), Defaults::default(), now)
         .unwrap()
+}
+
+/// Single addresses as targets.
+fn hosts(addresses: impl Iterator<Item = u32>) -> Targets {
+    let target = |address| IpAddr::from(Ipv4Addr::from(address)).into();
+    addresses.map(target).collect()
+}
+
+/// The lists of the first leaf's ranges.
+fn lists(snapshot: &Snapshot) -> [u16; abi::V6_FANOUT] {
+    let leaf = snapshot.v6.nodes[0];
+    let (high, low) = (leaf.high[0].to_le_bytes(), leaf.low[0].to_le_bytes());
+    let pairs = high.chunks(2).chain(low.chunks(2));
+    let lists: Vec<u16> = pairs
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    lists.try_into().unwrap()
 }
 
 pub(super) fn inputs(rules: &[Rule]) -> Vec<RuleInput<'_>> {
@@ -119,7 +135,7 @@ fn an_exception_wins_over_every_target_of_its_own_rule_and_no_other() {
     assert_eq!(on(&rules, &snapshot, "2001:db8::1"), ["a"]);
     assert!(on(&rules, &snapshot, "2001:db8:1::1").is_empty());
     // The hole is a range of the tree that names no list.
-    assert_eq!(snapshot.v6.values[0].lists[..5], [0, 1, 0, 1, 0]);
+    assert_eq!(lists(&snapshot)[..5], [0, 1, 0, 1, 0]);
 }
 
 #[test]
@@ -156,10 +172,14 @@ fn equal_neighbours_and_equal_lists_are_kept_once() {
     let snapshot = compiled(&rules, &[], &LIMITS).unwrap();
     assert_eq!(snapshot.lists.len(), 3);
     // 10.0.0.0/8 lies on bucket boundaries; the others have a start and an end inside one, the
-    // network's own start at the first address of 192.0.2.0/24 included.
-    let starts: Vec<u16> = snapshot.v4.ranges[0].iter().map(|r| r.start).collect();
-    assert_eq!(starts, [0x0200, 0x0300, 0x6407, 0x6408]);
-    assert_eq!(snapshot.v6.values[0].lists, [0, 2, 0, 0, 0, 0, 0, 0]);
+    // network's own start at the first address of 192.0.2.0/24 included. In each of their buckets
+    // list 2 and none take turns.
+    let words = [2, 0x0200, 0x0300, 2, 0x6407, 0x6408];
+    assert_eq!(snapshot.v4.ranges, [words]);
+    let bucket = |first: u32| snapshot.v4.index[first as usize];
+    assert_eq!(bucket(0xc000).first, abi::ALTERNATES);
+    assert_eq!(bucket(0xc633).first, abi::ALTERNATES | 3);
+    assert_eq!(lists(&snapshot), [0, 2, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -169,7 +189,7 @@ fn a_v6_prefix_covered_by_nested_ones_is_no_range() {
         rule("b", "2001:db8::/33 2001:db8:8000::/33", "{}"),
     ];
     let snapshot = compiled(&rules, &[], &LIMITS).unwrap();
-    assert_eq!(snapshot.v6.values[0].lists, [0, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(lists(&snapshot), [0, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(on(&rules, &snapshot, "2001:db8::"), ["b", "a"]);
     assert_eq!(on(&rules, &snapshot, "2001:db8:ffff::"), ["b", "a"]);
 }
@@ -241,7 +261,6 @@ fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
         rules: 2,
         lists: 4,
         port_sets: 2,
-        index_blocks: 2,
         range_blocks: 1,
         v6_leaves: 1,
     };
@@ -273,13 +292,6 @@ fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
         ),
         (
             Limits {
-                index_blocks: 1,
-                ..fits
-            },
-            "the IPv4 index needs 2 blocks, but the datapath was loaded with 1",
-        ),
-        (
-            Limits {
                 range_blocks: 0,
                 ..fits
             },
@@ -291,60 +303,32 @@ fn what_exceeds_a_limit_is_refused_and_the_limit_named() {
     }
 }
 
-#[test]
-fn the_index_widens_with_the_set_as_far_as_there_is_room() {
-    let hosts = |count: u32| {
-        let mut rule = rule("a", "10.0.0.1", "{}");
-        // Every second address, so that no two make one range.
-        rule.targets = (0..count)
-            .map(|n| Target::from(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + 2 * n))))
-            .collect();
-        rule
-    };
-    let shift = |count, index_blocks| {
-        let limits = Limits {
-            index_blocks,
-            ..LIMITS
-        };
-        compiled(&[hosts(count)], &[], &limits).unwrap().v4.shift
-    };
-    assert_eq!(shift(32_768, 32), 16);
-    assert_eq!(shift(32_769, 32), 12);
-    assert_eq!(shift(32_769, 31), 13);
-    assert_eq!(shift(32_769, 2), 16);
-}
-
 /// A bucket that is all range starts, next to others: blocks are left when a bucket would cross.
 #[test]
 fn full_buckets_go_to_blocks_of_their_own() {
-    let pair = [rule("a", "10.0.0.1", "{}"), rule("b", "10.0.0.1", "{}")];
-    let mut rules = pair.clone();
+    // Three take turns, so that each start needs its list beside it.
+    let mut rules = ["a", "b", "c"].map(|id| rule(id, "10.0.0.1", "{}"));
     for (n, rule) in rules.iter_mut().enumerate() {
-        rule.targets = (0x0a00_0000..0x0a03_0000_u32)
-            .filter(|address| *address as usize % 2 == n)
-            .map(|address| Target::from(IpAddr::from(Ipv4Addr::from(address))))
-            .collect();
+        let ours = |address: &u32| *address as usize % 3 == n;
+        rule.targets = hosts((0x0a00_0000..0x0a06_0000).filter(ours));
     }
-    let limits = Limits {
-        index_blocks: 2,
-        ..LIMITS
-    };
+    let limits = Limits { ..LIMITS };
     let snapshot = compiled(&rules, &[], &limits).unwrap();
     let lengths: Vec<usize> = snapshot.v4.ranges.iter().map(Vec::len).collect();
-    // Buckets 10.0/16 to 10.2/16 have 65,535 inner starts each; the end of the last is the start
-    // of the next bucket, no inner one.
-    assert_eq!(lengths, [65_535; 3]);
-    for address in (0x0a00_0000..0x0a03_0000_u32).step_by(997) {
-        let expected = [(address % 2) as u16];
+    // Buckets 10.0/16 to 10.5/16 have 65,535 inner starts each; the end of the last is the start
+    // of the next bucket, no inner one. Four fit a block, with four words to spare.
+    assert_eq!(lengths, [8 * 65_535, 4 * 65_535]);
+    for address in (0x0a00_0000..0x0a06_0000_u32).step_by(997) {
+        let expected = [(address % 3) as u16];
         assert_eq!(snapshot.lookup(Ipv4Addr::from(address).into()), expected);
     }
     let short = Limits {
-        range_blocks: 2,
+        range_blocks: 1,
         ..limits
     };
     assert!(matches!(
         compiled(&rules, &[], &short),
-        Err(CompileError::RangeBlocks { limit: 2, .. })
+        Err(CompileError::RangeBlocks { limit: 1, .. })
     ));
 }
 
@@ -354,19 +338,15 @@ fn full_buckets_go_to_blocks_of_their_own() {
 fn a_million_hosts_compile_and_fit_the_blocks_that_limits_promise() {
     let mut state = 1_u32;
     let mut many = rule("a", "10.0.0.1", "{}");
-    many.targets = (0..1_000_000)
-        .map(|_| {
-            // A full-period linear congruential generator: no address comes twice.
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            Target::from(IpAddr::from(Ipv4Addr::from(state)))
-        })
-        .collect();
-    many.targets.sort_unstable();
+    many.targets = hosts((0..1_000_000).map(|_| {
+        // A full-period linear congruential generator: no address comes twice.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state
+    }));
     let sample: Vec<Target> = many.targets.iter().copied().step_by(1_009).collect();
     let limits = Limits::sized(1_000_000, 131_072, 4_096);
     let snapshot = compiled(&[many], &[], &limits).unwrap();
     assert_eq!(snapshot.prefixes, 1_000_000);
-    assert_eq!(snapshot.v4.shift, 12);
     for target in sample {
         assert_eq!(snapshot.lookup(target.net().addr()), [0]);
     }

@@ -8,7 +8,7 @@
 
 use std::net::Ipv6Addr;
 
-use blocker_ebpf::{V6_FANOUT, V6_LEVELS, V6Node, V6Values};
+use blocker_ebpf::{V6_FANOUT, V6_LEVELS, V6Node, v6_list};
 
 use super::lists::Lists;
 use super::sweep::{Claim, Start, starts};
@@ -23,8 +23,6 @@ pub struct V6Table {
     pub first: [u32; V6_LEVELS],
     /// The nodes, level by level from the leaves up.
     pub nodes: Vec<V6Node>,
-    /// The values of the leaves.
-    pub values: Vec<V6Values>,
 }
 
 impl V6Table {
@@ -34,27 +32,37 @@ impl V6Table {
         if self.levels == 0 {
             return 0;
         }
-        let place = walk(address, self.levels, &self.first, |node| self.nodes[node]);
-        self.values[place / V6_FANOUT].lists[place % V6_FANOUT]
+        walk(address, self.levels, &self.first, |node| self.nodes[node])
     }
 }
 
-/// Walks from the root to the range that an address is in: gives its place among all ranges.
+/// Walks from the root to the range that an address is in: gives its list. There is a level.
 pub(crate) fn walk(
     address: Ipv6Addr,
     levels: u32,
     first: &[u32; V6_LEVELS],
     node: impl Fn(usize) -> V6Node,
-) -> usize {
+) -> u16 {
     let address = u128::from(address);
-    first[..levels as usize]
-        .iter()
-        .rev()
-        .fold(0, |place, first| {
-            let node = node(*first as usize + place);
-            let before = |child: &usize| bound(&node, *child) < address;
-            place * V6_FANOUT + (1..V6_FANOUT).take_while(before).count()
-        })
+    let (mut place, mut list) = (0, 0);
+    for first in first[..levels as usize].iter().rev() {
+        let node = node(*first as usize + place);
+        let before = |child: &usize| bound(&node, *child) < address;
+        let child = (1..V6_FANOUT).take_while(before).count();
+        place = place * V6_FANOUT + child;
+        list = self::list(&node, child);
+    }
+    list
+}
+
+/// The list of a child, if the node is a leaf.
+fn list(leaf: &V6Node, child: usize) -> u16 {
+    let (word, shift) = v6_list(child);
+    let word = match word.checked_sub(V6_FANOUT) {
+        None => leaf.high[word],
+        Some(word) => leaf.low[word],
+    };
+    (word >> shift) as u16
 }
 
 fn bound(node: &V6Node, child: usize) -> u128 {
@@ -89,7 +97,6 @@ pub(super) fn compile(
         levels: 0,
         first: [0; V6_LEVELS],
         nodes: Vec::new(),
-        values: Vec::new(),
     };
     if starts.is_empty() {
         return Ok(table);
@@ -110,7 +117,6 @@ pub(super) fn compile(
     if starts.len() > limits.v6_leaves as usize * V6_FANOUT {
         return Err(full);
     }
-    table.values = starts.chunks(V6_FANOUT).map(values).collect();
     let mut level: Vec<u128> = starts.iter().map(|start| start.address).collect();
     while table.levels == 0 || level.len() > 1 {
         let Some(first) = table.first.get_mut(table.levels as usize) else {
@@ -121,15 +127,23 @@ pub(super) fn compile(
         table.nodes.extend(level.chunks(V6_FANOUT).map(node));
         level = level.iter().copied().step_by(V6_FANOUT).collect();
     }
+    for (leaf, ranges) in table.nodes.iter_mut().zip(starts.chunks(V6_FANOUT)) {
+        give_lists(leaf, ranges);
+    }
     Ok(table)
 }
 
-fn values(ranges: &[Start<u128>]) -> V6Values {
-    let mut lists = [0; V6_FANOUT];
-    for (list, range) in lists.iter_mut().zip(ranges) {
-        *list = range.value;
+/// Writes the lists of a leaf's ranges in the place of its first bound.
+fn give_lists(leaf: &mut V6Node, ranges: &[Start<u128>]) {
+    (leaf.high[0], leaf.low[0]) = (0, 0);
+    for (child, range) in ranges.iter().enumerate() {
+        let (word, shift) = v6_list(child);
+        let word = match word.checked_sub(V6_FANOUT) {
+            None => &mut leaf.high[word],
+            Some(word) => &mut leaf.low[word],
+        };
+        *word |= u64::from(range.value) << shift;
     }
-    V6Values { lists }
 }
 
 /// A node of children that begin at these addresses.
@@ -139,7 +153,7 @@ fn node(begins: &[u128]) -> V6Node {
         low: [u64::MAX; V6_FANOUT],
     };
     for (child, begin) in begins.iter().enumerate() {
-        // The very first child begins at the address 0; its bound is never read.
+        // The very first child begins at the address 0; its bound is never read as one.
         let bound = begin.saturating_sub(1);
         node.high[child] = (bound >> 64) as u64;
         node.low[child] = bound as u64;

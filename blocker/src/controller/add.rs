@@ -91,9 +91,7 @@ impl Controller {
             carved,
         } = self.review(spec, asking, now)?;
         let (rule, created) = self.meet(rule, named)?;
-        // On its own line: `with` takes the lock that the check holds.
-        let wanted = self.with([&rule], now);
-        self.live().check(wanted)?;
+        self.check(self.with([&rule], now), now)?;
         let mut killing = rule.clone();
         killing.established = Established::Kill;
         let listing = self.list_flows(vec![killing]).await?;
@@ -240,13 +238,7 @@ impl Controller {
     async fn enforce(&self, rules: &[Ready], now: Timestamp) -> Result<Account, Error> {
         let wanted = self.with(rules.iter().map(|ready| &ready.rule), now);
         let change = Change {
-            // Those that kill no flow may be large, and need no copy.
-            starting: rules
-                .iter()
-                .map(|ready| &ready.rule)
-                .filter(|rule| rule.kills())
-                .cloned()
-                .collect(),
+            starting: rules.iter().map(|ready| ready.rule.clone()).collect(),
             ..Change::to(wanted)
         };
         let account = self.change(change, now).await?;

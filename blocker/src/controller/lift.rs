@@ -16,7 +16,6 @@ use super::requests::Keep;
 use super::{Asking, Controller, Error, kept, lock, status};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
-use crate::state;
 use crate::teardown::{self, Listing};
 
 impl Controller {
@@ -79,9 +78,9 @@ impl Controller {
         let before = self.live().wanted();
         let (interim, rules) = self.resetting(&before, &ending, now);
         let recorded = {
+            let slots = self.live().slots(&ending);
+            self.put(interim, now)?;
             let mut live = self.live();
-            let slots = live.slots(&ending);
-            live.put(interim, now)?;
             let recorded = teardown::towards(&ending, live.datapath.recorded(&slots)?);
             live.datapath.forget_recorded(&recorded)?;
             recorded
@@ -133,17 +132,16 @@ impl Controller {
     /// Flows of starting `reset` rules are left to [`kill`](Self::kill), which needs no lock.
     pub(super) async fn change(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
         let before = self.live().wanted();
-        let state_dir = self.live().config.state_dir.clone();
         let differs = kept(&before) != kept(&change.wanted);
         if differs {
-            state::save(&state_dir, kept(&change.wanted))?;
+            lock(&self.0.store).save(kept(&change.wanted))?;
         }
         let result = self.carry_out(change, now).await;
         if result.is_err() {
-            if let Err(error) = self.live().put(before.clone(), now) {
+            if let Err(error) = self.put(before.clone(), now) {
                 tracing::error!("the rules before a failed change cannot be put back: {error}");
             }
-            if differs && let Err(error) = state::save(&state_dir, kept(&before)) {
+            if differs && let Err(error) = lock(&self.0.store).save(kept(&before)) {
                 tracing::error!("{error}");
             }
         }
@@ -175,10 +173,10 @@ impl Controller {
                     wanted.rule = rule.clone();
                 }
             }
-            self.live().put(interim, now)?;
+            self.put(interim, now)?;
             account = status::sum(account, self.kill(rules).await);
         }
-        self.live().put(wanted, now)?;
+        self.put(wanted, now)?;
         Ok(account)
     }
 
@@ -203,9 +201,10 @@ impl Controller {
                     // A part of a rule, which for a moment is a rule of its own; or one that ended
                     // while no daemon was there.
                     if let Some(part) = part {
-                        part.rule
+                        part.rule.targets = part
+                            .rule
                             .targets
-                            .retain(|target| !ending.targets.contains(target));
+                            .only(|target| !ending.targets.have(*target));
                         rule.id = self.fresh_id();
                     }
                     interim.push(Wanted {
@@ -242,8 +241,7 @@ impl Controller {
                 }
                 Keep::Only(targets) => {
                     response.narrowed.push(wanted.rule.id.clone());
-                    let mut gone = wanted.rule.targets.clone();
-                    gone.retain(|target| !targets.contains(target));
+                    let gone = wanted.rule.targets.only(|target| !targets.have(*target));
                     change.ending.push(Rule {
                         targets: gone,
                         ..wanted.rule.clone()
@@ -326,7 +324,6 @@ impl Controller {
         );
         let wanted = self.live().wanted();
         let staying = wanted.clone();
-        let state_dir = self.live().config.state_dir.clone();
         let done = self
             .change(
                 Change {
@@ -339,7 +336,7 @@ impl Controller {
         // They are in the file still, and in no rule set that could differ from it.
         if let Err(error) = done
             .map(drop)
-            .and_then(|()| Ok(state::save(&state_dir, kept(&staying))?))
+            .and_then(|()| Ok(lock(&self.0.store).save(kept(&staying))?))
         {
             tracing::error!("{error}");
         }

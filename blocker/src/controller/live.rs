@@ -1,15 +1,17 @@
 //! What is in force: the rules, and the datapath that holds their compiled form.
 //!
-//! Every change goes through [`Live::put`]: a whole new ruleset is compiled and switched to, or
-//! nothing happens. What comes before (who may, what is wise) and after (teardown) is not here.
+//! Every change is planned, compiled and enforced: a whole new ruleset is switched to, or nothing
+//! happens. Compiling takes longest, and nothing that others read: [`Controller::put`] holds what is
+//! in force only before and after. What comes before (who may, what is wise) and after (teardown)
+//! is not here.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Dataplane, Error};
-use crate::compile::{self, RuleInput};
+use super::{Controller, Dataplane, Error};
+use crate::compile::{self, Limits, RuleInput, Snapshot};
 use crate::config::Config;
 use crate::datapath::RuleCounters;
 use crate::datapath::devices::Device;
@@ -37,6 +39,63 @@ pub(super) struct Wanted {
     pub(super) owner: Owner,
     /// When it was first put in force; of a rule that is in force already, that counts.
     pub(super) created: Timestamp,
+}
+
+/// A change that is yet to be compiled.
+pub(super) struct Plan {
+    ruleset: Ruleset,
+    /// Counter slots that new rules get.
+    fresh: Vec<u32>,
+    /// The devices that each rule is limited to, in the ruleset's order.
+    interfaces: Vec<Option<Vec<u32>>>,
+    protect: Vec<IpNet>,
+    limits: Limits,
+}
+
+/// A change that may be enforced, as long as no other was since it was planned.
+pub(super) struct Compiled {
+    ruleset: Ruleset,
+    fresh: Vec<u32>,
+    snapshot: Snapshot,
+}
+
+/// What devices that came or went ask for. The rules first: a device must not be attached before
+/// its rules know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    Hooks,
+    RulesAndHooks,
+}
+
+impl Plan {
+    pub(super) fn compile(self) -> Result<Compiled, Error> {
+        let Self {
+            ruleset,
+            fresh,
+            interfaces,
+            protect,
+            limits,
+        } = self;
+        let inputs = ruleset.values().zip(interfaces);
+        let rules: Vec<RuleInput<'_>> = inputs
+            .map(|(entry, interfaces)| RuleInput {
+                rule: &entry.rule,
+                deadline: entry.deadline.unwrap_or(blocker_ebpf::NEVER),
+                counter: entry.counter,
+                interfaces,
+            })
+            .collect();
+        let input = compile::Input {
+            rules: &rules,
+            protect: &protect,
+        };
+        let snapshot = compile::compile(&input, &limits)?;
+        Ok(Compiled {
+            ruleset,
+            fresh,
+            snapshot,
+        })
+    }
 }
 
 impl Live {
@@ -74,9 +133,9 @@ impl Live {
         self.ruleset.values().map(wanted).collect()
     }
 
-    /// Makes exactly these rules, no two of one id, the ones in force. A rule that was there keeps
-    /// its counters and the time it was made.
-    pub(super) fn put(&mut self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+    /// What it takes to make exactly these rules, no two of one id, the ones in force. A rule that
+    /// is there keeps its counters and the time it was made.
+    pub(super) fn plan(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<Plan, Error> {
         let mut free = self.free_slots(&wanted);
         let mut fresh = Vec::new();
         let mut ruleset = Ruleset::new();
@@ -119,7 +178,25 @@ impl Live {
             };
             ruleset.insert(entry.rule.id.clone(), entry);
         }
-        let snapshot = self.compile(&ruleset)?;
+        Ok(Plan {
+            interfaces: ruleset
+                .values()
+                .map(|entry| self.indexes(&entry.rule))
+                .collect(),
+            ruleset,
+            fresh,
+            protect: self.protect(),
+            limits: *self.datapath.limits(),
+        })
+    }
+
+    /// Puts in force what was planned since the last change, or leaves what is.
+    pub(super) fn enforce(&mut self, compiled: Compiled) -> Result<(), Error> {
+        let Compiled {
+            ruleset,
+            fresh,
+            snapshot,
+        } = compiled;
         for slot in fresh {
             self.datapath.clear_counters(slot)?;
         }
@@ -129,56 +206,27 @@ impl Live {
         Ok(())
     }
 
-    /// Whether these rules would fit, without doing anything.
-    pub(super) fn check(&self, wanted: Vec<Wanted>) -> Result<(), Error> {
-        let entry = |Wanted {
-                         rule,
-                         owner,
-                         created,
-                     }| {
-            (
-                rule.id.clone(),
-                Entry {
-                    rule,
-                    owner,
-                    created,
-                    deadline: None,
-                    counter: 0,
-                },
-            )
-        };
-        self.compile(&wanted.into_iter().map(entry).collect())
-            .map(drop)
-    }
-
-    /// Attaches to the devices that the configuration names; rules that name interfaces follow.
-    pub(super) fn follow(&mut self, devices: &[Device], now: Timestamp) -> Vec<Error> {
-        let wanted: Vec<Device> = devices
-            .iter()
-            .filter(|device| device.is_readable() && self.config.interfaces.covers(&device.name))
-            .cloned()
-            .collect();
+    /// Takes note of the devices there are. Says what that asks for, if they differ for us.
+    pub(super) fn meet(&mut self, devices: &[Device]) -> Option<Follow> {
+        let covered =
+            |device: &&Device| device.is_readable() && self.config.interfaces.covers(&device.name);
+        let wanted: Vec<Device> = devices.iter().filter(covered).cloned().collect();
         if wanted == self.devices {
-            return Vec::new();
+            return None;
         }
         self.devices = wanted;
-        let mut errors: Vec<Error> = Vec::new();
-        // The rules first: a device must not be attached before its rules know it.
-        if self
-            .ruleset
-            .values()
-            .any(|entry| !entry.rule.interfaces.is_empty())
-            && let Err(error) = self.put(self.wanted(), now)
-        {
-            errors.push(error);
-        }
-        errors.extend(
-            self.datapath
-                .attach(&self.devices)
-                .into_iter()
-                .map(Error::from),
-        );
-        errors
+        let mut rules = self.ruleset.values().map(|entry| &entry.rule);
+        Some(if rules.any(|rule| !rule.interfaces.is_empty()) {
+            Follow::RulesAndHooks
+        } else {
+            Follow::Hooks
+        })
+    }
+
+    /// Attaches to the devices that were met last, and tells what could not be.
+    pub(super) fn attach(&mut self) -> Vec<Error> {
+        let errors = self.datapath.attach(&self.devices);
+        errors.into_iter().map(Error::from).collect()
     }
 
     /// The counter slots of those rules that are in force.
@@ -199,24 +247,6 @@ impl Live {
             .iter()
             .map(|target| target.net())
             .collect()
-    }
-
-    fn compile(&self, ruleset: &Ruleset) -> Result<compile::Snapshot, Error> {
-        let protect = self.protect();
-        let rules: Vec<RuleInput<'_>> = ruleset
-            .values()
-            .map(|entry| RuleInput {
-                rule: &entry.rule,
-                deadline: entry.deadline.unwrap_or(blocker_ebpf::NEVER),
-                counter: entry.counter,
-                interfaces: self.indexes(&entry.rule),
-            })
-            .collect();
-        let input = compile::Input {
-            rules: &rules,
-            protect: &protect,
-        };
-        Ok(compile::compile(&input, self.datapath.limits())?)
     }
 
     fn indexes(&self, rule: &Rule) -> Option<Vec<u32>> {
@@ -240,6 +270,34 @@ impl Live {
         ruleset::free_counters(&self.ruleset)
             .take_while(move |slot| *slot < limit)
             .chain(leaving)
+    }
+}
+
+impl Controller {
+    /// Makes exactly these rules, no two of one id, the ones in force, or changes nothing. The
+    /// writer's lock is held.
+    pub(super) fn put(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+        let plan = self.live().plan(wanted, now)?;
+        let compiled = plan.compile()?;
+        self.live().enforce(compiled)
+    }
+
+    /// Whether these rules would fit, without doing anything.
+    pub(super) fn check(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+        let plan = self.live().plan(wanted, now)?;
+        plan.compile().map(drop)
+    }
+
+    /// Attaches to the devices that the configuration names; rules that name interfaces follow. The
+    /// writer's lock is held.
+    pub(super) fn follow_devices(&self, devices: &[Device], now: Timestamp) -> Vec<Error> {
+        let Some(follow) = self.live().meet(devices) else {
+            return Vec::new();
+        };
+        let wanted = (follow == Follow::RulesAndHooks).then(|| self.live().wanted());
+        let put = wanted.map_or(Ok(()), |wanted| self.put(wanted, now));
+        let attached = self.live().attach();
+        put.err().into_iter().chain(attached).collect()
     }
 }
 

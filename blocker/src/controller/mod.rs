@@ -26,7 +26,7 @@ use crate::config::{Config, OnStop};
 use crate::datapath::devices;
 use crate::rule::{Owner, Rule};
 use crate::ruleset;
-use crate::state::{self, Stored};
+use crate::state::{Store, Stored};
 use crate::teardown::{self, Evidence, Progress};
 use live::{Live, Wanted};
 
@@ -58,6 +58,8 @@ struct Inner {
     /// Rules that wait to be added by whoever is the next writer.
     waiting: Mutex<Vec<add::Waiting>>,
     live: Mutex<Live>,
+    /// What is kept on disk. Only the writer saves.
+    store: Mutex<Store>,
     kills: Arc<dyn Evidence>,
     mark: u32,
     config_path: PathBuf,
@@ -80,7 +82,7 @@ impl Controller {
         datapath: impl Dataplane + 'static,
     ) -> Result<Self, Error> {
         let now = Timestamp::now();
-        let kept = state::load(&config.state_dir, now);
+        let (store, kept) = Store::open(&config.state_dir, now);
         if let Some(problem) = &kept.problem {
             tracing::error!("kept rules: {problem}");
         }
@@ -112,17 +114,12 @@ impl Controller {
             .map(|wanted| wanted.rule.clone())
             .filter(Rule::kills)
             .collect();
-        let mut live = Live::new(config, Box::new(datapath));
-        live.put(wanted, now)?;
-        for error in live.follow(&devices::list().await?, now) {
-            tracing::error!("{error}");
-        }
-        live.datapath.sweep()?;
-        let lacks = teardown::lacks();
+        let live = Live::new(config, Box::new(datapath));
         let controller = Self(Arc::new(Inner {
             writer: tokio::sync::Mutex::new(()),
             waiting: Mutex::default(),
             live: Mutex::new(live),
+            store: Mutex::new(store),
             kills,
             mark,
             config_path,
@@ -132,8 +129,13 @@ impl Controller {
                 at: now,
                 error: None,
             }),
-            lacks,
+            lacks: teardown::lacks(),
         }));
+        controller.put(wanted, now)?;
+        for error in controller.follow_devices(&devices::list().await?, now) {
+            tracing::error!("{error}");
+        }
+        controller.live().datapath.sweep()?;
         tracing::info!(rules, "rules in force");
         let expired = kept.expired.into_iter().map(|stored| stored.rule).collect();
         controller.make_good(expired).await;
@@ -157,7 +159,7 @@ impl Controller {
                     }
                     let _writer = self.0.writer.lock().await;
                     let devices = devices::list().await?;
-                    for error in self.live().follow(&devices, Timestamp::now()) {
+                    for error in self.follow_devices(&devices, Timestamp::now()) {
                         tracing::error!("{error}");
                     }
                 }
@@ -201,7 +203,7 @@ impl Controller {
             self.live().config = old;
             return Err(error);
         }
-        for error in self.live().follow(&devices, now) {
+        for error in self.follow_devices(&devices, now) {
             tracing::error!("{error}");
         }
         tracing::info!(

@@ -7,7 +7,7 @@ use super::lift::Change;
 use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, status};
 use crate::api::types::{Account, Carved, Changed, DeleteResponse, RulesetResponse};
-use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
+use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets};
 use crate::ruleset::{self, Diff};
 use crate::safety::facts::{self, Caller, Places};
 use crate::safety::{self, HostFacts};
@@ -54,22 +54,17 @@ impl Controller {
                 .live()
                 .ruleset()
                 .values()
-                .any(|entry| entry.rule.targets.contains(&target))
+                .any(|entry| entry.rule.targets.have(target))
             {
                 return Err(Error::NoSuchRule {
                     what: format!("with the target {target}"),
                 });
             }
             this.without(&asking, |rule| {
-                if !rule.targets.contains(&target) {
+                if !rule.targets.have(target) {
                     return Keep::All;
                 }
-                let targets: Vec<Target> = rule
-                    .targets
-                    .iter()
-                    .copied()
-                    .filter(|other| *other != target)
-                    .collect();
+                let targets = rule.targets.only(|other| *other != target);
                 if targets.is_empty() {
                     Keep::Nothing
                 } else {
@@ -170,7 +165,7 @@ impl Controller {
         };
         let change = self.replacement(&diff, rules, &Owner::Api, now);
         if asking.dry_run {
-            self.live().check(change.wanted)?;
+            self.check(change.wanted, now)?;
             return Ok(response);
         }
         let starting = change.starting.clone();
@@ -285,7 +280,7 @@ impl Controller {
 /// How much of a rule a deletion leaves.
 pub(super) enum Keep {
     All,
-    Only(Vec<Target>),
+    Only(Targets),
     Nothing,
 }
 

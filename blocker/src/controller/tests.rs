@@ -20,7 +20,7 @@ use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::datapath::{self, HookTotals, RuleCounters};
 use crate::rule::RuleSpec;
-use crate::state;
+use crate::state::Store;
 use crate::teardown::Evidence;
 
 /// What was done to a fake datapath, and what is to fail.
@@ -61,7 +61,6 @@ const LIMITS: Limits = Limits {
     rules: 4,
     lists: 64,
     port_sets: 4,
-    index_blocks: 2,
     range_blocks: 1,
     v6_leaves: 4,
 };
@@ -216,7 +215,7 @@ impl Scene {
 
     /// The ids of the rules on disk.
     fn kept(&self) -> Vec<String> {
-        let loaded = state::load(&self.files.path().join("state"), Timestamp::now());
+        let (_, loaded) = Store::open(&self.files.path().join("state"), Timestamp::now());
         assert_eq!(loaded.problem, None);
         loaded
             .rules

@@ -11,28 +11,25 @@ use std::thread::JoinHandle;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData};
-use blocker_ebpf::{
-    self as abi, Bank, IndexEntry, PortSet, Range, Rule, RuleList, State, V6Node, V6Values, maps,
-};
+use blocker_ebpf::{self as abi, Bank, IndexEntry, PortSet, Rule, RuleList, State, V6Node, maps};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::grace::Grace;
 use super::load::Object;
 use super::memory::Mapped;
 use super::{Error, Plain};
-use crate::compile::{Limits, Snapshot, Tried, walk_v6};
+use crate::compile::{Limits, Snapshot, Tried, search_v4, walk_v6};
 
 /// The maps that a snapshot is written to.
 pub struct Banks {
     limits: Limits,
     state: Mapped<State>,
     index: Mapped<IndexEntry>,
-    ranges: Mapped<[Range; 2]>,
+    ranges: Mapped<[u16; 4]>,
     lists: Mapped<RuleList>,
     rules: Mapped<Rule>,
     port_sets: Mapped<PortSet>,
     v6_nodes: Mapped<V6Node>,
-    v6_values: Mapped<V6Values>,
     interfaces: HashMap<MapData, Plain<abi::InterfaceKey>, u8>,
     locals: LpmTrie<MapData, Plain<abi::LocalKey>, u8>,
     grace: Arc<Grace>,
@@ -51,28 +48,17 @@ impl Banks {
         let mut arrays = Vec::new();
         let blocks = |blocks: u32, each: usize| blocks as usize * 2 * each;
         let state = map_array(object, maps::STATE, 1, &mut arrays)?;
-        let index = map_array(
-            object,
-            maps::V4_INDEX,
-            blocks(limits.index_blocks, abi::ENTRIES_PER_BLOCK),
-            &mut arrays,
-        )?;
+        let index = map_array(object, maps::V4_INDEX, blocks(1, abi::BUCKETS), &mut arrays)?;
         let ranges = map_array(
             object,
             maps::V4_RANGES,
-            blocks(limits.range_blocks, abi::RANGES_PER_BLOCK / 2),
+            blocks(limits.range_blocks, abi::WORDS_PER_BLOCK / 4),
             &mut arrays,
         )?;
         let v6_nodes = map_array(
             object,
             maps::V6_NODES,
             blocks(limits.v6_nodes(), 1),
-            &mut arrays,
-        )?;
-        let v6_values = map_array(
-            object,
-            maps::V6_VALUES,
-            blocks(limits.v6_leaves, 1),
             &mut arrays,
         )?;
         let lists = map_array(object, maps::LISTS, blocks(limits.lists, 1), &mut arrays)?;
@@ -92,7 +78,6 @@ impl Banks {
             rules,
             port_sets,
             v6_nodes,
-            v6_values,
             interfaces: HashMap::try_from(object.map(maps::INTERFACES)?).map_err(|source| {
                 Error::Map {
                     map: maps::INTERFACES,
@@ -105,10 +90,9 @@ impl Banks {
             generation: 0,
             arrays,
         };
-        // An empty index entry answers "no list" whatever the shift; the shift must be valid.
         let empty = Bank {
-            v4_shift: 16,
             v6_levels: 0,
+            reserved: 0,
             v6_first: [0; abi::V6_LEVELS],
             generation: 0,
         };
@@ -140,8 +124,8 @@ impl Banks {
         self.write_arrays(idle, snapshot);
         self.generation += 1;
         let bank = Bank {
-            v4_shift: snapshot.v4.shift,
             v6_levels: snapshot.v6.levels,
+            reserved: 0,
             v6_first: snapshot.v6.first,
             generation: self.generation,
         };
@@ -192,44 +176,24 @@ impl Banks {
 
     fn list_of_v4(&self, bank: usize, address: Ipv4Addr) -> u32 {
         let address = u32::from(address);
-        // SAFETY: inside the mapping; the live bank's description is written by nobody.
-        let shift = unsafe { (*self.state.at(0)).banks[bank].v4_shift };
-        let first = bank * self.limits.index_blocks as usize * abi::ENTRIES_PER_BLOCK;
-        let entry = self.index.read(first + (address >> (shift & 31)) as usize);
-        let first = bank * self.limits.range_blocks as usize * abi::RANGES_PER_BLOCK;
-        let range = |place: usize| {
-            let place = first + entry.first as usize + place;
-            self.ranges.read(place / 2)[place % 2]
-        };
-        let low = (address & 0xffff) as u16;
-        // As many starts as are not above the address; the last of them is its range.
-        let (mut base, mut end) = (0, usize::from(entry.count));
-        while base < end {
-            let middle = usize::midpoint(base, end);
-            if range(middle).start <= low {
-                base = middle + 1;
-            } else {
-                end = middle;
-            }
-        }
-        let value = base
-            .checked_sub(1)
-            .map_or(entry.value, |last| range(last).value);
-        u32::from(value)
+        let bucket = (address >> 16) as usize;
+        let entry = self.index.read(bank * abi::BUCKETS + bucket);
+        let first = bank * self.limits.range_blocks as usize * abi::WORDS_PER_BLOCK;
+        let word = |place: usize| self.ranges.read((first + place) / 4)[(first + place) % 4];
+        u32::from(search_v4(entry, address, word))
     }
 
     fn list_of_v6(&self, bank: usize, address: Ipv6Addr) -> u32 {
-        // SAFETY: as in `list_of_v4`.
+        // SAFETY: inside the mapping; the live bank's description is written by nobody.
         let about = unsafe { (*self.state.at(0)).banks[bank] };
         if about.v6_levels == 0 {
             return 0;
         }
         let nodes = bank * self.limits.v6_nodes() as usize;
-        let place = walk_v6(address, about.v6_levels, &about.v6_first, |node| {
+        let list = walk_v6(address, about.v6_levels, &about.v6_first, |node| {
             self.v6_nodes.read(nodes + node)
         });
-        let values = bank * self.limits.v6_leaves as usize + place / abi::V6_FANOUT;
-        u32::from(self.v6_values.read(values).lists[place % abi::V6_FANOUT])
+        u32::from(list)
     }
 
     /// A rule with the sets that it names.
@@ -322,26 +286,20 @@ impl Banks {
     fn write_arrays(&mut self, idle: usize, snapshot: &Snapshot) {
         let limits = self.limits;
         let base = |per_bank: u32| idle * per_bank as usize;
-        self.index.write(
-            base(limits.index_blocks) * abi::ENTRIES_PER_BLOCK,
-            &snapshot.v4.index,
-        );
+        self.index.write(idle * abi::BUCKETS, &snapshot.v4.index);
         let first_block = base(limits.range_blocks);
         for (number, block) in snapshot.v4.ranges.iter().enumerate() {
-            let start = (first_block + number) * abi::RANGES_PER_BLOCK / 2;
-            let (pairs, rest) = block.as_chunks::<2>();
-            self.ranges.write(start, pairs);
-            if let [last] = rest {
-                self.ranges.write(
-                    start + pairs.len(),
-                    &[[*last, Range { start: 0, value: 0 }]],
-                );
+            let start = (first_block + number) * abi::WORDS_PER_BLOCK / 4;
+            let (words, rest) = block.as_chunks::<4>();
+            self.ranges.write(start, words);
+            if !rest.is_empty() {
+                let mut last = [0; 4];
+                last[..rest.len()].copy_from_slice(rest);
+                self.ranges.write(start + words.len(), &[last]);
             }
         }
         self.v6_nodes
             .write(base(limits.v6_nodes()), &snapshot.v6.nodes);
-        self.v6_values
-            .write(base(limits.v6_leaves), &snapshot.v6.values);
         self.lists.write(base(limits.lists), &snapshot.lists);
         self.rules.write(base(limits.rules), &snapshot.rules);
         self.port_sets

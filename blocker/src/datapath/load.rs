@@ -86,18 +86,14 @@ impl Object {
                 &settings.replies_per_second,
                 true,
             )
-            .override_global(globals::INDEX_BLOCKS, &limits.index_blocks, true)
             .override_global(globals::RANGE_BLOCKS, &limits.range_blocks, true)
             .override_global(globals::V6_NODES_PER_BANK, &v6_nodes, true)
-            .override_global(globals::V6_LEAVES_PER_BANK, &limits.v6_leaves, true)
             .override_global(globals::LISTS_PER_BANK, &limits.lists, true)
             .override_global(globals::RULES_PER_BANK, &limits.rules, true)
             .override_global(globals::PORT_SETS_PER_BANK, &limits.port_sets, true)
             .override_global(globals::LOG_LEVEL, &level, true)
-            .map_max_entries(maps::V4_INDEX, limits.index_blocks * 2)
             .map_max_entries(maps::V4_RANGES, limits.range_blocks * 2)
             .map_max_entries(maps::V6_NODES, v6_nodes * 2)
-            .map_max_entries(maps::V6_VALUES, limits.v6_leaves * 2)
             .map_max_entries(maps::LISTS, limits.lists * 2)
             .map_max_entries(maps::RULES, limits.rules * 2)
             .map_max_entries(maps::PORT_SETS, limits.port_sets * 2)

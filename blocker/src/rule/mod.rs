@@ -8,6 +8,7 @@
 mod error;
 mod parts;
 mod target;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 pub use error::RuleError;
 pub use parts::{Lifetime, Ports, Protocol, RuleId};
 pub use target::Target;
+pub use targets::Targets;
 pub use words::{Direction, Established, Mode, OnLift, Owner};
 
 /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.
@@ -147,14 +149,15 @@ impl Default for Defaults {
 
 /// A rule with every default made explicit.
 ///
-/// `targets` and `except` are sorted and free of duplicates; equal rules mean the same.
+/// `targets` and `except` are sorted and free of duplicates; equal rules mean the same. Copies share
+/// their targets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Its name.
     pub id: RuleId,
     /// The remotes.
-    pub targets: Vec<Target>,
+    pub targets: Targets,
     /// Parts of the targets that the rule leaves alone, carve-outs included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<Target>,
@@ -244,7 +247,7 @@ impl RuleSpec {
         let on_lift = resolve_on_lift(self.on_lift, mode, percent)?;
         Ok(Rule {
             id: self.id.unwrap_or_else(id),
-            targets: sorted(self.targets),
+            targets: self.targets.into(),
             except: sorted(self.except),
             mode,
             direction: self.direction.unwrap_or(Direction::Both),
@@ -338,7 +341,7 @@ impl From<Rule> for RuleSpec {
     fn from(rule: Rule) -> Self {
         Self {
             id: Some(rule.id),
-            targets: rule.targets,
+            targets: rule.targets.into(),
             targets_file: None,
             except: rule.except,
             mode: Some(rule.mode),

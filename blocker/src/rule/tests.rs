@@ -200,7 +200,7 @@ fn a_plain_rule_gets_every_default() {
     let rule = rule("").unwrap();
     let expected = Rule {
         id: "made-up".parse().unwrap(),
-        targets: vec!["10.0.0.1".parse().unwrap()],
+        targets: vec!["10.0.0.1".parse().unwrap()].into(),
         except: vec![],
         mode: Mode::Drop,
         direction: Direction::Both,

@@ -32,7 +32,6 @@ pub(crate) const SETTINGS: Settings = Settings {
         rules: 64,
         lists: 1_024,
         port_sets: 64,
-        index_blocks: 2,
         range_blocks: 2,
         v6_leaves: 1_024,
     },

@@ -26,12 +26,40 @@ use crate::{build, demo, lab, setup, test};
 
 const TASK: &str = "bench";
 
-/// Sets up, builds, measures, prints and keeps the tables. `quick`: only the comparison, with small
-/// sets and short rounds.
+/// What is measured.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct What {
+    /// Only the comparison with peers, with small sets and short rounds: about a minute
+    #[arg(long)]
+    quick: bool,
+    /// Only the comparison, and in it only the ways to block whose name contains one of these
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Only the comparison, and in it only sets of these sizes
+    #[arg(long, value_name = "NUMBER")]
+    prefixes: Vec<usize>,
+}
+
+impl What {
+    /// Whether it is the comparison alone.
+    fn is_part(&self) -> bool {
+        self.quick || !self.only.is_empty() || !self.prefixes.is_empty()
+    }
+
+    /// The arguments that say it again.
+    fn arguments(&self) -> Vec<String> {
+        let quick = self.quick.then(|| "--quick".to_owned());
+        let only = self.only.iter().map(|name| format!("--only={name}"));
+        let prefixes = self.prefixes.iter().map(|n| format!("--prefixes={n}"));
+        quick.into_iter().chain(only).chain(prefixes).collect()
+    }
+}
+
+/// Sets up, builds, measures, prints and keeps the tables.
 ///
 /// # Errors
 /// The set-up is impossible, or a part does not build or run.
-pub(crate) fn run(quick: bool) -> Result<()> {
+pub(crate) fn run(what: &What) -> Result<()> {
     setup::install(setup::Purpose::Test)?;
     let sudo = command::sudo().context("run this as root: programs are loaded into the kernel")?;
     run_command(
@@ -41,26 +69,28 @@ pub(crate) fn run(quick: bool) -> Result<()> {
     let directory = build::target_directory().join("bench");
     fs::create_dir_all(&directory)
         .with_context(|| format!("{} cannot be made", directory.display()))?;
-    if !quick {
+    if !what.is_part() {
         programs::measure(sudo.as_deref(), &directory)?;
     }
-    let comparison = compare_as_root(sudo.as_deref(), quick)?;
+    let comparison = compare_as_root(sudo.as_deref(), what)?;
     report::keep(&comparison, &directory)?;
     print!("\n{}", report::text(&comparison));
     say(TASK, &format!("kept in {}", directory.display()));
-    if quick { Ok(()) } else { teardown(sudo) }
+    if what.is_part() {
+        Ok(())
+    } else {
+        teardown(sudo)
+    }
 }
 
 /// Compares in a process of its own, as root: its mounts are nobody else's.
-fn compare_as_root(sudo: Option<&Path>, quick: bool) -> Result<wired::Comparison> {
+fn compare_as_root(sudo: Option<&Path>, what: &What) -> Result<wired::Comparison> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let own = own.to_str().context("this program's path is no text")?;
     let mut again = command::elevated(sudo, own);
     again.args([TASK, "--programs"]);
     again.arg(build::target_directory().join("release"));
-    if quick {
-        again.arg("--quick");
-    }
+    again.args(what.arguments());
     again.env("PATH", search_path());
     say(TASK, &line(&again));
     let output = again
@@ -78,11 +108,11 @@ fn compare_as_root(sudo: Option<&Path>, quick: bool) -> Result<wired::Comparison
 ///
 /// # Errors
 /// We are not root, or the comparison fails.
-pub(crate) fn compare(directory: &Path, quick: bool) -> Result<()> {
+pub(crate) fn compare(directory: &Path, what: &What) -> Result<()> {
     let programs = demo::programs(directory)?;
     wired::private_mounts()?;
     demo::clean_up_on_signals()?;
-    let result = wired::compare(&programs, quick);
+    let result = wired::compare(&programs, what);
     // If a signal came, its thread is at this, and ends the process.
     lab::clean_up();
     println!("{}", serde_json::to_string_pretty(&result?)?);

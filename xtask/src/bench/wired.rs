@@ -12,7 +12,7 @@ use super::addresses::{Family, Kind, Set};
 use super::filters::{Filter, verify};
 use super::generator::drop_all;
 use super::wire::{Cost, Effort, Wire};
-use super::{TASK, thousands};
+use super::{TASK, What, thousands};
 use crate::command::say;
 use crate::lab::Programs;
 
@@ -72,13 +72,26 @@ pub(super) struct Row {
 ///
 /// # Errors
 /// We are not root, a tool fails, or a filter does not filter.
-pub(super) fn compare(programs: &Programs, quick: bool) -> Result<Comparison> {
-    let (sizes, effort): (&[usize], _) = if quick {
+pub(super) fn compare(programs: &Programs, what: &What) -> Result<Comparison> {
+    let (sizes, effort): (&[usize], _) = if what.quick {
         let time = Duration::from_millis(100);
         (&[1, 10_000], Effort { rounds: 3, time })
     } else {
         let time = Duration::from_millis(300);
         (&[1, 10_000, 1_000_000], Effort { rounds: 7, time })
+    };
+    let sizes = if what.prefixes.is_empty() {
+        sizes
+    } else {
+        &what.prefixes
+    };
+    let wanted = |filter: &Filter| {
+        let title = filter.title().to_lowercase();
+        what.only.is_empty()
+            || what
+                .only
+                .iter()
+                .any(|name| title.contains(&name.to_lowercase()))
     };
     let mut comparison = Comparison {
         kernel: nix::sys::utsname::uname()?
@@ -97,7 +110,8 @@ pub(super) fn compare(programs: &Programs, quick: bool) -> Result<Comparison> {
                 let mut set = Set::new(family, kind, *size);
                 let of_kind = Filter::ALL
                     .into_iter()
-                    .filter(|filter| filter.kind() == kind);
+                    .filter(|filter| filter.kind() == kind)
+                    .filter(wanted);
                 for filter in of_kind.filter(|filter| *size <= filter.most()) {
                     let title = format!("{}, {} {family}", filter.title(), thousands(*size as u64));
                     let row = row(filter, programs, &mut set, *size, effort);

@@ -85,7 +85,7 @@ async fn look_up(client: &Client, named: &[Named]) -> Result<Vec<Found>, Failure
     let mut targets = BTreeSet::new();
     for view in client.list().await?.rules {
         ids.insert(view.rule.id);
-        targets.extend(view.rule.targets);
+        targets.extend(view.rule.targets.iter().copied());
     }
     let mut found = Vec::new();
     let mut unknown = Vec::new();

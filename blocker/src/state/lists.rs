@@ -1,0 +1,193 @@
+//! Files of targets: what a rule has too many of to be written again with every change.
+//!
+//! A target a line. Such a file is written once, whole, before `rules.json` names it; and removed
+//! once that no longer does.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{FILE, StateError, failed, write};
+use crate::rule::{RuleError, Target, Targets};
+
+const PREFIX: &str = "targets-";
+const SUFFIX: &str = ".txt";
+
+/// Where targets are kept, as `rules.json` says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Kept {
+    /// Name of the file in the state directory.
+    pub(super) file: String,
+    /// How many there are.
+    pub(super) count: u64,
+}
+
+/// Why a file does not give the targets that were written.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// Not a name that we give.
+    #[error("that is no file of targets")]
+    Name,
+    /// The file can't be read.
+    #[error("cannot read it: {0}")]
+    Read(#[from] io::Error),
+    /// A line is no target.
+    #[error("line {line}: {source}")]
+    Line {
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        source: RuleError,
+    },
+    /// Something is missing.
+    #[error("it has {found} targets, {written} were written")]
+    Count {
+        /// How many there are.
+        found: u64,
+        /// How many there were.
+        written: u64,
+    },
+}
+
+/// The files of targets in a state directory.
+pub(super) struct Lists {
+    dir: PathBuf,
+    /// Those that `rules.json` names.
+    named: Vec<List>,
+    /// Those that it is about to name: some of `named`, and new ones.
+    next: Vec<List>,
+    /// Number of the last file that was written.
+    last: u64,
+}
+
+#[derive(Clone)]
+struct List {
+    file: String,
+    targets: Targets,
+}
+
+impl Lists {
+    pub(super) fn new(dir: &Path) -> Self {
+        let numbers = files(dir).filter_map(|file| number(&file));
+        Self {
+            dir: dir.to_owned(),
+            named: Vec::new(),
+            next: Vec::new(),
+            last: numbers.max().unwrap_or(0),
+        }
+    }
+
+    /// Reads what `rules.json` names.
+    pub(super) fn read(&mut self, kept: Kept) -> Result<Targets, Unreadable> {
+        if number(&kept.file).is_none() {
+            return Err(Unreadable::Name);
+        }
+        let text = fs::read_to_string(self.dir.join(&kept.file))?;
+        let parse = |(line, text): (usize, &str)| {
+            let line = line + 1;
+            text.parse::<Target>()
+                .map_err(|source| Unreadable::Line { line, source })
+        };
+        let lines = text.lines().enumerate();
+        let targets: Vec<Target> = lines.map(parse).collect::<Result<_, _>>()?;
+        let targets = Targets::from(targets);
+        if targets.len() as u64 != kept.count {
+            return Err(Unreadable::Count {
+                found: targets.len() as u64,
+                written: kept.count,
+            });
+        }
+        self.named.push(List {
+            file: kept.file,
+            targets: targets.clone(),
+        });
+        Ok(targets)
+    }
+
+    /// Removes files that nobody names: a daemon died before it could. Not if there is a
+    /// `rules.json` that was put aside, for that may name them.
+    pub(super) fn sweep(&self) {
+        let aside = format!("{FILE}.bad-");
+        if files(&self.dir).any(|file| file.starts_with(&aside)) {
+            return;
+        }
+        for file in files(&self.dir).filter(|file| number(file).is_some()) {
+            if self.named.iter().all(|list| list.file != file) {
+                self.remove(&file);
+            }
+        }
+    }
+
+    /// Forgets all, and leaves them where they are, with the `rules.json` that names them.
+    pub(super) fn disown(&mut self) {
+        self.named.clear();
+    }
+
+    /// Has targets in a file when this returns, for `rules.json` to name.
+    pub(super) fn keep(&mut self, targets: Targets) -> Result<Kept, StateError> {
+        let count = targets.len() as u64;
+        let known = || self.named.iter().chain(&self.next);
+        // Most are the very same; only those that were read or sent again need a closer look.
+        let same = known().find(|list| list.targets.is_same(&targets));
+        let list = match same.or_else(|| known().find(|list| list.targets == targets)) {
+            Some(list) => list.clone(),
+            None => self.write(targets)?,
+        };
+        let file = list.file.clone();
+        self.next.push(list);
+        Ok(Kept { file, count })
+    }
+
+    fn write(&mut self, targets: Targets) -> Result<List, StateError> {
+        self.last += 1;
+        let file = format!("{PREFIX}{}{SUFFIX}", self.last);
+        let path = self.dir.join(&file);
+        let written = write(&path, |buffer| {
+            let mut targets = targets.iter();
+            targets.try_for_each(|target| writeln!(buffer, "{target}"))
+        });
+        if written.is_err() {
+            self.remove(&file);
+        }
+        written.map_err(failed("writing", &path))?;
+        Ok(List { file, targets })
+    }
+
+    /// Removes what is not needed any more, whether `rules.json` was replaced or not.
+    pub(super) fn settle(&mut self, replaced: bool) {
+        let next = std::mem::take(&mut self.next);
+        let (stay, go) = if replaced {
+            (next, std::mem::take(&mut self.named))
+        } else {
+            (std::mem::take(&mut self.named), next)
+        };
+        for list in go {
+            if stay.iter().all(|other| other.file != list.file) {
+                self.remove(&list.file);
+            }
+        }
+        self.named = stay;
+    }
+
+    /// Removes a file; one that can't be is left for [`Lists::sweep`].
+    fn remove(&self, file: &str) {
+        let _ = fs::remove_file(self.dir.join(file));
+    }
+}
+
+/// The names in a directory.
+fn files(dir: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// The number of a file of targets, by its name.
+fn number(file: &str) -> Option<u64> {
+    file.strip_prefix(PREFIX)?
+        .strip_suffix(SUFFIX)?
+        .parse()
+        .ok()
+}

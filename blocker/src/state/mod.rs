@@ -1,0 +1,308 @@
+//! The API's rules on disk, so that they are back after a restart of the daemon or the host.
+//!
+//! One file, `rules.json` in the state directory, replaced as a whole: whoever reads it sees the
+//! old rules or the new ones. Many targets of one rule have a file of their own (`lists`), written
+//! before `rules.json` names it and never changed, so that a change costs what it changes. Which rules
+//! are in force is [`crate::controller`]'s to decide.
+
+mod lists;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::rule::{Rule, RuleError};
+use lists::{Kept, Lists};
+
+/// Name of the file in the state directory.
+pub const FILE: &str = "rules.json";
+/// Version of the file's format. Version 1 had no files of targets.
+const VERSION: u64 = 2;
+/// More targets than this have a file of their own.
+const MANY: usize = 1_024;
+
+/// A rule as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The rule.
+    pub rule: Rule,
+    /// When it was put there (wall clock).
+    pub created: Timestamp,
+}
+
+/// What was found on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The rules, in the order in which they were saved.
+    pub rules: Vec<Stored>,
+    /// Rules whose deadline passed while nobody looked. Not among `rules`.
+    pub expired: Vec<Stored>,
+    /// What was wrong with the file, and where it was put aside; there are no rules then.
+    pub problem: Option<String>,
+}
+
+/// Why rules could not be saved. The file is as it was.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot save rules: {attempt} {}: {source}: the rules would not survive a restart", path.display()
+)]
+pub struct StateError {
+    /// What was tried, such as "writing".
+    pub attempt: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// Why a file holds no rules. A rule's own fault is told by its id.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error("cannot read it: {0}")]
+    Read(#[from] io::Error),
+    #[error("it is torn or is not what was written: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("its format has version {0}, this daemon knows versions 1 to {VERSION}")]
+    Version(u64),
+    #[error("rule {id}: {source}")]
+    Rule { id: String, source: RuleError },
+    #[error("the targets of rule {id} in {}: {source}", path.display())]
+    List {
+        id: String,
+        path: PathBuf,
+        source: lists::Unreadable,
+    },
+    #[error("the id {0} is there twice")]
+    Twice(String),
+}
+
+#[derive(Serialize)]
+struct Written {
+    version: u64,
+    rules: Vec<OnDisk>,
+}
+
+/// A rule in the file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnDisk {
+    rule: Rule,
+    created: Timestamp,
+    /// Where the rule's targets are, if not in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    targets: Option<Kept>,
+}
+
+/// Read first, whatever else the file holds.
+#[derive(Deserialize)]
+struct Header {
+    version: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    #[serde(rename = "version")]
+    _version: u64,
+    rules: Vec<OnDisk>,
+}
+
+/// The rules of the API on disk.
+pub struct Store {
+    dir: PathBuf,
+    lists: Lists,
+}
+
+impl Store {
+    /// Reads the rules. No file: no rules, and no problem.
+    ///
+    /// A file that cannot be used is renamed to `rules.json.bad-TIME`, so that the next save does
+    /// not destroy what may be wanted.
+    #[must_use]
+    pub fn open(dir: &Path, now: Timestamp) -> (Self, Loaded) {
+        let path = dir.join(FILE);
+        let mut store = Self {
+            dir: dir.to_owned(),
+            lists: Lists::new(dir),
+        };
+        let loaded = match store.read() {
+            Ok(rules) => {
+                store.lists.sweep();
+                let over = |stored: &Stored| stored.rule.expires.is_some_and(|end| end <= now);
+                let (expired, rules) = rules.into_iter().partition(over);
+                Loaded {
+                    rules,
+                    expired,
+                    problem: None,
+                }
+            }
+            Err(Unusable::Read(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Loaded::default()
+            }
+            Err(unusable) => {
+                store.lists.disown();
+                Loaded {
+                    problem: Some(set_aside(&path, &unusable, now)),
+                    ..Loaded::default()
+                }
+            }
+        };
+        (store, loaded)
+    }
+
+    fn read(&mut self) -> Result<Vec<Stored>, Unusable> {
+        let bytes = fs::read(self.dir.join(FILE))?;
+        let Header { version } = serde_json::from_slice(&bytes)?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(Unusable::Version(version));
+        }
+        let Body { rules, .. } = serde_json::from_slice(&bytes)?;
+        let mut ids = BTreeSet::new();
+        let mut stored = Vec::new();
+        for OnDisk {
+            mut rule,
+            created,
+            targets,
+        } in rules
+        {
+            if let Some(kept) = targets {
+                let path = self.dir.join(&kept.file);
+                rule.targets = self.lists.read(kept).map_err(|source| Unusable::List {
+                    id: rule.id.to_string(),
+                    path,
+                    source,
+                })?;
+            }
+            rule.check().map_err(|source| Unusable::Rule {
+                id: rule.id.to_string(),
+                source,
+            })?;
+            if !ids.insert(rule.id.clone()) {
+                return Err(Unusable::Twice(rule.id.to_string()));
+            }
+            stored.push(Stored { rule, created });
+        }
+        Ok(stored)
+    }
+
+    /// Saves all rules of the API, in place of those saved before. When this returns, they are on
+    /// the disk. The directory is made if it is not there.
+    ///
+    /// # Errors
+    /// A [`StateError`]; the rules saved before are intact then.
+    pub fn save<'a>(
+        &mut self,
+        rules: impl IntoIterator<Item = (&'a Rule, Timestamp)>,
+    ) -> Result<(), StateError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(failed("creating", &self.dir))?;
+        let outcome = self.replace(rules);
+        // What was written for a file that is not there is in nobody's way, but takes room that the
+        // disk may lack; so does what only the file before it named.
+        self.lists.settle(outcome.is_ok());
+        outcome?;
+        // A rename is durable once the directory is.
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(failed("syncing", &self.dir))
+    }
+
+    fn replace<'a>(
+        &mut self,
+        rules: impl IntoIterator<Item = (&'a Rule, Timestamp)>,
+    ) -> Result<(), StateError> {
+        let mut written = Written {
+            version: VERSION,
+            rules: Vec::new(),
+        };
+        for (rule, created) in rules {
+            let mut rule = rule.clone();
+            let targets = if rule.targets.len() > MANY {
+                let targets = std::mem::take(&mut rule.targets);
+                Some(self.lists.keep(targets)?)
+            } else {
+                None
+            };
+            written.rules.push(OnDisk {
+                rule,
+                created,
+                targets,
+            });
+        }
+        let path = self.dir.join(FILE);
+        let new = self.dir.join(format!("{FILE}.new"));
+        let outcome = write(&new, |buffer| {
+            serde_json::to_writer(&mut *buffer, &written)?;
+            buffer.write_all(b"\n")
+        })
+        .map_err(failed("writing", &new))
+        .and_then(|()| fs::rename(&new, &path).map_err(failed("replacing", &path)));
+        if outcome.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        outcome
+    }
+}
+
+/// Renames a file that cannot be used; says so in words.
+fn set_aside(path: &Path, why: &Unusable, now: Timestamp) -> String {
+    let stamp = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let name = |suffix: &str| path.with_file_name(format!("{FILE}.bad-{stamp}{suffix}"));
+    // Two in one second: the first is worth as much as the second.
+    let aside = (1..)
+        .map(|n| {
+            if n == 1 {
+                name("")
+            } else {
+                name(&format!("-{n}"))
+            }
+        })
+        .find(|candidate| !candidate.exists())
+        .unwrap_or_else(|| name(""));
+    let outcome = match fs::rename(path, &aside) {
+        Ok(()) => format!("put aside as {}", aside.display()),
+        Err(error) => format!(
+            "could not be put aside as {} ({error}): the next change overwrites it",
+            aside.display()
+        ),
+    };
+    format!(
+        "the rules saved in {} cannot be used: {why}; the file was {outcome}; no rule of the API is in force",
+        path.display()
+    )
+}
+
+fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError + use<> {
+    let path = path.to_owned();
+    move |source| StateError {
+        attempt,
+        path,
+        source,
+    }
+}
+
+/// Writes a file and waits for the disk. Only its owner may read it.
+fn write(
+    path: &Path,
+    contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    let mut buffer = BufWriter::new(file);
+    contents(&mut buffer)?;
+    buffer.into_inner()?.sync_all()
+}
