@@ -5,6 +5,7 @@
 //! library's, which settles what is valid, and to the error that says why it isn't.
 
 use std::fmt::{self, Write as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
@@ -28,6 +29,17 @@ impl Target {
     /// it may be none, [`Target::from_str`] says.
     pub(crate) fn plain(text: &[u8]) -> Option<Self> {
         plain_v4(text).map(|net| Self(net.into()))
+    }
+
+    /// Writes its text and an end of line.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub(crate) fn write_line(self, writer: &mut impl io::Write) -> io::Result<()> {
+        let mut text = Text::of(self);
+        // There is room: `Text::LONGEST` is more than any text has.
+        let _ = text.push(b'\n');
+        writer.write_all(&text.bytes[..text.length])
     }
 
     /// Whether it names exactly one address.

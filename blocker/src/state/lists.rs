@@ -4,7 +4,7 @@
 //! once that no longer does.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -146,8 +146,9 @@ impl Lists {
         let file = format!("{PREFIX}{}{SUFFIX}", self.last);
         let path = self.dir.join(&file);
         let written = write(&path, |buffer| {
-            let mut targets = targets.iter();
-            targets.try_for_each(|target| writeln!(buffer, "{target}"))
+            targets
+                .iter()
+                .try_for_each(|target| target.write_line(buffer))
         });
         if written.is_err() {
             self.remove(&file);

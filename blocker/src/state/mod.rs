@@ -28,6 +28,9 @@ const VERSION: u64 = 2;
 /// More targets than this have a file of their own.
 const MANY: usize = 1_024;
 
+/// How much is written at once.
+const BUFFER: usize = 256 * 1024;
+
 /// A rule as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -302,7 +305,7 @@ fn write(
         .truncate(true)
         .mode(0o600)
         .open(path)?;
-    let mut buffer = BufWriter::new(file);
+    let mut buffer = BufWriter::with_capacity(BUFFER, file);
     contents(&mut buffer)?;
     buffer.into_inner()?.sync_all()
 }
