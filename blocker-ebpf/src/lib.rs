@@ -53,6 +53,9 @@ pub mod maps {
     pub const LOCALS: &str = "LOCALS";
     /// `PERCPU_ARRAY` of [`Counters`](crate::Counters), two a slot: ingress, egress.
     pub const COUNTERS: &str = "COUNTERS";
+    /// `ARRAY` of [`RuleName`](crate::RuleName): whose counters a slot has. The daemon's own; no
+    /// program reads it.
+    pub const RULE_NAMES: &str = "RULE_NAMES";
     /// `PERCPU_ARRAY` of [`HookCounters`](crate::HookCounters), see [`hook_slot`](crate::hook_slot).
     pub const HOOKS: &str = "HOOKS";
     /// `PERCPU_ARRAY` of one [`Bucket`](crate::Bucket): the reply rate limit.
@@ -254,6 +257,12 @@ shared! {
         pub replies: u64,
         /// Packets left without a reply by the rate limit.
         pub suppressed: u64,
+    }
+
+    /// Whose counters a slot has.
+    pub struct RuleName {
+        /// The rule's id, and zeros behind it; zeros alone where the slot is nobody's.
+        pub id: [u8; 64],
     }
 
     /// What a hook saw on one device, on one CPU.

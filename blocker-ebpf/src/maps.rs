@@ -9,7 +9,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use blocker_ebpf::{
     Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, Index, InterfaceKey, LOCAL_SET_BITS,
-    LocalKey, PortSet, RangeBlock, Rule, RuleList, State, V6Node, local_set,
+    LocalKey, PortSet, RangeBlock, Rule, RuleList, RuleName, State, V6Node, local_set,
 };
 
 use crate::packet::Packet;
@@ -34,6 +34,8 @@ pub static INTERFACES: HashMap<InterfaceKey, u8> = HashMap::with_max_entries(1, 
 pub static LOCALS: LpmTrie<LocalKey, u8> = LpmTrie::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+pub static RULE_NAMES: Array<RuleName> = Array::with_max_entries(1, 0);
 #[map]
 pub static HOOKS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(3, 0);
 #[map]

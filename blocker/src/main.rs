@@ -117,13 +117,15 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
             datapath_log_level.filter(),
         )?
     };
-    let mut datapath = Datapath::load(settings, pin_dir.path(), config.hook)?;
+    let loaded = Datapath::load(settings, pin_dir.path(), config.hook);
+    let mut datapath = or_give_up(loaded, &pin_dir)?;
     let diagnostics = datapath.take_diagnostics();
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be handled")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
 
-    let controller = Controller::start(config, path.to_owned(), datapath).await?;
+    let started = Controller::start(config, path.to_owned(), datapath).await;
+    let controller = or_give_up(started, &pin_dir)?;
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server::serve(socket, control, controller.clone(), async {
         // Dropping the sender stops as sending does.
@@ -157,6 +159,16 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
     }
     pin_dir.remove_if_empty();
     result
+}
+
+/// What was begun, or nothing is left of it.
+fn or_give_up<T, E>(begun: Result<T, E>, pin_dir: &PinDir) -> Result<T, E> {
+    if begun.is_err()
+        && let Err(error) = pin_dir.give_up()
+    {
+        tracing::error!("{error}");
+    }
+    begun
 }
 
 async fn reload(controller: &Controller) {

@@ -10,6 +10,7 @@ use crate::compile::{Limits, Snapshot, Tried};
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::datapath::{Datapath, Error, HookTotals, RuleCounters};
+use crate::rule::RuleId;
 use crate::teardown::Evidence;
 
 /// A datapath, as far as the controller is concerned. Methods do what those of [`Datapath`] do.
@@ -28,8 +29,12 @@ pub trait Dataplane: Send {
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error>;
     /// The rules that are tried on packets of a remote, in their order.
     fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error>;
-    /// Zeroes a slot for a new rule.
-    fn clear_counters(&mut self, slot: u32) -> Result<(), Error>;
+    /// The rules that there are counters of, and their slots.
+    fn counted(&self) -> Result<Vec<(RuleId, u32)>, Error>;
+    /// Zeroes a slot for a new rule, and makes it the rule's.
+    fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error>;
+    /// Makes a slot nobody's.
+    fn end_counting(&mut self, slot: u32) -> Result<(), Error>;
     /// What a rule did.
     fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error>;
     /// What a hook saw on a device.
@@ -43,7 +48,7 @@ pub trait Dataplane: Send {
     /// The devices and their hooks.
     fn attached(&self) -> Vec<&Attached>;
     /// Removes pins that are nobody's any more.
-    fn sweep(&self) -> Result<(), Error>;
+    fn sweep(&mut self) -> Result<(), Error>;
     /// Detaches everything.
     fn detach(&mut self) -> Vec<Error>;
     /// Leaves programs where they are, beyond this process's life.
@@ -73,8 +78,16 @@ impl Dataplane for Datapath {
         Self::lookup(self, remote)
     }
 
-    fn clear_counters(&mut self, slot: u32) -> Result<(), Error> {
-        Self::clear_counters(self, slot)
+    fn counted(&self) -> Result<Vec<(RuleId, u32)>, Error> {
+        Self::counted(self)
+    }
+
+    fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error> {
+        Self::begin_counting(self, slot, rule)
+    }
+
+    fn end_counting(&mut self, slot: u32) -> Result<(), Error> {
+        Self::end_counting(self, slot)
     }
 
     fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error> {
@@ -101,7 +114,7 @@ impl Dataplane for Datapath {
         Self::attached(self).collect()
     }
 
-    fn sweep(&self) -> Result<(), Error> {
+    fn sweep(&mut self) -> Result<(), Error> {
         Self::sweep(self)
     }
 

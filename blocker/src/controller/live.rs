@@ -5,7 +5,7 @@
 //! in force only before and after. What comes before (who may, what is wise) and after (teardown)
 //! is not here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
@@ -30,6 +30,8 @@ pub(super) struct Live {
     ruleset: Ruleset,
     devices: Vec<Device>,
     prefixes: u64,
+    /// Counter slots of rules that were in force before this daemon was, until its first change.
+    counted: BTreeMap<RuleId, u32>,
 }
 
 /// A rule that is to be in force.
@@ -45,7 +47,7 @@ pub(super) struct Wanted {
 pub(super) struct Plan {
     ruleset: Ruleset,
     /// Counter slots that new rules get.
-    fresh: Vec<u32>,
+    fresh: Vec<(u32, RuleId)>,
     /// The devices that each rule is limited to, in the ruleset's order.
     interfaces: Vec<Option<Vec<u32>>>,
     protect: Vec<IpNet>,
@@ -55,7 +57,7 @@ pub(super) struct Plan {
 /// A change that may be enforced, as long as no other was since it was planned.
 pub(super) struct Compiled {
     ruleset: Ruleset,
-    fresh: Vec<u32>,
+    fresh: Vec<(u32, RuleId)>,
     snapshot: Snapshot,
 }
 
@@ -99,14 +101,15 @@ impl Plan {
 }
 
 impl Live {
-    pub(super) fn new(config: Config, datapath: Box<dyn Dataplane>) -> Self {
-        Self {
+    pub(super) fn new(config: Config, datapath: Box<dyn Dataplane>) -> Result<Self, Error> {
+        Ok(Self {
             config,
+            counted: datapath.counted()?.into_iter().collect(),
             datapath,
             ruleset: Ruleset::new(),
             devices: Vec::new(),
             prefixes: 0,
-        }
+        })
     }
 
     pub(super) const fn ruleset(&self) -> &Ruleset {
@@ -146,13 +149,14 @@ impl Live {
         } in wanted
         {
             let old = self.ruleset.get(&rule.id);
-            let counter = match old {
-                Some(old) => old.counter,
+            let known = self.counted.get(&rule.id).copied();
+            let counter = match old.map(|old| old.counter).or(known) {
+                Some(counter) => counter,
                 None => {
                     let slot = free.next().ok_or(Error::TooManyRules {
                         limit: self.config.limits.rules,
                     })?;
-                    fresh.push(slot);
+                    fresh.push((slot, rule.id.clone()));
                     slot
                 }
             };
@@ -197,12 +201,21 @@ impl Live {
             fresh,
             snapshot,
         } = compiled;
-        for slot in fresh {
-            self.datapath.clear_counters(slot)?;
+        for (slot, rule) in fresh {
+            self.datapath.begin_counting(slot, &rule)?;
         }
         self.datapath.switch(&snapshot)?;
-        self.ruleset = ruleset;
+        let before = std::mem::replace(&mut self.ruleset, ruleset);
         self.prefixes = snapshot.prefixes;
+        let known = std::mem::take(&mut self.counted).into_iter();
+        let known = known.chain(before.into_iter().map(|(id, entry)| (id, entry.counter)));
+        let used: BTreeSet<u32> = self.ruleset.values().map(|entry| entry.counter).collect();
+        for (_, slot) in known.filter(|(_, slot)| !used.contains(slot)) {
+            // The rules are in force. A name too many is no reason to say that they are not.
+            if let Err(error) = self.datapath.end_counting(slot) {
+                tracing::warn!("the counters of a rule that is gone stay: {error}");
+            }
+        }
         Ok(())
     }
 
@@ -266,9 +279,13 @@ impl Live {
         let stay: BTreeSet<&RuleId> = wanted.iter().map(|wanted| &wanted.rule.id).collect();
         let entries = self.ruleset.values();
         let leaving = entries.filter(|entry| !stay.contains(&entry.rule.id));
-        let leaving: Vec<u32> = leaving.map(|entry| entry.counter).collect();
+        let leaving = leaving.map(|entry| entry.counter);
+        let counted: BTreeSet<u32> = self.counted.values().copied().collect();
+        let gone = self.counted.iter().filter(|(id, _)| !stay.contains(id));
+        let leaving: Vec<u32> = gone.map(|(_, slot)| *slot).chain(leaving).collect();
         ruleset::free_counters(&self.ruleset)
             .take_while(move |slot| *slot < limit)
+            .filter(move |slot| !counted.contains(slot))
             .chain(leaving)
     }
 }

@@ -2,7 +2,7 @@
 //! which no kernel can be made to show. That a real one takes a snapshot whole or not at all, keeps
 //! counters by slot and reads only what is live is shown by the tests of the datapath itself.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::datapath::{self, HookTotals, RuleCounters};
-use crate::rule::RuleSpec;
+use crate::rule::{RuleId, RuleSpec};
 use crate::state::Store;
 use crate::teardown::Evidence;
 
@@ -31,6 +31,8 @@ struct Script {
     /// The snapshot that was switched to last.
     snapshot: Option<Snapshot>,
     cleared: Vec<u32>,
+    /// Whose counters are in which slot.
+    counted: BTreeMap<RuleId, u32>,
     /// How many more switches succeed; all if absent.
     switches_left: Option<usize>,
     /// Waited for by the next switches, one by each.
@@ -111,8 +113,22 @@ impl Dataplane for Fake {
         Ok(snapshot.map_or_else(Vec::new, |snapshot| snapshot.tried(remote)))
     }
 
-    fn clear_counters(&mut self, slot: u32) -> Result<(), datapath::Error> {
-        self.0.lock().unwrap().cleared.push(slot);
+    fn counted(&self) -> Result<Vec<(RuleId, u32)>, datapath::Error> {
+        let counted = self.0.lock().unwrap().counted.clone();
+        Ok(counted.into_iter().collect())
+    }
+
+    fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), datapath::Error> {
+        let mut script = self.0.lock().unwrap();
+        script.cleared.push(slot);
+        script.counted.retain(|_, of| *of != slot);
+        script.counted.insert(rule.clone(), slot);
+        Ok(())
+    }
+
+    fn end_counting(&mut self, slot: u32) -> Result<(), datapath::Error> {
+        let mut script = self.0.lock().unwrap();
+        script.counted.retain(|_, of| *of != slot);
         Ok(())
     }
 
@@ -140,7 +156,7 @@ impl Dataplane for Fake {
         Vec::new()
     }
 
-    fn sweep(&self) -> Result<(), datapath::Error> {
+    fn sweep(&mut self) -> Result<(), datapath::Error> {
         Ok(())
     }
 

@@ -83,6 +83,11 @@ impl Attachments {
         self.devices.values()
     }
 
+    /// The indexes of the devices that something is attached to.
+    pub fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.devices.keys().copied()
+    }
+
     /// Attaches to exactly the given devices: to new ones, and no longer to those not given.
     ///
     /// Returns what could not be attached; the devices that could are attached all the same.

@@ -1,11 +1,12 @@
 //! Reading counters: per CPU in the kernel, summed here.
 
-use aya::maps::{IterableMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, IterableMap, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use blocker_ebpf::{self as abi, Hook, hook_slot, maps};
 
 use super::load::Object;
 use super::{Error, Plain};
+use crate::rule::RuleId;
 
 /// A rule's two directions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +30,13 @@ pub struct Totals {
     pub suppressed: u64,
 }
 
+const fn names_error(source: MapError) -> Error {
+    Error::Map {
+        map: maps::RULE_NAMES,
+        source,
+    }
+}
+
 /// What a hook saw on a device, summed over all CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HookTotals {
@@ -45,6 +53,7 @@ pub struct HookTotals {
 /// The counter maps.
 pub struct CounterMaps {
     rules: PerCpuArray<MapData, Plain<abi::Counters>>,
+    names: Array<MapData, Plain<abi::RuleName>>,
     hooks: PerCpuArray<MapData, Plain<abi::HookCounters>>,
     cpus: usize,
 }
@@ -62,6 +71,7 @@ impl CounterMaps {
                     source,
                 }
             })?,
+            names: Array::try_from(object.map(maps::RULE_NAMES)?).map_err(names_error)?,
             hooks: PerCpuArray::try_from(object.map(maps::HOOKS)?).map_err(|source| {
                 Error::Map {
                     map: maps::HOOKS,
@@ -99,11 +109,47 @@ impl CounterMaps {
         }))
     }
 
-    /// Sets a slot to zero, before a new rule gets it. No live rule may use it.
+    /// The rules that have a slot.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn names(&self) -> Result<Vec<(RuleId, u32)>, Error> {
+        let mut names = Vec::new();
+        for slot in 0..self.names.len() {
+            let Plain(name) = self.names.get(&slot, 0).map_err(names_error)?;
+            let id = name.id.split(|byte| *byte == 0).next().unwrap_or_default();
+            let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+            names.extend(id.map(|id| (id, slot)));
+        }
+        Ok(names)
+    }
+
+    /// Sets a slot to zero, and makes it a new rule's. No live rule may use it.
+    ///
+    /// # Errors
+    /// If a map can't be written.
+    pub fn begin_rule(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error> {
+        self.clear_rule(slot)?;
+        let mut id = [0; 64];
+        let text = rule.as_str().as_bytes();
+        id[..text.len()].copy_from_slice(text);
+        self.name(slot, id)
+    }
+
+    /// Makes a slot nobody's.
     ///
     /// # Errors
     /// If the map can't be written.
-    pub fn clear_rule(&mut self, slot: u32) -> Result<(), Error> {
+    pub fn end_rule(&mut self, slot: u32) -> Result<(), Error> {
+        self.name(slot, [0; 64])
+    }
+
+    fn name(&mut self, slot: u32, id: [u8; 64]) -> Result<(), Error> {
+        let name = Plain(abi::RuleName { id });
+        self.names.set(slot, name, 0).map_err(names_error)
+    }
+
+    fn clear_rule(&mut self, slot: u32) -> Result<(), Error> {
         let error = |source| Error::Map {
             map: maps::COUNTERS,
             source,
@@ -123,6 +169,45 @@ impl CounterMaps {
             self.rules.set(place, values, 0).map_err(error)?;
         }
         Ok(())
+    }
+
+    /// Forgets what was seen on a device.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn clear_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        let zero = Plain(abi::HookCounters {
+            seen: 0,
+            passed: 0,
+            malformed: 0,
+            own: 0,
+        });
+        for hook in [Hook::Xdp, Hook::Ingress, Hook::Egress] {
+            let values =
+                PerCpuValues::try_from(vec![zero; self.cpus]).map_err(|source| Error::Cpus {
+                    file: "possible CPUs".to_owned(),
+                    source,
+                })?;
+            self.hooks
+                .set(hook_slot(hook, ifindex), values, 0)
+                .map_err(|source| Error::Map {
+                    map: maps::HOOKS,
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was seen on all devices but these.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn clear_devices_but(&mut self, attached: &[u32]) -> Result<(), Error> {
+        // Those with higher indexes share a place, which is one of theirs as long as one is there.
+        let shared = attached.iter().any(|index| *index >= abi::HOOK_DEVICES);
+        (0..abi::HOOK_DEVICES)
+            .filter(|index| !(attached.contains(index) || (*index == 0 && shared)))
+            .try_for_each(|index| self.clear_device(index))
     }
 
     /// What a hook saw on a device.

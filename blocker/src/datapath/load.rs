@@ -1,12 +1,15 @@
 //! Loading: the object with its globals and sizes, into the kernel. Loading is verifying.
 
+use std::path::Path;
+
 use aya::maps::Map;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use blocker_ebpf::{self as abi, globals, maps, programs};
+use blocker_ebpf::{globals, maps, programs};
 
 use super::Error;
 use super::diagnostics::Diagnostics;
+use super::kept::{self, Kept};
 use crate::compile::Limits;
 
 /// The eBPF object, built from `blocker-ebpf`.
@@ -66,12 +69,15 @@ pub struct Object {
 }
 
 impl Object {
-    /// Loads every program and sizes every map.
+    /// Loads every program and sizes every map. Those that are kept are taken from the pin directory,
+    /// or pinned there.
     ///
     /// # Errors
     /// What the kernel said, with the verifier's log if it was the verifier.
-    pub fn load(settings: &Settings) -> Result<Self, Error> {
+    pub fn load(settings: &Settings, pin_dir: &Path) -> Result<Self, Error> {
         let limits = &settings.limits;
+        let kept = Kept::all(limits.rules, settings.flows);
+        let places = kept::prepare(pin_dir, &kept)?;
         let level = match settings.log {
             log::LevelFilter::Off => 0_u8,
             level => level as u8,
@@ -100,10 +106,12 @@ impl Object {
             .map_max_entries(maps::INTERFACES, limits.rules.saturating_mul(8))
             // Both banks'; entries take memory only as they are written.
             .map_max_entries(maps::LOCALS, limits.prefixes.saturating_mul(2))
-            .map_max_entries(maps::COUNTERS, limits.rules * 2)
-            .map_max_entries(maps::HOOKS, abi::HOOK_DEVICES * 3)
-            .map_max_entries(maps::FLOWS, settings.flows)
             .map_max_entries(maps::KILLS, WATCHED_FLOWS);
+        for (kept, place) in kept.iter().zip(&places) {
+            loader
+                .map_max_entries(kept.name, kept.entries)
+                .map_pin_path(kept.name, place.as_path());
+        }
         let mut ebpf = loader.load(OBJECT).map_err(Error::object)?;
         for name in programs::ALL {
             let program = ebpf

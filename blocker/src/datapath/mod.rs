@@ -10,6 +10,7 @@ pub mod devices;
 mod diagnostics;
 mod evidence;
 mod grace;
+mod kept;
 pub mod load;
 mod memory;
 pub mod pins;
@@ -35,6 +36,7 @@ pub use load::{Object, Settings};
 
 use crate::compile::{Snapshot, Tried};
 use crate::config::HookChoice;
+use crate::rule::RuleId;
 use attach::Attachments;
 use devices::Device;
 
@@ -218,6 +220,8 @@ unsafe impl aya::Pod for Plain<blocker_ebpf::Counters> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::HookCounters> {}
 // SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::RuleName> {}
+// SAFETY: as above.
 unsafe impl aya::Pod for Plain<FlowKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
@@ -236,6 +240,7 @@ pub struct Datapath {
     recorded: evidence::Recorded,
     diagnostics: Option<Diagnostics>,
     settings: Settings,
+    pin_dir: PathBuf,
 }
 
 impl Datapath {
@@ -257,7 +262,7 @@ impl Datapath {
         choice: HookChoice,
         tcx: bool,
     ) -> Result<Self, Error> {
-        let mut object = Object::load(&settings)?;
+        let mut object = Object::load(&settings, pin_dir)?;
         Ok(Self {
             banks: banks::Banks::new(&mut object, settings.limits)?,
             counters: counters::CounterMaps::new(&mut object)?,
@@ -267,6 +272,7 @@ impl Datapath {
             diagnostics: object.diagnostics(&settings)?,
             object,
             settings,
+            pin_dir: pin_dir.to_owned(),
         })
     }
 
@@ -299,20 +305,34 @@ impl Datapath {
 
     /// Attaches to exactly these devices, and tells what could not be.
     pub fn attach(&mut self, devices: &[Device]) -> Vec<Error> {
-        self.attachments.set(&mut self.object, devices)
+        let before: Vec<u32> = self.attachments.indexes().collect();
+        let mut errors = self.attachments.set(&mut self.object, devices);
+        // Who gets the index next begins at zero.
+        for index in before {
+            if self.attachments.indexes().all(|attached| attached != index) {
+                errors.extend(self.counters.clear_device(index).err());
+            }
+        }
+        errors
     }
 
-    /// Removes pins that are nobody's any more. For after the first [`attach`](Self::attach).
+    /// Removes pins that are nobody's any more, and what was counted on devices that are gone. For
+    /// after the first [`attach`](Self::attach).
     ///
     /// # Errors
     /// If a pin can't be removed.
-    pub fn sweep(&self) -> Result<(), Error> {
-        self.attachments.sweep()
+    pub fn sweep(&mut self) -> Result<(), Error> {
+        self.attachments.sweep()?;
+        kept::sweep(&self.pin_dir)?;
+        let attached: Vec<u32> = self.attachments.indexes().collect();
+        self.counters.clear_devices_but(&attached)
     }
 
-    /// Detaches everything.
+    /// Detaches everything, and keeps nothing of what was counted.
     pub fn detach(&mut self) -> Vec<Error> {
-        self.attachments.detach_all()
+        let mut errors = self.attachments.detach_all();
+        errors.extend(kept::remove(&self.pin_dir).err());
+        errors
     }
 
     /// Leaves programs where they are, beyond this process's life.
@@ -333,12 +353,28 @@ impl Datapath {
         self.counters.rule(slot)
     }
 
-    /// Zeroes a slot for a new rule.
+    /// The rules that there are counters of, and their slots: those of a daemon before this one, too.
+    ///
+    /// # Errors
+    /// If the names can't be read.
+    pub fn counted(&self) -> Result<Vec<(RuleId, u32)>, Error> {
+        self.counters.names()
+    }
+
+    /// Zeroes a slot for a new rule, and makes it the rule's.
     ///
     /// # Errors
     /// If the counters can't be written.
-    pub fn clear_counters(&mut self, slot: u32) -> Result<(), Error> {
-        self.counters.clear_rule(slot)
+    pub fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error> {
+        self.counters.begin_rule(slot, rule)
+    }
+
+    /// Makes a slot nobody's.
+    ///
+    /// # Errors
+    /// If its name can't be written.
+    pub fn end_counting(&mut self, slot: u32) -> Result<(), Error> {
+        self.counters.end_rule(slot)
     }
 
     /// What a hook saw on a device.

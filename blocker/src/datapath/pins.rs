@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{Error, attach, devices};
+use super::{Error, attach, devices, kept};
 
 /// The pin directory, held by this process alone.
 pub struct PinDir {
     path: PathBuf,
+    made: bool,
     _lock: Flock<File>,
 }
 
@@ -33,12 +34,14 @@ impl PinDir {
                 path: path.to_owned(),
             });
         }
+        let made = !path.exists();
         fs::create_dir_all(path).map_err(error)?;
         let directory = File::open(path).map_err(error)?;
         let inode = directory.metadata().map_err(error)?.ino();
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self {
                 path: path.to_owned(),
+                made,
                 _lock: lock,
             }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Error::Held {
@@ -53,6 +56,18 @@ impl PinDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Removes what a daemon that could not start has left, unless another one's work is there.
+    ///
+    /// # Errors
+    /// If it can't be removed.
+    pub fn give_up(&self) -> Result<(), Error> {
+        if self.made {
+            kept::remove(&self.path)?;
+            self.remove_if_empty();
+        }
+        Ok(())
     }
 
     /// Removes the directory, if nothing is left in it.
@@ -76,6 +91,7 @@ pub async fn unload(path: &Path) -> Result<usize, Error> {
         let links = path.join("links");
         removed = entries(&links)?.len();
         remove_except(&links, &[])?;
+        kept::remove(path)?;
         pins.remove_if_empty();
     }
     for device in devices::list().await? {

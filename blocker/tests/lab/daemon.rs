@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::leftovers::{self, BPF, Leftover};
-use super::{Namespace, poll};
+use super::leftovers::{self, Leftover};
+use super::{Namespace, Pins, poll};
 
 /// How long the daemon may take to answer: it verifies and loads its programs first.
 const START: Duration = Duration::from_secs(60);
@@ -86,7 +86,7 @@ pub(crate) struct Daemon {
     namespace: PathBuf,
     name: String,
     files: TempDir,
-    pins: PathBuf,
+    pins: Pins,
     process: Option<Child>,
 }
 
@@ -109,11 +109,9 @@ impl Daemon {
     /// # Errors
     /// Its files cannot be written.
     pub(crate) fn prepare(host: &Namespace, programs: &Programs, config: &str) -> Result<Self> {
-        mount_bpf()?;
         let files = tempfile::Builder::new().prefix("blocker-test-").tempdir()?;
         leftovers::made(Leftover::Directory(files.path().to_owned()));
-        let pins = Path::new(BPF).join(leftovers::unique("pins"));
-        leftovers::made(Leftover::Pins(pins.clone()));
+        let pins = Pins::new()?;
         let daemon = Self {
             programs: programs.clone(),
             namespace: host.path(),
@@ -173,7 +171,7 @@ impl Daemon {
             "control: {{socket: {}}}\nstate_dir: {}\npin_dir: {}\n",
             self.socket().display(),
             self.files.path().join("state").display(),
-            self.pins.display()
+            self.pins().display()
         );
         fs::write(self.config_path(), own + config).context("the configuration cannot be written")
     }
@@ -268,7 +266,7 @@ impl Daemon {
 
     /// Its directory of pins.
     pub(crate) fn pins(&self) -> &Path {
-        &self.pins
+        self.pins.path()
     }
 
     /// Its configuration file.
@@ -305,13 +303,12 @@ impl Drop for Daemon {
         if self.process.is_some() && self.stop().is_err() {
             let _ = self.kill();
         }
-        leftovers::undo(&Leftover::Pins(self.pins.clone()));
         leftovers::gone(&Leftover::Directory(self.files.path().to_owned()));
     }
 }
 
 /// Runs a command to its end.
-fn output(command: &mut Command) -> Result<Output> {
+pub(super) fn output(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()
@@ -336,20 +333,4 @@ fn ask(socket: &Path) -> bool {
         Ok(start == *b"HTTP/1.1 200")
     };
     ask().unwrap_or(false)
-}
-
-/// The BPF file system is mounted by systemd; a container may lack it.
-fn mount_bpf() -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("/proc is not mounted")?;
-    let mounted = mounts
-        .lines()
-        .any(|line| line.split(' ').nth(1) == Some(BPF));
-    if mounted {
-        return Ok(());
-    }
-    let result = output(Command::new("mount").args(["-t", "bpf", "bpf", BPF]))?;
-    result
-        .success()
-        .with_context(|| format!("the BPF file system cannot be mounted at {BPF}"))?;
-    Ok(())
 }

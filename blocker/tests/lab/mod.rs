@@ -14,6 +14,7 @@ mod connection;
 mod daemon;
 mod leftovers;
 mod namespace;
+mod pins;
 mod topology;
 
 #[allow(unused_imports)]
@@ -26,6 +27,8 @@ pub(crate) use daemon::{Daemon, Output, Programs};
 pub(crate) use leftovers::clean_up;
 #[allow(unused_imports)]
 pub(crate) use namespace::Namespace;
+#[allow(unused_imports)]
+pub(crate) use pins::Pins;
 #[allow(unused_imports)]
 pub(crate) use topology::{Bridged, Pair, Routed, join};
 

@@ -6,7 +6,6 @@
 //! The thread keeps to one CPU, so that all of this happens in order and nothing is waited for
 //! but what comes.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -23,7 +22,7 @@ use nix::unistd::Pid;
 use super::packet::{LOCAL_MAC, Packet};
 use super::program::Program;
 use super::wire::Tap;
-use crate::lab::{Namespace, poll};
+use crate::lab::{Namespace, Pins, poll};
 
 /// What a datapath of a test is loaded with: replies without end.
 pub(crate) const SETTINGS: Settings = Settings {
@@ -121,6 +120,7 @@ pub(crate) struct Bench {
     collections: u64,
     own: Tap,
     peer: Tap,
+    _pins: Pins,
 }
 
 impl Bench {
@@ -148,8 +148,7 @@ impl Bench {
         let mut cpu = CpuSet::new();
         cpu.set(sched_getcpu()?)?;
         sched_setaffinity(Pid::from_raw(0), &cpu)?;
-        let pins = tempfile::tempdir()?;
-        let path: PathBuf = pins.path().join("pins");
+        let pins = Pins::new()?;
         let ifindex = nix::net::if_::if_nametoindex("eth0")?;
         let own = Tap::open(ifindex)?;
         let peer = Tap::open(nix::net::if_::if_nametoindex("peer")?)?;
@@ -162,13 +161,14 @@ impl Bench {
             })?;
         }
         Ok(Self {
-            datapath: Datapath::load(settings, &path, HookChoice::Auto)?,
+            datapath: Datapath::load(settings, pins.path(), HookChoice::Auto)?,
             ifindex,
             rules: 0,
             attached: false,
             collections: 0,
             own,
             peer,
+            _pins: pins,
         })
     }
 

@@ -1,0 +1,140 @@
+//! Maps that outlive the daemon: what was counted, for which rule, and which flows were blocked.
+//!
+//! They are pinned under `PIN_DIR/maps/abi-N`. A daemon that finds them there loads its programs with
+//! them, so that for as long as its predecessor's programs are attached both count in one place, and
+//! nothing is lost between. Pins of another ABI, of another size or of somebody else are not used:
+//! counting begins anew then, and they are removed once nothing attached needs them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapType};
+use blocker_ebpf::{self as abi, maps};
+
+use super::Error;
+
+/// A map that is kept, as it must be to be of use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) name: &'static str,
+    pub(super) kind: MapType,
+    pub(super) key: usize,
+    pub(super) value: usize,
+    pub(super) entries: u32,
+}
+
+impl Kept {
+    /// The maps of a datapath for so many rules and flows.
+    pub(super) fn all(rules: u32, flows: u32) -> [Self; 4] {
+        let array = |name, kind, value, entries| Self {
+            name,
+            kind,
+            key: size_of::<u32>(),
+            value,
+            entries,
+        };
+        [
+            array(
+                maps::COUNTERS,
+                MapType::PerCpuArray,
+                size_of::<abi::Counters>(),
+                rules * 2,
+            ),
+            array(
+                maps::RULE_NAMES,
+                MapType::Array,
+                size_of::<abi::RuleName>(),
+                rules,
+            ),
+            array(
+                maps::HOOKS,
+                MapType::PerCpuArray,
+                size_of::<abi::HookCounters>(),
+                abi::HOOK_DEVICES * 3,
+            ),
+            Self {
+                name: maps::FLOWS,
+                kind: MapType::LruHash,
+                key: size_of::<abi::FlowKey>(),
+                value: size_of::<abi::FlowRecord>(),
+                entries: flows,
+            },
+        ]
+    }
+
+    /// Whether a map is as it must be.
+    fn is(&self, map: &MapData) -> bool {
+        map.info().is_ok_and(|info| {
+            info.map_type().ok() == Some(self.kind)
+                && info.key_size() as usize == self.key
+                && info.value_size() as usize == self.value
+                && info.max_entries() == self.entries
+        })
+    }
+}
+
+/// Where this ABI's maps are pinned.
+fn directory(pin_dir: &Path) -> PathBuf {
+    pin_dir
+        .join("maps")
+        .join(format!("abi-{}", abi::ABI_VERSION))
+}
+
+/// Makes the directory, and room where a pin is not what it must be. Gives each map's place.
+///
+/// If one is not usable, none is: counters without their names would be somebody else's.
+pub(super) fn prepare(pin_dir: &Path, kept: &[Kept]) -> Result<Vec<PathBuf>, Error> {
+    let directory = directory(pin_dir);
+    fs::create_dir_all(&directory).map_err(|source| Error::Pins {
+        path: directory.clone(),
+        source,
+    })?;
+    let places: Vec<PathBuf> = kept.iter().map(|kept| directory.join(kept.name)).collect();
+    let usable =
+        |(kept, place): (&Kept, &PathBuf)| MapData::from_pin(place).is_ok_and(|map| kept.is(&map));
+    if !kept.iter().zip(&places).all(usable) {
+        for place in places.iter().filter(|place| place.exists()) {
+            tracing::warn!(pin = %place.display(), "counting begins anew: what was kept does not fit these limits, or is not ours");
+            fs::remove_file(place).map_err(|source| Error::Pins {
+                path: place.clone(),
+                source,
+            })?;
+        }
+    }
+    Ok(places)
+}
+
+/// Removes the pins of other ABIs.
+pub(super) fn sweep(pin_dir: &Path) -> Result<(), Error> {
+    let ours = directory(pin_dir);
+    let maps = pin_dir.join("maps");
+    let error = |source| Error::Pins {
+        path: maps.clone(),
+        source,
+    };
+    for entry in fs::read_dir(&maps).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path != ours {
+            remove_tree(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes all that is kept.
+pub(super) fn remove(pin_dir: &Path) -> Result<(), Error> {
+    remove_tree(&pin_dir.join("maps"))
+}
+
+/// That nothing is there is fine.
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Pins {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
