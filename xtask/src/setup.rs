@@ -46,7 +46,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 11] = [
     tool(
         "ip",
         "iproute2",
@@ -101,6 +101,13 @@ const TOOLS: [Tool; 10] = [
         Purpose::Test,
         "holds an XDP hook before blocker comes; a peer in the benchmark",
     ),
+    tool(
+        "prometheus",
+        "prometheus",
+        Purpose::Test,
+        "scrapes the daemon's metrics; promtool is with it",
+    ),
+    tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
         "ipset",
         "ipset",

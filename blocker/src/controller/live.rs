@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Dataplane, Error};
-use crate::compile::{self, RuleInput};
+use super::{Dataplane, Error, journal};
+use crate::compile::{self, Fill, RuleInput};
 use crate::config::Config;
 use crate::datapath::RuleCounters;
 use crate::datapath::devices::Device;
@@ -27,7 +27,7 @@ pub(super) struct Live {
     pub(super) datapath: Box<dyn Dataplane>,
     ruleset: Ruleset,
     devices: Vec<Device>,
-    prefixes: u64,
+    fill: Fill,
 }
 
 /// A rule that is to be in force.
@@ -46,7 +46,7 @@ impl Live {
             datapath,
             ruleset: Ruleset::new(),
             devices: Vec::new(),
-            prefixes: 0,
+            fill: Fill::default(),
         }
     }
 
@@ -54,9 +54,9 @@ impl Live {
         &self.ruleset
     }
 
-    /// Prefixes in force.
-    pub(super) const fn prefixes(&self) -> u64 {
-        self.prefixes
+    /// What the rules in force take of the room there is.
+    pub(super) const fn fill(&self) -> &Fill {
+        &self.fill
     }
 
     /// The rules of all owners, as they would be wanted if nothing changed.
@@ -125,7 +125,7 @@ impl Live {
         }
         self.datapath.switch(&snapshot)?;
         self.ruleset = ruleset;
-        self.prefixes = snapshot.prefixes;
+        self.fill = snapshot.fill(self.datapath.limits());
         Ok(())
     }
 
@@ -172,12 +172,19 @@ impl Live {
         {
             errors.push(error);
         }
+        let before: Vec<(u32, String)> = self
+            .datapath
+            .attached()
+            .into_iter()
+            .map(|attached| (attached.device.index, attached.device.name.clone()))
+            .collect();
         errors.extend(
             self.datapath
                 .attach(&self.devices)
                 .into_iter()
                 .map(Error::from),
         );
+        journal::devices(&before, &self.datapath.attached());
         errors
     }
 

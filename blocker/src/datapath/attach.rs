@@ -35,7 +35,7 @@ pub struct Attached {
     pub device: Device,
     /// Its hooks.
     pub hooks: Vec<AttachedHook>,
-    /// What is not attached, and why.
+    /// What is not attached, or not in the best way, and why.
     pub notes: Vec<String>,
 }
 
@@ -194,6 +194,16 @@ impl Attachments {
                 }
             }
         }
+        let has = |mode| attached.hooks.iter().any(|hook| hook.mode == mode);
+        let (generic, clsact) = (has("generic"), has("clsact"));
+        if generic {
+            let note = "generic XDP: the configuration asks for it (hook: xdp-generic)";
+            attached.notes.push(note.to_owned());
+        }
+        if clsact {
+            let note = "TC by clsact filters: the kernel has no TCX, which came with Linux 6.6";
+            attached.notes.push(note.to_owned());
+        }
         Ok(attached)
     }
 
@@ -272,7 +282,10 @@ impl Attachments {
         notes: &mut Vec<String>,
     ) -> Result<Option<AttachedHook>, Error> {
         let (mode, name) = match self.choice {
-            HookChoice::Tc => return Ok(None),
+            HookChoice::Tc => {
+                notes.push("no XDP: the configuration asks for none (hook: tc)".to_owned());
+                return Ok(None);
+            }
             HookChoice::Auto | HookChoice::XdpNative => (XdpMode::Driver, "native"),
             HookChoice::XdpGeneric => (XdpMode::Skb, "generic"),
         };

@@ -6,6 +6,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use blocker_ebpf::{self as abi, globals, maps, programs};
 
 use super::Error;
+use super::accounting::Maps;
 use super::diagnostics::Diagnostics;
 use crate::compile::Limits;
 
@@ -63,6 +64,7 @@ impl Settings {
 /// The loaded object. Its programs hold its maps; dropping it unloads what is not attached.
 pub struct Object {
     ebpf: Ebpf,
+    maps: Maps,
 }
 
 impl Object {
@@ -123,7 +125,8 @@ impl Object {
                 source: Box::new(source),
             })?;
         }
-        Ok(Self { ebpf })
+        let maps = Maps::of(&ebpf).map_err(|source| Error::Accounting { source })?;
+        Ok(Self { ebpf, maps })
     }
 
     /// Takes a map out of the object.
@@ -134,6 +137,11 @@ impl Object {
         self.ebpf
             .take_map(name)
             .ok_or(Error::Missing { what: name })
+    }
+
+    /// By name, the kernel memory of every map, in bytes, whoever took it.
+    pub fn maps(&self) -> Vec<(String, u64)> {
+        self.maps.memory()
     }
 
     /// A TC program.
