@@ -25,7 +25,9 @@ fn rule(id: &str, targets: &[&str]) -> Value {
 fn view(id: &str, targets: &[&str]) -> Value {
     let mut view = rule(id, targets);
     let more = json!({"owner": "api", "created": "2026-11-23T21:30:00Z",
-        "counters": {"packets": 12345, "bytes": 913_530, "replies": 0, "suppressed": 0}});
+        "counters": {"packets": 12345, "bytes": 913_530, "replies": 0, "suppressed": 0},
+        "ingress": {"packets": 12_000, "bytes": 900_000, "replies": 0, "suppressed": 0},
+        "egress": {"packets": 345, "bytes": 13_530, "replies": 0, "suppressed": 0}});
     view.as_object_mut()
         .unwrap()
         .extend(more.as_object().unwrap().clone());

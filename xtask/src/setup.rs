@@ -46,7 +46,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 11] = [
+const TOOLS: [Tool; 12] = [
     tool(
         "ip",
         "iproute2",

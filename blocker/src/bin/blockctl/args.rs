@@ -163,6 +163,8 @@ pub(crate) enum Command {
     Status,
     #[command(about = "Show rates of rules and hooks", long_about = STATS_ABOUT)]
     Stats(StatsArgs),
+    /// Watch rules and blocked flows by rate, in the terminal; q quits.
+    Top(TopArgs),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -275,6 +277,14 @@ pub(crate) struct StatsArgs {
     /// How many intervals.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: Option<u32>,
+}
+
+/// How often.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// How long an interval is: 500ms, 1s, 1m [default: 1s].
+    #[arg(short, long, value_name = "DURATION")]
+    pub(crate) interval: Option<String>,
 }
 
 /// A packet, as flags.

@@ -8,6 +8,7 @@
 //! | [`render`] | answers → words and tables |
 //! | [`rates`] | totals → rates |
 //! | [`stats`] | rates, again and again |
+//! | [`top`] | rates, in a terminal |
 //! | [`output`] | streams, colours, JSON and YAML |
 //! | [`failure`] | errors → messages and exit codes |
 //! | [`wait`] | a sign of life while an answer takes long |
@@ -22,6 +23,7 @@ mod output;
 mod rates;
 mod render;
 mod stats;
+mod top;
 mod wait;
 
 use std::process::ExitCode;
@@ -198,6 +200,10 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
         }
         Command::Stats(args) => {
             stats::stats(&client, args, global).await?;
+            Ok(Done::new(String::new()))
+        }
+        Command::Top(args) => {
+            top::top(&client, args).await?;
             Ok(Done::new(String::new()))
         }
         Command::Completions { shell } => {

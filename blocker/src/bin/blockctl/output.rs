@@ -22,6 +22,12 @@ pub(crate) fn set_color(color: Color) {
     crossterm::style::force_color_output(true);
 }
 
+/// Whether standard output gets colours: as was decided, and where it is left to it, by the
+/// terminal and the environment.
+pub(crate) fn coloured() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+}
+
 /// The terminal's width in characters; `None` if standard output is no terminal.
 pub(crate) fn width() -> Option<u16> {
     comfy_table::Table::new().width().filter(|width| *width > 0)

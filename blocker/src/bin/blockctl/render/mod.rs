@@ -19,7 +19,7 @@ pub(crate) use explain::explained;
 pub(crate) use rules::{list, show};
 pub(crate) use stats::stats;
 pub(crate) use status::status;
-pub(crate) use text::{BAD, WARN, printable, styled};
+pub(crate) use text::{BAD, WARN, count, endpoint, moment, per_second, printable, styled};
 
 /// What rendering depends on beside the answer.
 #[derive(Debug, Clone, Copy)]
