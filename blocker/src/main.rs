@@ -115,7 +115,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     let pin_dir = PinDir::open(&config.pin_dir)?;
     let socket = server::bind(&control)?;
     let listener = match config.metrics.listen {
-        Some(address) => Some(metrics::bind(address).await?),
+        Some(address) => Some(metrics::bind(address)?),
         None => None,
     };
     let settings = Settings {

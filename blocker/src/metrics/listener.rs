@@ -17,7 +17,8 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::Metrics;
@@ -42,7 +43,6 @@ pub struct BindError {
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::AddrInUse => ": stop what listens there (`ss -ltnp`), or set another port",
-        io::ErrorKind::AddrNotAvailable => ": set an address that this host has",
         _ => "",
     }
 }
@@ -50,14 +50,12 @@ fn hint(source: &io::Error) -> &'static str {
 /// A bound address.
 pub struct Listener(TcpListener);
 
-/// Listens on an address.
+/// Listens on an address, which may come later than this. Within a runtime.
 ///
 /// # Errors
-/// If the port is taken, or the address is not this host's.
-pub async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| BindError { address, source })?;
+/// If the port is taken.
+pub fn bind(address: SocketAddr) -> Result<Listener, BindError> {
+    let listener = listen(address).map_err(|source| BindError { address, source })?;
     if !address.ip().is_loopback() {
         tracing::warn!(
             %address,
@@ -66,6 +64,20 @@ pub async fn bind(address: SocketAddr) -> Result<Listener, BindError> {
         );
     }
     Ok(Listener(listener))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // Connections that linger from before a restart are no reason not to start.
+    socket.set_reuseaddr(true)?;
+    // The daemon starts before the network: its address may come later (ip(7), IP_FREEBIND, which
+    // holds for IPv6, too).
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(address)?;
+    socket.listen(CONNECTIONS as u32)
 }
 
 impl Listener {
