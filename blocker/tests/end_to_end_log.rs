@@ -1,6 +1,11 @@
 //! The log of a daemon: every change with who asked, what and why; in lines or in JSON.
 
-use anyhow::Result;
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 mod lab;
@@ -128,4 +133,77 @@ fn text_is_what_is_written_unless_asked_otherwise() -> Result<()> {
     );
     assert!(!line.contains('\u{1b}'), "no colours in a file: {line}");
     Ok(())
+}
+
+/// The value of a field in a message of journald's native protocol
+/// (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>): `NAME=value`, or the name, the value's length
+/// as 64 bits little-endian, and the value.
+fn field(message: &[u8], name: &str) -> Option<String> {
+    let lines = message.split(|byte| *byte == b'\n');
+    let short = lines
+        .filter_map(|line| line.strip_prefix(format!("{name}=").as_bytes()))
+        .next();
+    let value = short.map(<[u8]>::to_vec).or_else(|| {
+        let name = format!("\n{name}\n");
+        let at = message
+            .windows(name.len())
+            .position(|window| window == name.as_bytes())?;
+        let (length, rest) = message[at + name.len()..].split_first_chunk::<8>()?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+        rest.get(..length).map(<[u8]>::to_vec)
+    })?;
+    String::from_utf8(value).ok()
+}
+
+/// In a mount namespace of this thread and those that it starts, where journald's socket is ours.
+fn as_journald() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let directory = "/run/systemd";
+    fs::create_dir_all(directory)?;
+    for words in [
+        &["--make-rprivate", "/"][..],
+        &["-t", "tmpfs", "tmpfs", directory],
+    ] {
+        ensure!(
+            Command::new("mount").args(words).status()?.success(),
+            "mount {words:?}"
+        );
+    }
+    fs::create_dir(format!("{directory}/journal"))?;
+    let journal = UnixDatagram::bind(format!("{directory}/journal/socket"))?;
+    journal.set_read_timeout(Some(PATIENCE))?;
+
+    let pair = Pair::new()?;
+    let mut daemon = Daemon::prepare(&pair.a, &Programs::under_test()?, "")?;
+    daemon.log_format = "journald";
+    daemon.run(&pair.a)?;
+    daemon.json(&["add", "192.0.2.7", "--id", "a", "--comment", "INC-1"])?;
+    let mut buffer = vec![0; 1 << 16];
+    let message = loop {
+        let length = journal.recv(&mut buffer)?;
+        let message = &buffer[..length];
+        if field(message, "MESSAGE").is_some_and(|text| text.trim() == "rule added") {
+            break message;
+        }
+    };
+    let uid = nix::unistd::getuid().to_string();
+    for (name, value) in [
+        ("SYSLOG_IDENTIFIER", "blocker"),
+        ("BLOCKER_UID", uid.as_str()),
+        ("BLOCKER_RULE", "a"),
+        ("BLOCKER_MODE", "drop"),
+        ("BLOCKER_COMMENT", "INC-1"),
+    ] {
+        assert_eq!(field(message, name).as_deref(), Some(value), "{name}");
+    }
+    assert_eq!(daemon.log(), "", "nothing on standard error");
+    Ok(())
+}
+
+#[test]
+fn journald_gets_each_field_as_one_of_its_own() -> Result<()> {
+    let thread = std::thread::spawn(as_journald);
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
