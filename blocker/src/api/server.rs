@@ -314,11 +314,21 @@ async fn show(
 }
 
 async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> {
-    Ok(Json(controller.status()?))
+    Ok(Json(beside(move || controller.status()).await?))
 }
 
 async fn stats(State(controller): State<Controller>) -> Answer<impl Serialize> {
-    Ok(Json(controller.stats()?))
+    Ok(Json(beside(move || controller.stats()).await?))
+}
+
+/// Reads what is asked for again and again on a thread that may wait: what is in force is locked
+/// while a change compiles, and those that serve must go on.
+async fn beside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| Error::Inside(error.to_string()))?
 }
 
 async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Result<Response, Failure> {
