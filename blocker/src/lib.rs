@@ -18,6 +18,8 @@
 //! | [`state`] | API rules across restarts | decide what is in force |
 //! | [`controller`] | the order of things, rollback | talk HTTP |
 //! | [`api`] | HTTP, JSON, errors | decide |
+//! | [`logging`] | where the log goes, in what form | know what is logged |
+//! | [`metrics`] | names and text of Prometheus' metrics | count |
 
 pub mod api;
 pub mod compile;
@@ -25,6 +27,8 @@ pub mod config;
 pub mod controller;
 pub mod datapath;
 pub mod lists;
+pub mod logging;
+pub mod metrics;
 pub mod rule;
 pub mod ruleset;
 pub mod safety;

@@ -10,10 +10,11 @@ use blocker::config::Config;
 use blocker::controller::Controller;
 use blocker::datapath::pins::{self, PinDir};
 use blocker::datapath::{Datapath, Diagnostics, Settings};
+use blocker::logging::{self, Format};
+use blocker::metrics::{self, Metrics};
 use clap::{Parser, Subcommand, ValueEnum};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Cuts this host off from a peer, and is sure of it.
 #[derive(Debug, Parser)]
@@ -36,6 +37,9 @@ enum Command {
         /// The least level that is logged.
         #[arg(long, value_name = "LEVEL", default_value = "info")]
         log_level: Level,
+        /// The form of the log.
+        #[arg(long, value_name = "FORMAT", default_value = "auto")]
+        log_format: Format,
         /// The least level of diagnostics from inside the datapath; off costs nothing.
         #[arg(long, value_name = "LEVEL", default_value = "off")]
         datapath_log_level: Level,
@@ -86,8 +90,12 @@ async fn main() -> ExitCode {
         Command::Run {
             config,
             log_level,
+            log_format,
             datapath_log_level,
-        } => run(&config, log_level, datapath_log_level).await,
+        } => match logging::start(tracing_level(log_level), log_format) {
+            Ok(()) => run(&config, datapath_log_level).await,
+            Err(error) => Err(error.into()),
+        },
         Command::Check { config } => return check(&config),
         Command::Unload { config, pin_dir } => unload(&config, pin_dir).await,
     };
@@ -100,13 +108,16 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result<()> {
-    start_log(log_level)?;
+async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     let config = Config::load(path)?;
     let limits = config.limits;
     let control = config.control.clone();
     let pin_dir = PinDir::open(&config.pin_dir)?;
     let socket = server::bind(&control)?;
+    let listener = match config.metrics.listen {
+        Some(address) => Some(metrics::bind(address)?),
+        None => None,
+    };
     let settings = Settings {
         flows: limits.flows,
         ..Settings::new(
@@ -127,10 +138,14 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
     let started = Controller::start(config, path.to_owned(), datapath).await;
     let controller = or_give_up(started, &pin_dir)?;
     let (stop, stopping) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(server::serve(socket, control, controller.clone(), async {
+    let metrics = Metrics::new(controller.clone());
+    let scraped = listener.map(|listener| tokio::spawn(listener.serve(metrics.clone())));
+    let stopped = async {
         // Dropping the sender stops as sending does.
         let _stopped = stopping.await;
-    }));
+    };
+    let serving = server::serve(socket, control, controller.clone(), metrics, stopped);
+    let serving = tokio::spawn(serving);
     notify(&[NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
@@ -151,6 +166,9 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
     };
     notify(&[NotifyState::Stopping]);
     drop(stop);
+    if let Some(scraped) = scraped {
+        scraped.abort();
+    }
     controller.stop().await;
     // A client that holds its connection open must not hold up the end.
     let grace = std::time::Duration::from_secs(2);
@@ -196,8 +214,8 @@ async fn diagnose(diagnostics: Option<Diagnostics>) -> Result<()> {
 
 fn check(path: &Path) -> ExitCode {
     // What is valid and still wants to be looked at goes to standard error.
-    if let Err(error) = start_log(Level::Warn) {
-        eprintln!("blocker: {error:#}");
+    if let Err(error) = logging::start(tracing_level(Level::Warn), Format::Text) {
+        eprintln!("blocker: {error}");
         return ExitCode::FAILURE;
     }
     let checked = Config::load(path).and_then(|config| {
@@ -226,22 +244,6 @@ async fn unload(path: &Path, pin_dir: Option<PathBuf>) -> Result<()> {
         "removed {removed} attached programs from {}",
         pin_dir.display()
     );
-    Ok(())
-}
-
-fn start_log(level: Level) -> Result<()> {
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing_level(level).into())
-        .from_env()
-        .context("RUST_LOG")?
-        // It warns of messages that nobody waits for any more, which is so at every stop.
-        .add_directive("netlink_proto=error".parse()?);
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
     Ok(())
 }
 

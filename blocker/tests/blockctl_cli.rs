@@ -25,7 +25,9 @@ fn rule(id: &str, targets: &[&str]) -> Value {
 fn view(id: &str, targets: &[&str]) -> Value {
     let mut view = rule(id, targets);
     let more = json!({"owner": "api", "created": "2026-11-23T21:30:00Z",
-        "counters": {"packets": 12345, "bytes": 913_530, "replies": 0, "suppressed": 0}});
+        "counters": {"packets": 12345, "bytes": 913_530, "replies": 0, "suppressed": 0},
+        "ingress": {"packets": 12_000, "bytes": 900_000, "replies": 0, "suppressed": 0},
+        "egress": {"packets": 345, "bytes": 13_530, "replies": 0, "suppressed": 0}});
     view.as_object_mut()
         .unwrap()
         .extend(more.as_object().unwrap().clone());
@@ -587,9 +589,11 @@ fn permission_denied_names_the_group() {
 
 fn status() -> Value {
     json!({"version": "0.1.0", "abi": 1, "pid": 4711, "kernel": "6.18.0", "uptime_seconds": 60,
-        "config": "/etc/blocker/blocker.yaml", "last_reload": {"at": "2026-11-23T21:30:00Z", "error": "no"},
+        "config": "/etc/blocker/blocker.yaml", "last_reload": {"at": "2026-11-23T21:30:00Z", "in_force_since": "2026-11-23T21:00:00Z", "error": "no"},
         "interfaces": [], "rules": {"used": 0, "allowed": 4096},
-        "prefixes": {"used": 0, "allowed": 1_000_000}, "map_bytes": 0, "resident_bytes": 0, "lacks": []})
+        "started": "2026-11-23T21:00:00Z", "teardowns": {"found": 0, "killed": 0, "left": 0},
+        "prefixes": {"used": 0, "allowed": 1_000_000}, "prefixes_v6": {"used": 0, "allowed": 131_072},
+        "maps": [], "map_bytes": 0, "resident_bytes": 0, "lacks": []})
 }
 
 #[test]

@@ -197,3 +197,45 @@ fn somebody_elses_xdp_program_is_left_alone() -> Result<()> {
     assert_eq!(program()?, before, "attached as before");
     Ok(())
 }
+
+#[test]
+fn status_says_how_xdp_is_attached_and_why_over_changes_of_the_configuration() -> Result<()> {
+    let mut scene = Scene::new("hook: xdp-generic\non_stop: keep\n")?;
+    let eth0 = |scene: &Scene| -> Result<(String, String)> {
+        let status = scene.daemon.json(&["status"])?;
+        let eth0 = &status["interfaces"][0];
+        let hooks = eth0["hooks"].as_array().into_iter().flatten();
+        let xdp: Vec<&Value> = hooks.filter(|hook| hook["hook"] == "xdp").collect();
+        let mode = xdp
+            .first()
+            .map_or("", |hook| hook["mode"].as_str().unwrap_or_default());
+        let link = scene.pair.a.run(&["ip", "link", "show", "dev", "eth0"])?;
+        let really = if link.contains("xdpgeneric") {
+            "generic"
+        } else if link.contains(" xdp ") {
+            "native"
+        } else {
+            ""
+        };
+        assert_eq!(mode, really, "{status}\n{link}");
+        Ok((mode.to_owned(), eth0["notes"].to_string()))
+    };
+    let (mode, notes) = eth0(&scene)?;
+    assert_eq!(mode, "generic");
+    assert!(notes.contains("hook: xdp-generic"), "{notes}");
+    for (hook, expected, why) in [
+        ("xdp-native", "native", "null"),
+        ("tc", "", "hook: tc"),
+        ("xdp-generic", "generic", "hook: xdp-generic"),
+    ] {
+        scene.daemon.stop()?;
+        scene
+            .daemon
+            .write_config(&format!("hook: {hook}\non_stop: keep\n"))?;
+        scene.daemon.run(&scene.pair.a)?;
+        let (mode, notes) = eth0(&scene)?;
+        assert_eq!(mode, expected, "{hook}: {notes}");
+        assert!(notes.contains(why), "{hook}: {notes}");
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! Idempotent, and quick when nothing is missing. Installs by `rustup`, `apt-get` and
 //! `cargo install` only; where it may not, it names the one command that would.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -46,7 +47,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 12] = [
     tool(
         "ip",
         "iproute2",
@@ -102,12 +103,22 @@ const TOOLS: [Tool; 10] = [
         "holds an XDP hook before blocker comes; a peer in the benchmark",
     ),
     tool(
+        "prometheus",
+        PROMETHEUS,
+        Purpose::Test,
+        "scrapes the daemon's metrics; promtool is with it",
+    ),
+    tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
+    tool(
         "ipset",
         "ipset",
         Purpose::Test,
         "a peer in the benchmark, with iptables",
     ),
 ];
+
+/// Debian starts it as a service when it is installed; the tests run their own.
+const PROMETHEUS: &str = "prometheus";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -182,6 +193,9 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     if !packages.is_empty() {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
+    }
+    if packages.contains(&PROMETHEUS) {
+        stop_service(PROMETHEUS);
     }
     if missing_parts().contains(&Missing::Linker) {
         bpf_linker()?;
@@ -261,6 +275,21 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
         );
     }
     apt(&[&["install", "--no-install-recommends"], packages].concat()).context(by_hand)
+}
+
+/// Stops a service that came with a package of ours, now and at the next boot. Where there is no
+/// systemd, nothing was started.
+fn stop_service(name: &str) {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return;
+    }
+    let stopped = command::sudo().and_then(|sudo| {
+        let mut stop = command::elevated(sudo.as_deref(), "systemctl");
+        command::run(TASK, stop.args(["disable", "--now", name]))
+    });
+    if let Err(error) = stopped {
+        say(TASK, &format!("{error:#}; the service {name} may run"));
+    }
 }
 
 /// Builds bpf-linker into the cache. It takes a minute or two, once.

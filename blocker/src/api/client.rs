@@ -36,7 +36,7 @@ use tokio::net::UnixStream;
 pub use self::error::{Absence, ClientError};
 use super::types::{
     AddResponse, BODY_LIMIT, DeleteResponse, ExplainRequest, ExplainResponse, ListResponse,
-    RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Status,
+    RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -193,12 +193,29 @@ impl Client {
         self.ask(Method::GET, "/v1/status", NOTHING).await
     }
 
+    /// `GET /v1/stats`: totals of rules and hooks.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.ask(Method::GET, "/v1/stats", NOTHING).await
+    }
+
     /// `POST /v1/explain`: what becomes of a packet. Changes nothing.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn explain(&self, packet: &ExplainRequest) -> Result<ExplainResponse, ClientError> {
         self.ask(Method::POST, "/v1/explain", Some(packet)).await
+    }
+
+    /// `GET` of an endpoint of which the caller needs a part only, or that a daemon may lack.
+    ///
+    /// # Errors
+    /// [`ClientError`]; of an endpoint that is not there a [`ClientError::Problem`] of code
+    /// `no_such_endpoint`.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path, NOTHING).await
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Path as UrlPath, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -29,7 +29,8 @@ use super::types::{
     BODY_LIMIT, Code, ExplainRequest, Problem, RulesetRequest, SSH_CONNECTION_HEADER,
 };
 use crate::config::{Control, ReadAccess};
-use crate::controller::{Asking, Controller, Error};
+use crate::controller::{Asking, Controller, Error, Who};
+use crate::metrics::Metrics;
 use crate::rule::{RuleId, RuleSpec, Target};
 use crate::ruleset::RulesetError;
 
@@ -136,10 +137,11 @@ pub async fn serve(
     socket: Socket,
     control: Control,
     controller: Controller,
+    metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let Socket { listener, file } = socket;
-    let app = router(controller, &control).into_make_service_with_connect_info::<Peer>();
+    let app = router(controller, metrics, &control).into_make_service_with_connect_info::<Peer>();
     let result = axum::serve(listener, app)
         .with_graceful_shutdown(shutdown)
         .await;
@@ -151,7 +153,7 @@ pub async fn serve(
 const EXPLAIN: &str = "/v1/explain";
 
 /// The API's routes.
-fn router(controller: Controller, control: &Control) -> Router {
+fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router {
     let may = Arc::new(May {
         group: control
             .group
@@ -164,12 +166,15 @@ fn router(controller: Controller, control: &Control) -> Router {
         .route("/v1/rules/{id}", get(show).delete(delete))
         .route("/v1/ruleset", put(replace))
         .route("/v1/status", get(status))
+        .route("/v1/stats", get(stats))
         .route(EXPLAIN, post(explain))
+        .with_state(controller)
+        .route("/metrics", get(scrape).with_state(metrics.clone()))
         .fallback(no_such_endpoint)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn_with_state(may, admit))
-        .with_state(controller)
+        .layer(middleware::from_fn_with_state(metrics, count))
 }
 
 /// Who is at the other end of a connection.
@@ -241,10 +246,19 @@ async fn admit(
     } else {
         may.write(peer)
     };
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     if admitted {
-        return next.run(request).await;
+        let response = next.run(request).await;
+        if let Some(Problem { detail, code, .. }) = response.extensions().get() {
+            if *code == Code::Internal {
+                tracing::error!(uid = peer.uid, pid = peer.pid, %method, path, "request failed: {detail}");
+            } else if !reads {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, %method, path, "request refused: {detail}");
+            }
+        }
+        return response;
     }
-    tracing::warn!(uid = peer.uid, pid = peer.pid, method = %request.method(), path = request.uri().path(), "refused");
+    tracing::warn!(uid = peer.uid, pid = peer.pid, %method, path, "request refused: the caller may not");
     let detail = format!(
         "user {} may not {} here: root and members of the configured group (control.group) may",
         peer.uid,
@@ -257,6 +271,16 @@ async fn admit(
         detail,
     )
     .into_response()
+}
+
+/// Counts what is answered, refusals too.
+async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let endpoint = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    let endpoint = endpoint.as_ref().map(MatchedPath::as_str);
+    metrics.answered(&method, endpoint, response.status());
+    response
 }
 
 #[derive(Debug, Deserialize)]
@@ -290,7 +314,27 @@ async fn show(
 }
 
 async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> {
-    Ok(Json(controller.status()?))
+    Ok(Json(beside(move || controller.status()).await?))
+}
+
+async fn stats(State(controller): State<Controller>) -> Answer<impl Serialize> {
+    Ok(Json(beside(move || controller.stats()).await?))
+}
+
+/// Reads what is asked for again and again on a thread that may wait: what is in force is locked
+/// while a change compiles, and those that serve must go on.
+async fn beside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| Error::Inside(error.to_string()))?
+}
+
+async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Result<Response, Failure> {
+    let scrape = metrics.scrape(&headers).await?;
+    let response = ([(header::CONTENT_TYPE, scrape.content_type)], scrape.body);
+    Ok(response.into_response())
 }
 
 async fn explain(
@@ -403,12 +447,11 @@ fn known_id(id: &str) -> Result<RuleId, Failure> {
 }
 
 fn asking(peer: Peer, headers: &HeaderMap, options: &ChangeOptions) -> Asking {
-    let pid = peer
-        .pid
-        .map_or_else(|| "?".to_owned(), |pid| pid.to_string());
     Asking {
-        who: format!("uid {}, pid {pid}", peer.uid),
-        pid: peer.pid,
+        who: Who {
+            uid: Some(peer.uid),
+            pid: peer.pid,
+        },
         ssh_connection: headers
             .get(SSH_CONNECTION_HEADER)
             .and_then(|value| value.to_str().ok())
@@ -472,9 +515,6 @@ impl From<Error> for Failure {
             | Error::NeedsRestart { .. }
             | Error::Inside(_) => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "failed"),
         };
-        if code == Code::Internal {
-            tracing::error!("{detail}");
-        }
         Self::new(status, code, title, detail)
     }
 }
@@ -499,12 +539,11 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status =
             StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (
-            status,
-            [(header::CONTENT_TYPE, "application/problem+json")],
-            Json(self.0),
-        )
-            .into_response()
+        let media_type = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (status, media_type, Json(&self.0)).into_response();
+        // For the log, where it is known who asked.
+        response.extensions_mut().insert(self.0);
+        response
     }
 }
 

@@ -1,13 +1,19 @@
 //! What travels over the control API. Field names are a contract: scripts rely on them.
 
 mod explain;
+mod status;
 
 use std::net::IpAddr;
+use std::ops::Add;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use explain::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
+pub use status::{
+    HookStatus, InterfaceStatus, MapStatus, Reload, RuleStats, Stats, Status, Teardown,
+    TeardownTotals, Usage,
+};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 
@@ -122,6 +128,12 @@ pub struct RuleView {
     pub remaining_seconds: Option<u64>,
     /// What it did, both directions.
     pub counters: Counters,
+    /// What of that came from the remotes.
+    #[serde(default)]
+    pub ingress: Counters,
+    /// What of that went to them.
+    #[serde(default)]
+    pub egress: Counters,
 }
 
 /// What a rule did.
@@ -135,6 +147,19 @@ pub struct Counters {
     pub replies: u64,
     /// Packets left without a reply by the rate limit.
     pub suppressed: u64,
+}
+
+impl Add for Counters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            replies: self.replies + other.replies,
+            suppressed: self.suppressed + other.suppressed,
+        }
+    }
 }
 
 /// `DELETE /v1/rules/{id}`, and `DELETE /v1/rules?target=ADDRESS` for every rule that has exactly
@@ -186,97 +211,6 @@ pub struct Changed {
     pub before: Rule,
     /// As it is.
     pub after: Rule,
-}
-
-/// `GET /v1/status`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
-    /// The daemon's version.
-    pub version: String,
-    /// The map ABI's version.
-    pub abi: u32,
-    /// The daemon's pid.
-    pub pid: u32,
-    /// The kernel's release.
-    pub kernel: String,
-    /// Seconds since the daemon started.
-    pub uptime_seconds: u64,
-    /// The configuration file.
-    pub config: String,
-    /// When it was last loaded, and with what result.
-    pub last_reload: Reload,
-    /// The attached devices.
-    pub interfaces: Vec<InterfaceStatus>,
-    /// Rules in force.
-    pub rules: Usage,
-    /// Prefixes in force.
-    pub prefixes: Usage,
-    /// Kernel memory of the maps, in bytes.
-    pub map_bytes: u64,
-    /// Resident memory of the daemon, in bytes.
-    pub resident_bytes: u64,
-    /// What the kernel lacks, and what follows from it.
-    pub lacks: Vec<String>,
-    /// How far the teardown that runs now has come.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub teardown: Option<Teardown>,
-}
-
-/// A teardown under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Teardown {
-    /// Flows found so far.
-    pub found: u64,
-    /// Flows dead at both ends so far.
-    pub killed: u64,
-}
-
-/// How the configuration was last loaded.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Reload {
-    /// When.
-    pub at: Timestamp,
-    /// What was wrong, if it was refused; the configuration before it is in force then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// Something with a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Used.
-    pub used: u64,
-    /// Allowed.
-    pub allowed: u64,
-}
-
-/// A device and its hooks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InterfaceStatus {
-    /// Its name.
-    pub name: String,
-    /// Its index.
-    pub index: u32,
-    /// Its hooks.
-    pub hooks: Vec<HookStatus>,
-    /// What is not attached there, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-}
-
-/// An attached hook.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HookStatus {
-    /// `xdp`, `tc-ingress` or `tc-egress`.
-    pub hook: String,
-    /// How: `native`, `generic`, `tcx` or `clsact`.
-    pub mode: String,
-    /// Packets that the hook saw on this device.
-    pub seen: u64,
-    /// Packets that no rule decided.
-    pub passed: u64,
-    /// Packets whose headers could not be read; they passed.
-    pub malformed: u64,
 }
 
 /// An error: RFC 9457 problem details, with a stable `code`.

@@ -28,6 +28,7 @@
 //!
 //! What the datapath makes of the rules of an address is told by [`Tried`], for `explain`.
 
+mod fill;
 mod lists;
 mod ports;
 mod rank;
@@ -45,6 +46,7 @@ use std::net::IpAddr;
 use blocker_ebpf as abi;
 use ipnet::IpNet;
 
+pub use fill::Fill;
 pub use rank::{Rank, rank};
 pub use v4::V4Table;
 pub(crate) use v4::search as search_v4;
@@ -137,6 +139,8 @@ pub struct Snapshot {
     pub v6: V6Table,
     /// How many of [`Limits::prefixes`] are used.
     pub prefixes: u64,
+    /// How many of them are IPv6 and in the tree.
+    pub prefixes_v6: u64,
 }
 
 impl Snapshot {
@@ -269,6 +273,7 @@ pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileEr
 
     let order = rank::trial_order(input.rules);
     let (claims_v4, claims_v6) = claims(input, &order);
+    let prefixes_v6 = claims_v6.len() as u64;
     let mut lists = lists::Lists::new(input.rules, &order, limits.lists);
     let v4 = v4::compile(claims_v4, &mut lists, limits)?;
     let v6 = v6::compile(claims_v6, &mut lists, limits)?;
@@ -282,6 +287,7 @@ pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileEr
         v4,
         v6,
         prefixes,
+        prefixes_v6,
     })
 }
 

@@ -10,6 +10,7 @@ mod rules;
 mod tests;
 mod values;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub struct Config {
     pub namespaces: Namespaces,
     /// The control socket, and who may use it.
     pub control: Control,
+    /// Where metrics are served beside the control socket.
+    pub metrics: Metrics,
     /// Where API rules are kept. Absolute.
     pub state_dir: PathBuf,
     /// Where programs, maps and links are pinned: a directory of a bpf file system. Absolute.
@@ -77,6 +80,15 @@ impl Default for Control {
     }
 }
 
+/// Metrics for Prometheus beside the control socket's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address and port on which `/metrics` is served over HTTP; `None`: nowhere.
+    #[serde(deserialize_with = "values::listen")]
+    pub listen: Option<SocketAddr>,
+}
+
 /// What the datapath has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -117,6 +129,7 @@ impl Default for Config {
             hook: HookChoice::Auto,
             namespaces: Namespaces::Own,
             control: Control::default(),
+            metrics: Metrics::default(),
             state_dir: PathBuf::from("/var/lib/blocker"),
             pin_dir: PathBuf::from("/sys/fs/bpf/blocker"),
             on_stop: OnStop::Lift,
@@ -136,6 +149,7 @@ struct Document {
     hook: HookChoice,
     namespaces: Namespaces,
     control: Control,
+    metrics: Metrics,
     #[serde(deserialize_with = "values::absolute")]
     state_dir: PathBuf,
     #[serde(deserialize_with = "values::absolute")]
@@ -155,6 +169,7 @@ impl Default for Document {
             hook: config.hook,
             namespaces: config.namespaces,
             control: config.control,
+            metrics: config.metrics,
             state_dir: config.state_dir,
             pin_dir: config.pin_dir,
             on_stop: config.on_stop,
@@ -196,6 +211,7 @@ impl Config {
             hook: document.hook,
             namespaces: document.namespaces,
             control: document.control,
+            metrics: document.metrics,
             state_dir: document.state_dir,
             pin_dir: document.pin_dir,
             on_stop: document.on_stop,
@@ -234,6 +250,7 @@ impl Config {
             hook: HookChoice,
             namespaces: Namespaces,
             control: &'a Control,
+            metrics: Metrics,
             state_dir: &'a Path,
             pin_dir: &'a Path,
             on_stop: OnStop,
@@ -247,6 +264,7 @@ impl Config {
             hook: self.hook,
             namespaces: self.namespaces,
             control: &self.control,
+            metrics: self.metrics,
             state_dir: &self.state_dir,
             pin_dir: &self.pin_dir,
             on_stop: self.on_stop,

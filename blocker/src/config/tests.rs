@@ -100,6 +100,7 @@ interfaces: [eth0, "veth*"]
 hook: xdp-generic
 namespaces: all
 control: {socket: /tmp/s, group: wheel, mode: 0600, read: all}
+metrics: {listen: "[::1]:9921"}
 state_dir: /s
 pin_dir: /p
 on_stop: keep
@@ -159,6 +160,7 @@ rules:
     assert_eq!(rules(text), rules(&effective));
     assert_eq!(again.interfaces, config.interfaces);
     assert_eq!(again.control, config.control);
+    assert_eq!(again.metrics, config.metrics);
     assert_eq!(again.protect, config.protect);
     insta::assert_snapshot!(effective);
 }
@@ -170,9 +172,17 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
     for (text, expected) in [
         (
             "interfaces: auto\nrulez: []\n",
-            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, state_dir, pin_dir, on_stop, limits, protect, defaults, rules",
+            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, metrics, state_dir, pin_dir, on_stop, limits, protect, defaults, rules",
         ),
-        ("metrics: {listen: ':9'}", "1:1: unknown key \"metrics\""),
+        (
+            "metrics: {listen: ':9'}",
+            "1:19: listen \":9\" is not valid: expected an address and a port, such as 127.0.0.1:9921",
+        ),
+        (
+            "metrics: {listen: '127.0.0.1:0'}",
+            "1:19: listen \"127.0.0.1:0\" is not valid",
+        ),
+        ("metrics: {port: 9}", "1:11: unknown key \"port\""),
         (
             "limits: {events: 1}",
             "1:10: unknown key \"events\", expected one of prefixes, prefixes_v6, rules, flows, replies_per_second",

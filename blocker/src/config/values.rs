@@ -2,6 +2,7 @@
 //! words that name what was found and what is expected.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
@@ -207,6 +208,24 @@ pub(super) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pat
         )));
     }
     Ok(path)
+}
+
+/// Reads an address and a port to listen on, or nothing: what is printed is read again.
+pub(super) fn listen<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    text.parse()
+        .ok()
+        .filter(|address: &SocketAddr| address.port() != 0)
+        .map(Some)
+        .ok_or_else(|| {
+            de::Error::custom(format!(
+                "listen {text:?} is not valid: expected an address and a port, such as 127.0.0.1:9921 or \"[::1]:9921\""
+            ))
+        })
 }
 
 /// Reads a whole number from `LEAST` to `MOST`, in decimal digits.

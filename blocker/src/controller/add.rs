@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::lift::Change;
 use super::requests::{facts, finished};
-use super::{Asking, Controller, Error, lock, status};
+use super::{Asking, Controller, Error, Who, journal, lock, status};
 use crate::api::types::{Account, AddResponse, Carved};
 use crate::rule::{Established, Mode, Rule, RuleSpec};
 use crate::safety;
@@ -36,7 +36,7 @@ struct Ready {
     rule: Rule,
     created: bool,
     carved: Vec<Carved>,
-    who: String,
+    who: Who,
     answer: oneshot::Sender<Result<AddResponse, Error>>,
 }
 
@@ -246,10 +246,7 @@ impl Controller {
             rule, created, who, ..
         } in rules
         {
-            tracing::info!(
-                who, rule = %rule.id, mode = %rule.mode, targets = rule.targets.len(), created,
-                expires = rule.expires.map(tracing::field::display), comment = rule.comment, "rule added"
-            );
+            journal::added(*who, rule, *created);
         }
         Ok(account)
     }

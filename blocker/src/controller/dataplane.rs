@@ -53,8 +53,8 @@ pub trait Dataplane: Send {
     fn detach(&mut self) -> Vec<Error>;
     /// Leaves programs where they are, beyond this process's life.
     fn leave(&mut self);
-    /// Kernel memory of its maps, in bytes.
-    fn map_bytes(&self) -> u64;
+    /// Its maps, by name, and the kernel memory of each, in bytes.
+    fn maps(&self) -> Vec<(String, u64)>;
 }
 
 impl Dataplane for Datapath {
@@ -126,7 +126,7 @@ impl Dataplane for Datapath {
         Self::leave(self);
     }
 
-    fn map_bytes(&self) -> u64 {
-        Self::map_bytes(self)
+    fn maps(&self) -> Vec<(String, u64)> {
+        Self::maps(self)
     }
 }

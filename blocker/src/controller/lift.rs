@@ -11,6 +11,7 @@ use std::sync::Arc;
 use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
+use super::journal::{self, Told};
 use super::live::{Wanted, boot_time};
 use super::requests::Keep;
 use super::{Asking, Controller, Error, kept, lock, status};
@@ -43,15 +44,8 @@ impl Controller {
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
-                if account.found > 0 || !account.left.is_empty() {
-                    tracing::info!(
-                        found = account.found,
-                        killed = account.killed,
-                        left = account.left.len(),
-                        elapsed_ms = account.elapsed_ms,
-                        "established flows killed"
-                    );
-                }
+                lock(&self.0.killed).add(&account);
+                journal::killed(&account);
                 account
             }
             Err(error) => Account {
@@ -254,13 +248,9 @@ impl Controller {
                 }
             }
         }
+        let told = Told::all(&change.ending);
         response.teardown = self.change(change, now).await?;
-        tracing::info!(
-            who = asking.who,
-            removed = names(&response.removed),
-            narrowed = names(&response.narrowed),
-            "rules lifted"
-        );
+        journal::lifted(asking.who, &told, &response.narrowed);
         Ok(response)
     }
 
@@ -293,7 +283,7 @@ impl Controller {
         let ending = due(now, boot_time(), &self.live());
         let mut wanted = self.live().wanted();
         wanted.retain(|wanted| !ending.iter().any(|rule| rule.id == wanted.rule.id));
-        let ids: Vec<_> = ending.iter().map(|rule| rule.id.clone()).collect();
+        let told = Told::all(&ending);
         match self
             .change(
                 Change {
@@ -304,7 +294,7 @@ impl Controller {
             )
             .await
         {
-            Ok(_) => tracing::info!(rules = names(&ids), "rules expired"),
+            Ok(_) => journal::expired(&told),
             Err(error) => {
                 tracing::error!("expired rules cannot be removed, but no longer match: {error}");
             }
@@ -317,11 +307,11 @@ impl Controller {
             return;
         }
         let _writer = self.0.writer.lock().await;
-        let ids: Vec<_> = ending.iter().map(|rule| rule.id.clone()).collect();
         tracing::info!(
-            rules = names(&ids),
+            rules = ending.len(),
             "rules expired while no daemon was there"
         );
+        journal::expired(&Told::all(&ending));
         let wanted = self.live().wanted();
         let staying = wanted.clone();
         let done = self
@@ -376,8 +366,4 @@ fn as_reset(rule: &Rule, expires: Option<Timestamp>) -> Rule {
         expires,
         ..rule.clone()
     }
-}
-
-fn names(ids: &[RuleId]) -> String {
-    ids.iter().map(RuleId::as_str).collect::<Vec<_>>().join(" ")
 }

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Controller, Dataplane, Error};
-use crate::compile::{self, Limits, RuleInput, Snapshot};
+use super::{Controller, Dataplane, Error, journal};
+use crate::compile::{self, Fill, Limits, RuleInput, Snapshot};
 use crate::config::Config;
 use crate::datapath::RuleCounters;
+use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::{self, Entry, Ruleset};
@@ -29,9 +30,9 @@ pub(super) struct Live {
     pub(super) datapath: Box<dyn Dataplane>,
     ruleset: Ruleset,
     devices: Vec<Device>,
-    prefixes: u64,
     /// Counter slots of rules that were in force before this daemon was, until its first change.
     counted: BTreeMap<RuleId, u32>,
+    fill: Fill,
 }
 
 /// A rule that is to be in force.
@@ -108,7 +109,7 @@ impl Live {
             datapath,
             ruleset: Ruleset::new(),
             devices: Vec::new(),
-            prefixes: 0,
+            fill: Fill::default(),
         })
     }
 
@@ -116,9 +117,9 @@ impl Live {
         &self.ruleset
     }
 
-    /// Prefixes in force.
-    pub(super) const fn prefixes(&self) -> u64 {
-        self.prefixes
+    /// What the rules in force take of the room there is.
+    pub(super) const fn fill(&self) -> &Fill {
+        &self.fill
     }
 
     /// The rules of all owners, as they would be wanted if nothing changed.
@@ -206,7 +207,7 @@ impl Live {
         }
         self.datapath.switch(&snapshot)?;
         let before = std::mem::replace(&mut self.ruleset, ruleset);
-        self.prefixes = snapshot.prefixes;
+        self.fill = snapshot.fill(self.datapath.limits());
         let known = std::mem::take(&mut self.counted).into_iter();
         let known = known.chain(before.into_iter().map(|(id, entry)| (id, entry.counter)));
         let used: BTreeSet<u32> = self.ruleset.values().map(|entry| entry.counter).collect();
@@ -238,7 +239,10 @@ impl Live {
 
     /// Attaches to the devices that were met last, and tells what could not be.
     pub(super) fn attach(&mut self) -> Vec<Error> {
+        let device = |attached: &Attached| (attached.device.index, attached.device.name.clone());
+        let before: Vec<_> = self.datapath.attached().into_iter().map(device).collect();
         let errors = self.datapath.attach(&self.devices);
+        journal::devices(&before, &self.datapath.attached());
         errors.into_iter().map(Error::from).collect()
     }
 

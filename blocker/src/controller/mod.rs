@@ -9,6 +9,7 @@ mod add;
 mod dataplane;
 mod error;
 mod explain;
+mod journal;
 mod lift;
 mod live;
 mod requests;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 
-use crate::api::types::Reload;
+use crate::api::types::{Reload, TeardownTotals};
 use crate::config::{Config, OnStop};
 use crate::datapath::devices;
 use crate::rule::{Owner, Rule};
@@ -36,16 +37,23 @@ pub use error::Error;
 /// Who asks, and how much they insist.
 #[derive(Debug, Clone, Default)]
 pub struct Asking {
-    /// For the log: `uid 0, pid 4711`.
-    pub who: String,
-    /// The caller's process.
-    pub pid: Option<i32>,
+    /// The caller's process and its user.
+    pub who: Who,
     /// `SSH_CONNECTION` as the client gave it.
     pub ssh_connection: Option<String>,
     /// Whether refusals that may be overridden are.
     pub force: bool,
     /// Whether only to say what would happen.
     pub dry_run: bool,
+}
+
+/// Who is at the other end of the control socket, as far as the kernel says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Who {
+    /// The user.
+    pub uid: Option<u32>,
+    /// The process.
+    pub pid: Option<i32>,
 }
 
 /// The controller. Cheap to clone; all clones are one.
@@ -64,9 +72,12 @@ struct Inner {
     mark: u32,
     config_path: PathBuf,
     started: Instant,
+    started_at: Timestamp,
     last_reload: Mutex<Reload>,
     /// How far the teardown that runs now has come.
     teardown: Mutex<Option<Progress>>,
+    /// What all teardowns since the start came to.
+    killed: Mutex<TeardownTotals>,
     lacks: Vec<String>,
 }
 
@@ -127,8 +138,11 @@ impl Controller {
             teardown: Mutex::new(None),
             last_reload: Mutex::new(Reload {
                 at: now,
+                in_force_since: now,
                 error: None,
             }),
+            killed: Mutex::default(),
+            started_at: now,
             lacks: teardown::lacks(),
         }));
         controller.put(wanted, now)?;
@@ -175,10 +189,13 @@ impl Controller {
     pub async fn reload(&self) -> Result<(), Error> {
         let result = self.reload_now().await;
         let error = result.as_ref().err().map(ToString::to_string);
-        *lock(&self.0.last_reload) = Reload {
-            at: Timestamp::now(),
-            error,
-        };
+        let mut last = lock(&self.0.last_reload);
+        last.at = Timestamp::now();
+        if error.is_none() {
+            last.in_force_since = last.at;
+        }
+        last.error = error;
+        drop(last);
         result
     }
 
@@ -213,6 +230,7 @@ impl Controller {
             unchanged = diff.unchanged.len(),
             "configuration reloaded"
         );
+        journal::replaced(Who::default(), &diff);
         self.kill_resets(starting).await;
         Ok(())
     }
@@ -251,6 +269,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("hook", old.hook == new.hook),
         ("control", old.control == new.control),
+        ("metrics", old.metrics == new.metrics),
         ("state_dir", old.state_dir == new.state_dir),
         ("pin_dir", old.pin_dir == new.pin_dir),
         ("limits", old.limits == new.limits),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::lift::Change;
 use super::live::{Wanted, boot_time};
-use super::{Asking, Controller, Error, status};
+use super::{Asking, Controller, Error, journal, status};
 use crate::api::types::{Account, Carved, Changed, DeleteResponse, RulesetResponse};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets};
 use crate::ruleset::{self, Diff};
@@ -171,13 +171,15 @@ impl Controller {
         let starting = change.starting.clone();
         let account = self.change(change, now).await?;
         tracing::info!(
-            who = asking.who,
+            uid = asking.who.uid,
+            pid = asking.who.pid,
             added = diff.added.len(),
             removed = diff.removed.len(),
             changed = diff.changed.len(),
             unchanged = diff.unchanged.len(),
             "ruleset replaced"
         );
+        journal::replaced(asking.who, &diff);
         drop(writer);
         response.teardown = status::sum(account, self.kill_resets(starting).await);
         Ok(response)
@@ -286,7 +288,7 @@ pub(super) enum Keep {
 
 pub(super) fn facts(asking: &Asking) -> HostFacts {
     let caller = Caller {
-        pid: asking.pid,
+        pid: asking.who.pid,
         ssh_connection: asking.ssh_connection.as_deref(),
     };
     let (facts, problems) = facts::gather(&Places::default(), caller);

@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use super::live::{Live, boot_time};
 use super::{Controller, Error, lock};
 use crate::api::types::{
-    Account, Counters, HookStatus, InterfaceStatus, ListResponse, RuleView, Status, Teardown, Usage,
+    Account, Counters, HookStatus, InterfaceStatus, ListResponse, MapStatus, RuleStats, RuleView,
+    Stats, Status, Teardown, Usage,
 };
+use crate::compile::Fill;
 use crate::datapath::attach::{Attached, hook_name};
 use crate::datapath::{RuleCounters, Totals};
 use crate::rule::RuleId;
@@ -49,6 +51,11 @@ impl Controller {
     pub fn status(&self) -> Result<Status, Error> {
         let live = self.live();
         let limits = live.config.limits;
+        let fill = live.fill();
+        let memory = live.datapath.maps().into_iter();
+        let maps: Vec<MapStatus> = memory
+            .map(|(name, bytes)| map_status(fill, &name, bytes))
+            .collect();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             abi: ABI_VERSION,
@@ -56,37 +63,85 @@ impl Controller {
             kernel: nix::sys::utsname::uname()
                 .map(|name| name.release().to_string_lossy().into_owned())
                 .unwrap_or_default(),
+            started: self.0.started_at,
             uptime_seconds: self.0.started.elapsed().as_secs(),
             config: self.0.config_path.display().to_string(),
             last_reload: lock(&self.0.last_reload).clone(),
-            interfaces: live
-                .datapath
-                .attached()
-                .into_iter()
-                .map(|attached| interface(&live, attached))
-                .collect::<Result<_, _>>()?,
+            interfaces: interfaces(&live)?,
             rules: Usage {
                 used: live.ruleset().len() as u64,
                 allowed: u64::from(limits.rules),
             },
             prefixes: Usage {
-                used: live.prefixes(),
+                used: fill.prefixes,
                 allowed: u64::from(limits.prefixes),
             },
-            map_bytes: live.datapath.map_bytes(),
+            prefixes_v6: Usage {
+                used: fill.prefixes_v6,
+                allowed: u64::from(limits.prefixes_v6.min(limits.prefixes)),
+            },
+            map_bytes: maps.iter().map(|map| map.bytes).sum(),
+            maps,
             resident_bytes: resident_bytes(),
             lacks: self.0.lacks.clone(),
             teardown: lock(&self.0.teardown).map(|progress| Teardown {
                 found: progress.found,
                 killed: progress.killed,
             }),
+            teardowns: *lock(&self.0.killed),
         })
+    }
+
+    /// Totals of rules and hooks.
+    ///
+    /// # Errors
+    /// If counters can't be read.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let live = self.live();
+        let rules = live.ruleset().values().map(|entry| {
+            let RuleCounters { ingress, egress } = live.counters(entry)?;
+            Ok::<_, Error>(RuleStats {
+                id: entry.rule.id.clone(),
+                owner: entry.owner.clone(),
+                mode: entry.rule.mode,
+                created: entry.created,
+                expires: entry.rule.expires,
+                ingress: ingress.into(),
+                egress: egress.into(),
+            })
+        });
+        Ok(Stats {
+            at: Timestamp::now(),
+            boot_ns: boot_time(),
+            rules: rules.collect::<Result<_, _>>()?,
+            interfaces: interfaces(&live)?,
+        })
+    }
+}
+
+impl From<Totals> for Counters {
+    fn from(totals: Totals) -> Self {
+        Self {
+            packets: totals.packets,
+            bytes: totals.bytes,
+            replies: totals.replies,
+            suppressed: totals.suppressed,
+        }
+    }
+}
+
+fn map_status(fill: &Fill, name: &str, bytes: u64) -> MapStatus {
+    let entries = fill.entries.iter().find(|(map, ..)| *map == name);
+    MapStatus {
+        name: name.to_ascii_lowercase(),
+        bytes,
+        entries: entries.map(|&(_, used, allowed)| Usage { used, allowed }),
     }
 }
 
 fn view(live: &Live, entry: &Entry) -> Result<RuleView, Error> {
     let RuleCounters { ingress, egress } = live.counters(entry)?;
-    let both = |of: fn(&Totals) -> u64| of(&ingress) + of(&egress);
+    let (ingress, egress) = (Counters::from(ingress), Counters::from(egress));
     let left = |expires: Timestamp| {
         u64::try_from(expires.duration_since(Timestamp::now()).as_secs()).unwrap_or(0)
     };
@@ -101,13 +156,15 @@ fn view(live: &Live, entry: &Entry) -> Result<RuleView, Error> {
         owner: entry.owner.clone(),
         created: entry.created,
         remaining_seconds: remaining,
-        counters: Counters {
-            packets: both(|totals| totals.packets),
-            bytes: both(|totals| totals.bytes),
-            replies: both(|totals| totals.replies),
-            suppressed: both(|totals| totals.suppressed),
-        },
+        counters: ingress + egress,
+        ingress,
+        egress,
     })
+}
+
+fn interfaces(live: &Live) -> Result<Vec<InterfaceStatus>, Error> {
+    let attached = live.datapath.attached().into_iter();
+    attached.map(|attached| interface(live, attached)).collect()
 }
 
 fn interface(live: &Live, attached: &Attached) -> Result<InterfaceStatus, Error> {
@@ -120,6 +177,7 @@ fn interface(live: &Live, attached: &Attached) -> Result<InterfaceStatus, Error>
             seen: totals.seen,
             passed: totals.passed,
             malformed: totals.malformed,
+            own: totals.own,
         })
     });
     Ok(InterfaceStatus {

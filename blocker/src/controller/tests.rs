@@ -166,8 +166,8 @@ impl Dataplane for Fake {
 
     fn leave(&mut self) {}
 
-    fn map_bytes(&self) -> u64 {
-        0
+    fn maps(&self) -> Vec<(String, u64)> {
+        Vec::new()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Attaching: which programs are on which device, how, and since when; pins keep them there.
 //!
-//! A link is pinned under `PIN_DIR/links/INDEX-HOOK`, so that it outlives the daemon. A daemon
+//! A link is pinned under `PIN_DIR/links/INDEX-HOOK` (generic XDP: `INDEX-xdp-generic`), so that it outlives the daemon. A daemon
 //! that finds such a pin takes the link over by replacing its program, which the kernel does
 //! between two packets; it must have filled its own maps before. Where the kernel has no links
 //! for TC (before 6.6), a clsact filter holds the program instead, and is found by its name.
@@ -35,7 +35,7 @@ pub struct Attached {
     pub device: Device,
     /// Its hooks.
     pub hooks: Vec<AttachedHook>,
-    /// What is not attached, and why.
+    /// What is not attached, or not in the best way, and why.
     pub notes: Vec<String>,
 }
 
@@ -55,6 +55,10 @@ enum Held {
     /// A clsact filter: stays when we go, until it is removed.
     Filter(SchedClassifierLink),
 }
+
+/// Modes of XDP.
+const NATIVE: &str = "native";
+const GENERIC: &str = "generic";
 
 const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
 
@@ -167,14 +171,18 @@ impl Attachments {
                 attached
                     .hooks
                     .iter()
-                    .map(|hook| self.pin(attached.device.index, hook.hook))
+                    .map(|hook| self.pin(attached.device.index, hook.hook, hook.mode))
             })
             .collect();
         super::pins::remove_except(&self.links, &held)
     }
 
-    fn pin(&self, index: u32, hook: Hook) -> PathBuf {
-        self.links.join(format!("{index}-{}", hook_name(hook)))
+    /// Where a link is pinned. A link of generic XDP has another place than one in the driver: the
+    /// kernel does not say of a link which of them it is, and it can't be changed.
+    fn pin(&self, index: u32, hook: Hook, mode: &str) -> PathBuf {
+        let generic = if mode == GENERIC { "-generic" } else { "" };
+        self.links
+            .join(format!("{index}-{}{generic}", hook_name(hook)))
     }
 
     fn attach(&self, object: &mut Object, device: &Device) -> Result<Attached, Error> {
@@ -199,6 +207,16 @@ impl Attachments {
                 }
             }
         }
+        let has = |mode| attached.hooks.iter().any(|hook| hook.mode == mode);
+        let (generic, clsact) = (has(GENERIC), has("clsact"));
+        if generic {
+            let note = "generic XDP: the configuration asks for it (hook: xdp-generic)";
+            attached.notes.push(note.to_owned());
+        }
+        if clsact {
+            let note = "TC by clsact filters: the kernel has no TCX, which came with Linux 6.6";
+            attached.notes.push(note.to_owned());
+        }
         Ok(attached)
     }
 
@@ -216,7 +234,7 @@ impl Attachments {
         };
         let error = |source| Error::attach(device, hook, source);
         let classifier = object.classifier(program)?;
-        let pin = self.pin(device.index, hook);
+        let pin = self.pin(device.index, hook, "tcx");
         if let Some(link) = taken_over(&pin, |link| {
             let link = SchedClassifierLink::try_from(link).ok()?;
             let id = classifier.attach_to_link(link).ok()?;
@@ -277,16 +295,28 @@ impl Attachments {
         notes: &mut Vec<String>,
     ) -> Result<Option<AttachedHook>, Error> {
         let (mode, name) = match self.choice {
-            HookChoice::Tc => return Ok(None),
-            HookChoice::Auto | HookChoice::XdpNative => (XdpMode::Driver, "native"),
-            HookChoice::XdpGeneric => (XdpMode::Skb, "generic"),
+            HookChoice::Tc => {
+                notes.push("no XDP: the configuration asks for none (hook: tc)".to_owned());
+                return Ok(None);
+            }
+            HookChoice::Auto | HookChoice::XdpNative => (XdpMode::Driver, NATIVE),
+            HookChoice::XdpGeneric => (XdpMode::Skb, GENERIC),
         };
         if device.kind != LinkKind::Ethernet {
             notes.push("no XDP: the device has no Ethernet header; TC serves".to_owned());
             return Ok(None);
         }
         let xdp = object.xdp()?;
-        let pin = self.pin(device.index, Hook::Xdp);
+        let pin = self.pin(device.index, Hook::Xdp, name);
+        // What an earlier configuration asked for: a device has one of them only. The TC programs
+        // that are still there from then keep its rules in force meanwhile.
+        let other = if name == GENERIC { NATIVE } else { GENERIC };
+        match fs::remove_file(self.pin(device.index, Hook::Xdp, other)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Unpin { source });
+            }
+            _ => {}
+        }
         if let Some(link) = taken_over(&pin, |link| {
             let link = XdpLink::try_from(link).ok()?;
             let id = xdp.attach_to_link(link).ok()?;

@@ -35,8 +35,6 @@ pub struct Banks {
     grace: Arc<Grace>,
     settling: Option<JoinHandle<std::io::Result<()>>>,
     generation: u64,
-    /// The mapped maps themselves, for accounting.
-    arrays: Vec<(&'static str, MapData)>,
 }
 
 impl Banks {
@@ -45,30 +43,18 @@ impl Banks {
     /// # Errors
     /// If a map is missing or can't be mapped.
     pub fn new(object: &mut Object, limits: Limits) -> Result<Self, Error> {
-        let mut arrays = Vec::new();
         let blocks = |blocks: u32, each: usize| blocks as usize * 2 * each;
-        let state = map_array(object, maps::STATE, 1, &mut arrays)?;
-        let index = map_array(object, maps::V4_INDEX, blocks(1, abi::BUCKETS), &mut arrays)?;
+        let state = map_array(object, maps::STATE, 1)?;
+        let index = map_array(object, maps::V4_INDEX, blocks(1, abi::BUCKETS))?;
         let ranges = map_array(
             object,
             maps::V4_RANGES,
             blocks(limits.range_blocks, abi::WORDS_PER_BLOCK / 4),
-            &mut arrays,
         )?;
-        let v6_nodes = map_array(
-            object,
-            maps::V6_NODES,
-            blocks(limits.v6_nodes(), 1),
-            &mut arrays,
-        )?;
-        let lists = map_array(object, maps::LISTS, blocks(limits.lists, 1), &mut arrays)?;
-        let rules = map_array(object, maps::RULES, blocks(limits.rules, 1), &mut arrays)?;
-        let port_sets = map_array(
-            object,
-            maps::PORT_SETS,
-            blocks(limits.port_sets, 1),
-            &mut arrays,
-        )?;
+        let v6_nodes = map_array(object, maps::V6_NODES, blocks(limits.v6_nodes(), 1))?;
+        let lists = map_array(object, maps::LISTS, blocks(limits.lists, 1))?;
+        let rules = map_array(object, maps::RULES, blocks(limits.rules, 1))?;
+        let port_sets = map_array(object, maps::PORT_SETS, blocks(limits.port_sets, 1))?;
         let mut banks = Self {
             limits,
             state,
@@ -88,7 +74,6 @@ impl Banks {
             grace: Arc::new(Grace::new().map_err(|source| Error::Grace { source })?),
             settling: None,
             generation: 0,
-            arrays,
         };
         let empty = Bank {
             v6_levels: 0,
@@ -105,11 +90,6 @@ impl Banks {
             }],
         );
         Ok(banks)
-    }
-
-    /// The maps' memory, for accounting: names and values of mapped arrays.
-    pub fn arrays(&self) -> impl Iterator<Item = (&'static str, &MapData)> {
-        self.arrays.iter().map(|(name, map)| (*name, map))
     }
 
     /// Writes a snapshot and makes it live. Its sizes were checked against the same limits.
@@ -370,15 +350,11 @@ fn map_array<T: Copy>(
     object: &mut Object,
     name: &'static str,
     values: usize,
-    arrays: &mut Vec<(&'static str, MapData)>,
 ) -> Result<Mapped<T>, Error> {
     let Map::Array(map) = object.map(name)? else {
         return Err(Error::Missing { what: name });
     };
-    let mapped =
-        Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })?;
-    arrays.push((name, map));
-    Ok(mapped)
+    Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })
 }
 
 fn locals(object: &mut Object) -> Result<LpmTrie<MapData, Plain<abi::LocalKey>, u8>, Error> {

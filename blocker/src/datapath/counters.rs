@@ -1,6 +1,6 @@
 //! Reading counters: per CPU in the kernel, summed here.
 
-use aya::maps::{Array, IterableMap, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use blocker_ebpf::{self as abi, Hook, hook_slot, maps};
 
@@ -230,10 +230,5 @@ impl CounterMaps {
                 malformed: sum.malformed + value.0.malformed,
                 own: sum.own + value.0.own,
             }))
-    }
-
-    /// The maps, for accounting.
-    pub fn maps(&self) -> [&MapData; 2] {
-        [IterableMap::map(&self.rules), IterableMap::map(&self.hooks)]
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Mutex;
 
-use aya::maps::{HashMap, IterableMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use blocker_ebpf::{FlowKey, FlowRecord, maps};
 
 use super::load::Object;
@@ -45,11 +45,6 @@ impl Kills {
 pub struct Recorded(HashMap<MapData, Plain<FlowKey>, Plain<FlowRecord>>);
 
 impl Recorded {
-    /// The map, for accounting.
-    pub fn map(&self) -> &MapData {
-        IterableMap::map(&self.0)
-    }
-
     /// Takes the map from a loaded object.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use blocker_ebpf::{globals, maps, programs};
 
 use super::Error;
+use super::accounting::Maps;
 use super::diagnostics::Diagnostics;
 use super::kept::{self, Kept};
 use crate::compile::Limits;
@@ -66,6 +67,7 @@ impl Settings {
 /// The loaded object. Its programs hold its maps; dropping it unloads what is not attached.
 pub struct Object {
     ebpf: Ebpf,
+    maps: Maps,
 }
 
 impl Object {
@@ -127,7 +129,8 @@ impl Object {
                 source: Box::new(source),
             })?;
         }
-        Ok(Self { ebpf })
+        let maps = Maps::of(&ebpf).map_err(|source| Error::Accounting { source })?;
+        Ok(Self { ebpf, maps })
     }
 
     /// Takes a map out of the object.
@@ -138,6 +141,11 @@ impl Object {
         self.ebpf
             .take_map(name)
             .ok_or(Error::Missing { what: name })
+    }
+
+    /// By name, the kernel memory of every map, in bytes, whoever took it.
+    pub fn maps(&self) -> Vec<(String, u64)> {
+        self.maps.memory()
     }
 
     /// A TC program.

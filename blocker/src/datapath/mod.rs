@@ -3,6 +3,7 @@
 //! Owns programs, maps, links and pins. Knows nothing of why a rule is there, and does nothing
 //! on its own: no thread, no timer (but the one that waits for a grace period).
 
+mod accounting;
 pub mod attach;
 mod banks;
 mod counters;
@@ -16,10 +17,8 @@ mod memory;
 pub mod pins;
 
 use std::borrow::Cow;
-use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,6 +78,12 @@ pub enum Error {
         /// Its name.
         map: &'static str,
         /// What the kernel said.
+        source: io::Error,
+    },
+    /// The maps can't be held for their memory to be told.
+    #[error("the maps' memory cannot be accounted for: {source}")]
+    Accounting {
+        /// Why not.
         source: io::Error,
     },
     /// No grace period could be waited for.
@@ -413,22 +418,9 @@ impl Datapath {
         &mut self.object
     }
 
-    /// Kernel memory of the large maps, in bytes.
+    /// The maps, by name, and the kernel memory of each, in bytes.
     #[must_use]
-    pub fn map_bytes(&self) -> u64 {
-        let arrays = self.banks.arrays().map(|(_, map)| map);
-        arrays
-            .chain(self.counters.maps())
-            .chain([self.recorded.map()])
-            .map(|map| memory_of(map.fd().as_fd().as_raw_fd()))
-            .sum()
+    pub fn maps(&self) -> Vec<(String, u64)> {
+        self.object.maps()
     }
-}
-
-/// What the kernel says that a map takes (`bpf_map_show_fdinfo`).
-fn memory_of(fd: i32) -> u64 {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-    let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-    line.and_then(|bytes| bytes.trim().parse().ok())
-        .unwrap_or(0)
 }

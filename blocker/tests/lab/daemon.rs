@@ -88,6 +88,8 @@ pub(crate) struct Daemon {
     files: TempDir,
     pins: Pins,
     process: Option<Child>,
+    /// As `--log-format` takes it.
+    pub(crate) log_format: &'static str,
 }
 
 impl Daemon {
@@ -119,6 +121,7 @@ impl Daemon {
             files,
             pins,
             process: None,
+            log_format: "auto",
         };
         daemon.write_config(config)?;
         Ok(daemon)
@@ -143,6 +146,7 @@ impl Daemon {
             .arg("run")
             .arg("--config")
             .arg(self.config_path())
+            .args(["--log-format", self.log_format])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);

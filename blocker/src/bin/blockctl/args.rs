@@ -50,6 +50,12 @@ the others.
 The answer is read from what the datapath holds at that moment. What is left out may be anything: \
 where it makes a difference, the answer says on what it depends.";
 
+const STATS_ABOUT: &str = "\
+Show rates of rules and hooks: packets and bits a second, replies, what hooks saw and passed.
+
+A rate is the difference of two totals, so the first is there after one interval. With -o json one \
+object an interval, each in a line.";
+
 /// Block and unblock peers, through the blocker daemon.
 #[derive(Debug, Parser)]
 #[command(name = "blockctl", version, about, after_help = EXIT_CODES, max_term_width = 100)]
@@ -155,6 +161,10 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Show the daemon's state: devices, limits, the last reload, what the kernel lacks.
     Status,
+    #[command(about = "Show rates of rules and hooks", long_about = STATS_ABOUT)]
+    Stats(StatsArgs),
+    /// Watch rules and blocked flows by rate, in the terminal; q quits.
+    Top(TopArgs),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -256,6 +266,25 @@ pub(crate) struct AddArgs {
     /// List the live flows that would die, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// How often, and how many times.
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// How long an interval is: 500ms, 1s, 1m; goes on until it is interrupted [default: 1s, once].
+    #[arg(short, long, value_name = "DURATION")]
+    pub(crate) interval: Option<String>,
+    /// How many intervals.
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: Option<u32>,
+}
+
+/// How often.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// How long an interval is: 500ms, 1s, 1m [default: 1s].
+    #[arg(short, long, value_name = "DURATION")]
+    pub(crate) interval: Option<String>,
 }
 
 /// A packet, as flags.

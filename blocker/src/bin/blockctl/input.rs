@@ -9,11 +9,12 @@ mod files;
 use std::fmt::Display;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use blocker::api::types::{ExplainRequest, RulesetRequest};
 use blocker::lists::{Invalid, List};
 use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
 use crate::args::{AddArgs, ExplainArgs};
@@ -236,6 +237,22 @@ pub(crate) fn named(arguments: &[String]) -> Result<Vec<Named>, Flaws> {
 /// Reads a rule's id.
 pub(crate) fn id(text: &str) -> Result<RuleId, Flaws> {
     text.parse().map_err(|e: RuleError| vec![e.to_string()])
+}
+
+/// Reads an interval between two answers: no shorter than the daemon should be asked.
+pub(crate) fn interval(text: &str) -> Result<Duration, Flaws> {
+    let flaw = || {
+        vec![format!(
+            "--interval {text:?} is not valid: write 500ms, 1s or 1m, from 100ms to 1h"
+        )]
+    };
+    let interval: SignedDuration = text.parse().map_err(|_| flaw())?;
+    let interval = Duration::try_from(interval).map_err(|_| flaw())?;
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(3_600);
+    allowed
+        .contains(&interval)
+        .then_some(interval)
+        .ok_or_else(flaw)
 }
 
 /// Reads a ruleset, YAML or JSON: what begins with a brace is read as JSON, whose parser is the

@@ -6,6 +6,9 @@
 //! | [`input`] | flags, files and arguments → API types, every error at once |
 //! | [`lift`] | what `del` names, all of it or nothing |
 //! | [`render`] | answers → words and tables |
+//! | [`rates`] | totals → rates |
+//! | [`stats`] | rates, again and again |
+//! | [`top`] | rates, in a terminal |
 //! | [`output`] | streams, colours, JSON and YAML |
 //! | [`failure`] | errors → messages and exit codes |
 //! | [`wait`] | a sign of life while an answer takes long |
@@ -17,7 +20,10 @@ mod failure;
 mod input;
 mod lift;
 mod output;
+mod rates;
 mod render;
+mod stats;
+mod top;
 mod wait;
 
 use std::process::ExitCode;
@@ -65,7 +71,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(Exit::Invalid as u8);
     }
     let printed = output::print(&error.render().ansi().to_string());
-    ExitCode::from(printed.map_or_else(|failure| failure.exit(), |()| Exit::Done) as u8)
+    ExitCode::from(printed.map_or_else(|failure| failure.exit(), |_| Exit::Done) as u8)
 }
 
 /// What a command that came to its end says.
@@ -191,6 +197,14 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             Ok(Done::new(form(global, &answer, || {
                 render::status(&answer, view)
             })?))
+        }
+        Command::Stats(args) => {
+            stats::stats(&client, args, global).await?;
+            Ok(Done::new(String::new()))
+        }
+        Command::Top(args) => {
+            top::top(&client, args).await?;
+            Ok(Done::new(String::new()))
         }
         Command::Completions { shell } => {
             // Into memory first: clap_complete panics when its stream breaks.

@@ -22,6 +22,12 @@ pub(crate) fn set_color(color: Color) {
     crossterm::style::force_color_output(true);
 }
 
+/// Whether standard output gets colours: as was decided, and where it is left to it, by the
+/// terminal and the environment.
+pub(crate) fn coloured() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+}
+
 /// The terminal's width in characters; `None` if standard output is no terminal.
 pub(crate) fn width() -> Option<u16> {
     comfy_table::Table::new().width().filter(|width| *width > 0)
@@ -39,15 +45,23 @@ pub(crate) fn exact<T: Serialize>(answer: &T, form: Output) -> Result<String, Fa
     }
 }
 
-/// Writes a result. A reader that has seen enough (`| head`) is no error.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
+/// An answer as JSON in one line, for streams of them.
+pub(crate) fn line<T: Serialize>(answer: &T) -> Result<String, Failure> {
+    serde_json::to_string(answer)
+        .map(|text| text + "\n")
+        .map_err(|error| Failure::Output(format!("cannot write the result: {error}")))
+}
+
+/// Writes a result. A reader that has seen enough (`| head`) is no error: gives whether there may
+/// be more.
+pub(crate) fn print(text: &str) -> Result<bool, Failure> {
     let mut out = anstream::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(format!(
             "cannot write to standard output: {error}"
         ))),
-        _ => Ok(()),
+        written => Ok(written.is_ok()),
     }
 }
 

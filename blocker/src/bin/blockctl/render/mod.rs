@@ -7,6 +7,7 @@
 mod change;
 mod explain;
 mod rules;
+mod stats;
 mod status;
 mod table;
 mod text;
@@ -16,8 +17,9 @@ use jiff::Timestamp;
 pub(crate) use change::{added, applied, left, lifted};
 pub(crate) use explain::explained;
 pub(crate) use rules::{list, show};
+pub(crate) use stats::stats;
 pub(crate) use status::status;
-pub(crate) use text::{BAD, WARN, printable, styled};
+pub(crate) use text::{BAD, WARN, count, endpoint, moment, per_second, printable, styled};
 
 /// What rendering depends on beside the answer.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{InterfaceStatus, Status, Usage};
+use blocker::api::types::{InterfaceStatus, MapStatus, Status, Usage};
+use comfy_table::Color;
 
 use super::View;
 use super::table::{Cell, Column, Fit, draw};
@@ -15,6 +16,14 @@ const COLUMNS: &[Column] = &[
     Column::new("SEEN", Fit::Number),
     Column::new("PASSED", Fit::Number),
     Column::new("MALFORMED", Fit::Number),
+];
+
+const MAPS: &[Column] = &[
+    Column::new("MAP", Fit::Whole),
+    Column::new("MEMORY", Fit::Number),
+    Column::new("USED", Fit::Number),
+    Column::new("ROOM", Fit::Number),
+    Column::new("FILL", Fit::Number),
 ];
 
 /// The daemon's state.
@@ -43,15 +52,23 @@ pub(crate) fn status(status: &Status, view: View) -> String {
     match &status.last_reload.error {
         None => line("loaded", &when),
         Some(error) => {
-            let refused = format!("REFUSED {when}; the one before it is in force:");
-            line("loaded", &styled(BAD, &refused));
+            line("loaded", &styled(BAD, &format!("REFUSED {when}")));
             for text in error.lines() {
                 line("", &styled(BAD, &printable(text)));
             }
+            let before = moment(status.last_reload.in_force_since);
+            line("", &format!("that of {before} is in force"));
         }
     }
     line("rules", &usage(status.rules));
-    line("prefixes", &usage(status.prefixes));
+    line(
+        "prefixes",
+        &format!(
+            "{}; IPv6 {}",
+            usage(status.prefixes),
+            usage(status.prefixes_v6)
+        ),
+    );
     line(
         "memory",
         &format!(
@@ -60,6 +77,18 @@ pub(crate) fn status(status: &Status, view: View) -> String {
             bytes(status.resident_bytes)
         ),
     );
+    let killed = status.teardowns;
+    line(
+        "teardown",
+        &format!(
+            "{} of {} flows killed since the start",
+            killed.killed, killed.found
+        ),
+    );
+    if killed.left > 0 {
+        let left = format!("{} flows were left alive: the log says which", killed.left);
+        line("", &styled(WARN, &left));
+    }
     match status.lacks.as_slice() {
         [] => line("lacks", "nothing"),
         lacks => {
@@ -71,13 +100,53 @@ pub(crate) fn status(status: &Status, view: View) -> String {
     }
     out.push('\n');
     out += &interfaces(&status.interfaces, view);
+    if !status.maps.is_empty() {
+        out.push('\n');
+        out += &maps(&status.maps, view);
+    }
     out
+}
+
+/// Memory and fill, the largest first: what takes the room.
+fn maps(maps: &[MapStatus], view: View) -> String {
+    let mut maps: Vec<&MapStatus> = maps.iter().collect();
+    maps.sort_by(|one, other| (other.bytes, &one.name).cmp(&(one.bytes, &other.name)));
+    let rows = maps.into_iter().map(|map| {
+        let (used, allowed, fill) = map.entries.map_or_else(Default::default, |entries| {
+            let fill = entries.used as f64 * 100.0 / entries.allowed.max(1) as f64;
+            (
+                count(entries.used),
+                count(entries.allowed),
+                format!("{fill:.1}%"),
+            )
+        });
+        let full = map.entries.is_some_and(nearly_full);
+        let paint = |cell: Cell| {
+            if full {
+                cell.color(Color::Yellow)
+            } else {
+                cell
+            }
+        };
+        vec![
+            map.name.as_str().into(),
+            bytes(map.bytes).into(),
+            used.into(),
+            allowed.into(),
+            paint(fill.into()),
+        ]
+    });
+    draw(MAPS, rows.collect(), view.width)
+}
+
+/// From nine tenths on, the next large change may be refused.
+fn nearly_full(usage: Usage) -> bool {
+    u128::from(usage.used) * 10 >= u128::from(usage.allowed) * 9
 }
 
 fn usage(usage: Usage) -> String {
     let text = format!("{} of {}", usage.used, usage.allowed);
-    // From nine tenths on, the next large change may be refused.
-    if u128::from(usage.used) * 10 >= u128::from(usage.allowed) * 9 {
+    if nearly_full(usage) {
         styled(WARN, &text)
     } else {
         text

@@ -424,13 +424,17 @@ fn would_apply() {
 
 fn state(more: Value) -> Status {
     let mut status = json!({
-        "version": "0.1.0", "abi": 1, "pid": 4711, "kernel": "6.18.0-1-amd64", "uptime_seconds": 11_549,
-        "config": "/etc/blocker/blocker.yaml", "last_reload": {"at": "2026-11-23T18:17:31Z"},
+        "version": "0.1.0", "abi": 1, "pid": 4711, "kernel": "6.18.0-1-amd64", "uptime_seconds": 11_549, "started": "2026-11-23T18:17:31Z",
+        "config": "/etc/blocker/blocker.yaml", "last_reload": {"at": "2026-11-23T18:17:31Z", "in_force_since": "2026-11-23T18:17:31Z"},
         "interfaces": [{"name": "eth0", "index": 2, "hooks": [
             {"hook": "xdp", "mode": "native", "seen": 1_234_567, "passed": 1_200_000, "malformed": 0},
             {"hook": "tc-ingress", "mode": "tcx", "seen": 1_200_000, "passed": 1_199_000, "malformed": 3},
             {"hook": "tc-egress", "mode": "tcx", "seen": 800, "passed": 800, "malformed": 0}]}],
-        "rules": {"used": 3, "allowed": 4096}, "prefixes": {"used": 4, "allowed": 1_000_000},
+        "rules": {"used": 3, "allowed": 4096}, "prefixes": {"used": 4, "allowed": 1_000_000}, "prefixes_v6": {"used": 1, "allowed": 131_072},
+        "maps": [{"name": "counters", "bytes": 131_072, "entries": {"used": 6, "allowed": 8192}},
+            {"name": "flows", "bytes": 8_388_608},
+            {"name": "v4_ranges", "bytes": 16_646_144, "entries": {"used": 1_900_000, "allowed": 2_000_000}}],
+        "teardowns": {"found": 5, "killed": 5, "left": 0},
         "map_bytes": 25_165_824, "resident_bytes": 12_900_000, "lacks": [],
     });
     merge(&mut status, more);
@@ -446,21 +450,28 @@ fn status_when_all_is_well() {
     config    /etc/blocker/blocker.yaml
     loaded    2026-11-23 18:17:31 UTC (3h 12m ago)
     rules     3 of 4096
-    prefixes  4 of 1000000
+    prefixes  4 of 1000000; IPv6 1 of 131072
     memory    24.00 MiB of maps in the kernel, 12.30 MiB resident
+    teardown  5 of 5 flows killed since the start
     lacks     nothing
 
     INTERFACE  HOOK        MODE     SEEN  PASSED  MALFORMED
     eth0       xdp         native  1.23M   1.20M          0
                tc-ingress  tcx     1.20M   1.19M          3
                tc-egress   tcx       800     800          0
+
+    MAP            MEMORY   USED   ROOM   FILL
+    v4_ranges   15.88 MiB  1.90M  2.00M  95.0%
+    flows        8.00 MiB
+    counters   128.00 KiB      6   8192   0.1%
     ");
 }
 
 #[test]
 fn status_when_all_is_not() {
     let state = state(json!({
-        "last_reload": {"at": "2026-11-23T21:25:00Z", "error": "blocker.yaml:7:3: unknown key \"tragets\", expected \"targets\""},
+        "teardowns": {"found": 9, "killed": 7, "left": 2},
+        "last_reload": {"at": "2026-11-23T21:25:00Z", "in_force_since": "2026-11-23T18:17:31Z", "error": "blocker.yaml:7:3: unknown key \"tragets\", expected \"targets\""},
         "interfaces": [
             {"name": "eth0", "index": 2, "hooks": [
                 {"hook": "tc-ingress", "mode": "clsact", "seen": 1, "passed": 1, "malformed": 0}],
@@ -470,18 +481,21 @@ fn status_when_all_is_not() {
         "lacks": ["CONFIG_INET_DIAG_DESTROY: local flows are killed by probes", "TCX (6.6): clsact serves"],
     }));
     let text = status(&state, view(80));
-    let refused = "REFUSED 2026-11-23 21:25:00 UTC (5m ago); the one before it is in force:";
+    let refused = "REFUSED 2026-11-23 21:25:00 UTC (5m ago)";
     assert!(text.contains(&styled(BAD, refused)), "in red: {text:?}");
     insta::assert_snapshot!(bare(&text), @r#"
     blocker   0.1.0 (map ABI 1)
     running   3h 12m, pid 4711
     kernel    6.18.0-1-amd64
     config    /etc/blocker/blocker.yaml
-    loaded    REFUSED 2026-11-23 21:25:00 UTC (5m ago); the one before it is in force:
+    loaded    REFUSED 2026-11-23 21:25:00 UTC (5m ago)
               blocker.yaml:7:3: unknown key "tragets", expected "targets"
+              that of 2026-11-23 18:17:31 UTC is in force
     rules     3 of 4096
-    prefixes  950000 of 1000000
+    prefixes  950000 of 1000000; IPv6 1 of 131072
     memory    24.00 MiB of maps in the kernel, 12.30 MiB resident
+    teardown  7 of 9 flows killed since the start
+              2 flows were left alive: the log says which
     lacks     CONFIG_INET_DIAG_DESTROY: local flows are killed by probes
               TCX (6.6): clsact serves
 
@@ -490,6 +504,11 @@ fn status_when_all_is_not() {
     eth0: xdp: the slot is held by program 42 (xdp_firewall); TC serves there
     wg0: no hook is attached
     wg0: operation not supported
+
+    MAP            MEMORY   USED   ROOM   FILL
+    v4_ranges   15.88 MiB  1.90M  2.00M  95.0%
+    flows        8.00 MiB
+    counters   128.00 KiB      6   8192   0.1%
     "#);
 }
 
@@ -497,7 +516,7 @@ fn status_when_all_is_not() {
 fn status_without_an_interface() {
     let text = status(&state(json!({"interfaces": []})), view(80));
     assert!(
-        bare(&text).ends_with("no interface is attached: nothing is enforced\n"),
+        bare(&text).contains("\nno interface is attached: nothing is enforced\n"),
         "{text}"
     );
 }

@@ -105,6 +105,18 @@ pub(crate) fn count(n: u64) -> String {
     }
 }
 
+/// A rate: exact to a tenth below a hundred, as [`count`] above.
+pub(crate) fn per_second(rate: f64) -> String {
+    if rate == 0.0 {
+        "0".to_owned()
+    } else if rate < 99.95 {
+        format!("{rate:.1}")
+    } else {
+        // No counter is near what a u64 does not hold.
+        count(rate.round() as u64)
+    }
+}
+
 /// A number of bytes: `412 B`, `1.46 KiB`.
 pub(crate) fn bytes(n: u64) -> String {
     BinaryBytes(n).to_string()

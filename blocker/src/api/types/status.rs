@@ -1,0 +1,177 @@
+//! What the daemon tells of itself: `status` and `stats`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Account, Counters};
+use crate::rule::{Mode, Owner, RuleId};
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The map ABI's version.
+    pub abi: u32,
+    /// The daemon's pid.
+    pub pid: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// When the daemon started.
+    pub started: Timestamp,
+    /// Seconds since then.
+    pub uptime_seconds: u64,
+    /// The configuration file.
+    pub config: String,
+    /// When it was last loaded, and with what result.
+    pub last_reload: Reload,
+    /// The attached devices.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Rules in force.
+    pub rules: Usage,
+    /// Prefixes in force.
+    pub prefixes: Usage,
+    /// How many of them are IPv6.
+    pub prefixes_v6: Usage,
+    /// The maps in the kernel, by name: fill and memory.
+    pub maps: Vec<MapStatus>,
+    /// Kernel memory of the maps, in bytes.
+    pub map_bytes: u64,
+    /// Resident memory of the daemon, in bytes.
+    pub resident_bytes: u64,
+    /// What the kernel lacks, and what follows from it.
+    pub lacks: Vec<String>,
+    /// How far the teardown that runs now has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teardown: Option<Teardown>,
+    /// What all teardowns since the daemon's start came to.
+    pub teardowns: TeardownTotals,
+}
+
+/// A teardown under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Teardown {
+    /// Flows found so far.
+    pub found: u64,
+    /// Flows dead at both ends so far.
+    pub killed: u64,
+}
+
+/// What teardowns came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeardownTotals {
+    /// Flows found.
+    pub found: u64,
+    /// Flows that are dead at both ends.
+    pub killed: u64,
+    /// Flows that were left.
+    pub left: u64,
+}
+
+impl TeardownTotals {
+    /// Adds another teardown's account.
+    pub fn add(&mut self, account: &Account) {
+        self.found += account.found;
+        self.killed += account.killed;
+        self.left += account.left.len() as u64;
+    }
+}
+
+/// How the configuration was last loaded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reload {
+    /// When.
+    pub at: Timestamp,
+    /// When the configuration that is in force was loaded.
+    pub in_force_since: Timestamp,
+    /// What was wrong, if it was refused; the configuration before it is in force then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Something with a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Used.
+    pub used: u64,
+    /// Allowed.
+    pub allowed: u64,
+}
+
+/// A device and its hooks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its hooks.
+    pub hooks: Vec<HookStatus>,
+    /// What is not attached there, or not in the best way, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// An attached hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// `xdp`, `tc-ingress` or `tc-egress`.
+    pub hook: String,
+    /// How: `native`, `generic`, `tcx` or `clsact`.
+    pub mode: String,
+    /// Packets that the hook saw on this device.
+    pub seen: u64,
+    /// Packets that no rule decided.
+    pub passed: u64,
+    /// Packets whose headers could not be read; they passed.
+    pub malformed: u64,
+    /// Packets of our own, replies and probes; they passed uncounted by rules.
+    #[serde(default)]
+    pub own: u64,
+}
+
+/// A map in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// Its name: `v4_ranges`, `counters`, …
+    pub name: String,
+    /// Its memory, in bytes, as the kernel accounts for it.
+    pub bytes: u64,
+    /// Entries used and allowed of one bank, where they can be counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<Usage>,
+}
+
+/// `GET /v1/stats`: totals, to make rates of. Carries no targets, so it stays small whatever the
+/// rules hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The wall clock when they were read.
+    pub at: Timestamp,
+    /// `CLOCK_BOOTTIME` when they were read, in nanoseconds: rates are over differences of it.
+    pub boot_ns: u64,
+    /// The rules in force, by id.
+    pub rules: Vec<RuleStats>,
+    /// The attached devices.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// What a rule did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleStats {
+    /// Its id.
+    pub id: RuleId,
+    /// Who put it there.
+    pub owner: Owner,
+    /// What it does.
+    pub mode: Mode,
+    /// When it was put there. One that was lifted and put back counts from 0.
+    pub created: Timestamp,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// What came from the remotes.
+    pub ingress: Counters,
+    /// What went to them.
+    pub egress: Counters,
+}

@@ -1,0 +1,154 @@
+//! `top`: rules and blocked flows by rate, in a terminal, until somebody has seen enough.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`model`] | what is known and how it is sorted; pure |
+//! | [`view`] | what of it is drawn where; pure |
+//!
+//! Here: asking, keys, and that the terminal is left as it was, whatever ends this.
+
+mod flows;
+mod model;
+mod view;
+
+use std::io::{IsTerminal as _, stdin, stdout};
+use std::time::Duration;
+
+use blocker::api::client::{Client, ClientError};
+use blocker::api::types::Stats;
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::DefaultTerminal;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::args::TopArgs;
+use crate::failure::Failure;
+use crate::{input, output};
+use flows::Flows;
+use model::Model;
+
+/// How often the daemon is asked, unless it is said.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shows rates until a key ends it.
+pub(crate) async fn top(client: &Client, args: &TopArgs) -> Result<(), Failure> {
+    let interval = match &args.interval {
+        Some(text) => input::interval(text)?,
+        None => INTERVAL,
+    };
+    if !stdout().is_terminal() || !stdin().is_terminal() {
+        let flaw = "top needs a terminal for its input and its output: use blockctl stats";
+        return Err(Failure::Input(vec![flaw.to_owned()]));
+    }
+    // Whether there is a daemon is said before the screen is cleared.
+    let mut flows = Flows::default();
+    let mut model = Model::default();
+    model.take(client.stats().await?, flows.ask(client).await?);
+
+    let mut screen = Screen::open()?;
+    let shown = show(client, &mut model, &mut flows, interval, &mut screen).await;
+    drop(screen);
+    shown
+}
+
+async fn show(
+    client: &Client,
+    model: &mut Model,
+    flows: &mut Flows,
+    interval: Duration,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
+    let lost = |error| Failure::Output(format!("the terminal cannot be used: {error}"));
+    let mut keys = keys();
+    let mut terminate = signal(SignalKind::terminate()).map_err(lost)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(lost)?;
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    let theme = view::Theme::new(output::coloured());
+    loop {
+        screen
+            .0
+            .draw(|frame| view::draw(frame, model, theme))
+            .map_err(lost)?;
+        tokio::select! {
+            _ = ticks.tick() => {
+                if !model.paused {
+                    let stats = totals(client).await?;
+                    model.take(stats, flows.ask(client).await?);
+                }
+            }
+            event = keys.recv() => match event {
+                Some(Event::Key(key)) if key.kind != KeyEventKind::Release => {
+                    if !act(key, model) {
+                        return Ok(());
+                    }
+                }
+                // Another size: it is drawn anew.
+                Some(_) => {}
+                None => return Ok(()),
+            },
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+    }
+}
+
+/// The totals. A connection that broke says less than the next one: whether the daemon is still
+/// there.
+async fn totals(client: &Client) -> Result<Stats, ClientError> {
+    match client.stats().await {
+        Err(ClientError::Lost { .. }) => client.stats().await,
+        answer => answer,
+    }
+}
+
+/// Does what a key says; gives whether to go on.
+fn act(key: KeyEvent, model: &mut Model) -> bool {
+    match key.code {
+        KeyCode::Char('q') | KeyCode::Esc => return false,
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
+        KeyCode::Char('s') => model.sort = model.sort.next(),
+        KeyCode::Char('p') | KeyCode::Char(' ') => model.paused = !model.paused,
+        KeyCode::Down | KeyCode::Char('j') => model.scroll(1),
+        KeyCode::Up | KeyCode::Char('k') => model.scroll(-1),
+        KeyCode::PageDown => model.scroll(10),
+        KeyCode::PageUp => model.scroll(-10),
+        KeyCode::Home => model.scroll(isize::MIN),
+        _ => {}
+    }
+    true
+}
+
+/// What comes from the keyboard. The thread that reads it ends with the process: nothing else can
+/// interrupt a read from a terminal.
+fn keys() -> mpsc::UnboundedReceiver<Event> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        while let Ok(event) = crossterm::event::read() {
+            if sender.send(event).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// The terminal while it is ours: raw, and its other screen. Restored when dropped, and by a
+/// panic before its message is printed.
+struct Screen(DefaultTerminal);
+
+impl Screen {
+    fn open() -> Result<Self, Failure> {
+        ratatui::try_init().map(Self).map_err(|error| {
+            ratatui::restore();
+            Failure::Output(format!("the terminal cannot be used: {error}"))
+        })
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}

@@ -1,0 +1,141 @@
+//! What the log is told of changes: who asked, what changed, and why (the rule's comment). One
+//! line a rule, so that whatever became of a rule is found by its id.
+
+use super::Who;
+use crate::api::types::{Account, Left};
+use crate::datapath::attach::{Attached, hook_name};
+use crate::rule::{Rule, RuleId};
+use crate::ruleset::Diff;
+
+/// A rule, as far as the log is concerned: its targets may be a million.
+pub(super) struct Told {
+    id: RuleId,
+    mode: crate::rule::Mode,
+    targets: usize,
+    expires: Option<jiff::Timestamp>,
+    comment: Option<String>,
+}
+
+impl Told {
+    pub(super) fn of(rule: &Rule) -> Self {
+        Self {
+            id: rule.id.clone(),
+            mode: rule.mode,
+            targets: rule.targets.len(),
+            expires: rule.expires,
+            comment: rule.comment.clone(),
+        }
+    }
+
+    pub(super) fn all<'r>(rules: impl IntoIterator<Item = &'r Rule>) -> Vec<Self> {
+        rules.into_iter().map(Self::of).collect()
+    }
+}
+
+/// A line on a rule.
+macro_rules! tell {
+    ($who:expr, $told:expr, $what:expr $(, $field:ident = $value:expr)*) => {{
+        let (who, Told { id, mode, targets, expires, comment }) = ($who, $told);
+        tracing::info!(
+            uid = who.uid, pid = who.pid, rule = %id, mode = %mode, targets,
+            expires = expires.map(tracing::field::display), comment = comment.as_deref() $(, $field = $value)*,
+            $what
+        );
+    }};
+}
+
+/// A rule was added, or found there already.
+pub(super) fn added(who: Who, rule: &Rule, created: bool) {
+    tell!(who, &Told::of(rule), "rule added", created = created);
+}
+
+/// Rules, or some targets of them (`narrowed`), were lifted. The targets counted are those lifted.
+pub(super) fn lifted(who: Who, rules: &[Told], narrowed: &[RuleId]) {
+    for told in rules {
+        if narrowed.contains(&told.id) {
+            tell!(who, told, "targets lifted, the rule lives on");
+        } else {
+            tell!(who, told, "rule lifted");
+        }
+    }
+}
+
+/// Rules ended by their deadline.
+pub(super) fn expired(rules: &[Told]) {
+    for told in rules {
+        tell!(Who::default(), told, "rule expired");
+    }
+}
+
+/// All rules of an owner were replaced.
+pub(super) fn replaced(who: Who, diff: &Diff) {
+    for rule in &diff.removed {
+        tell!(who, &Told::of(rule), "rule lifted");
+    }
+    for rule in &diff.added {
+        tell!(who, &Told::of(rule), "rule added", created = true);
+    }
+    for (_, rule) in &diff.changed {
+        tell!(who, &Told::of(rule), "rule changed");
+    }
+}
+
+/// How many flows that a teardown left are named one by one.
+const NAMED: usize = 50;
+
+/// What a teardown came to.
+pub(super) fn killed(account: &Account) {
+    if account.found == 0 && account.left.is_empty() {
+        return;
+    }
+    tracing::info!(
+        found = account.found,
+        killed = account.killed,
+        left = account.left.len(),
+        elapsed_ms = account.elapsed_ms,
+        "established flows killed"
+    );
+    for Left { flow, why } in account.left.iter().take(NAMED) {
+        tracing::warn!(
+            protocol = flow.protocol,
+            remote = %flow.remote,
+            remote_port = flow.remote_port,
+            local = %flow.local,
+            local_port = flow.local_port,
+            process = flow.process,
+            why,
+            "flow left alive"
+        );
+    }
+    if account.left.len() > NAMED {
+        let more = account.left.len() - NAMED;
+        tracing::warn!(more, "more flows left alive");
+    }
+}
+
+/// The attached devices changed: says which came, how they are attached and why so, and which went.
+pub(super) fn devices(before: &[(u32, String)], now: &[&Attached]) {
+    let was_there = |index| before.iter().any(|(other, _)| *other == index);
+    for attached in now
+        .iter()
+        .filter(|attached| !was_there(attached.device.index))
+    {
+        let hooks = attached.hooks.iter();
+        let hooks: Vec<String> = hooks
+            .map(|hook| format!("{} {}", hook_name(hook.hook), hook.mode))
+            .collect();
+        let notes = attached.notes.join("; ");
+        let notes = Some(notes).filter(|notes| !notes.is_empty());
+        tracing::info!(
+            device = attached.device.name,
+            index = attached.device.index,
+            hooks = hooks.join(", "),
+            notes,
+            "device attached"
+        );
+    }
+    let is_there = |index| now.iter().any(|attached| attached.device.index == index);
+    for (index, name) in before.iter().filter(|(index, _)| !is_there(*index)) {
+        tracing::info!(device = name, index, "device gone");
+    }
+}
