@@ -109,6 +109,7 @@ async fn run(path: &Path, log_level: Level, datapath_log_level: Level) -> Result
     let socket = server::bind(&control)?;
     let settings = Settings {
         flows: limits.flows,
+        events_per_second: limits.events_per_second,
         ..Settings::new(
             limits.prefixes,
             limits.prefixes_v6,

@@ -5,6 +5,7 @@
 
 pub mod attach;
 mod banks;
+mod batch;
 mod counters;
 pub mod devices;
 mod diagnostics;
@@ -13,6 +14,8 @@ mod grace;
 pub mod load;
 mod memory;
 pub mod pins;
+mod seen;
+mod tags;
 
 use std::borrow::Cow;
 use std::fs;
@@ -32,6 +35,7 @@ pub use counters::{HookTotals, RuleCounters, Totals};
 pub use diagnostics::Diagnostics;
 pub use evidence::Kills;
 pub use load::{Object, Settings};
+pub use seen::Seen;
 
 use crate::compile::{Snapshot, Tried};
 use crate::config::HookChoice;
@@ -70,6 +74,12 @@ pub enum Error {
         map: &'static str,
         /// What the kernel said.
         source: MapError,
+    },
+    /// The flows can't be read.
+    #[error("the flows that rules decided cannot be read: {source}")]
+    Flows {
+        /// What the kernel said.
+        source: io::Error,
     },
     /// A map can't be mapped into memory.
     #[error("map {map} cannot be mapped into memory: {source}")]
@@ -222,6 +232,10 @@ unsafe impl aya::Pod for Plain<FlowKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
 // SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::FlowId> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::Tally> {}
+// SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::LocalKey> {}
@@ -234,6 +248,8 @@ pub struct Datapath {
     attachments: Attachments,
     kills: Arc<Kills>,
     recorded: evidence::Recorded,
+    seen: Arc<Seen>,
+    tags: tags::Tags,
     diagnostics: Option<Diagnostics>,
     settings: Settings,
 }
@@ -258,8 +274,11 @@ impl Datapath {
         tcx: bool,
     ) -> Result<Self, Error> {
         let mut object = Object::load(&settings)?;
+        let banks = banks::Banks::new(&mut object, settings.limits)?;
         Ok(Self {
-            banks: banks::Banks::new(&mut object, settings.limits)?,
+            seen: Arc::new(Seen::new(&mut object, banks.state()?)?),
+            tags: tags::Tags::default(),
+            banks,
             counters: counters::CounterMaps::new(&mut object)?,
             attachments: Attachments::new(pin_dir, choice, tcx)?,
             kills: Arc::new(Kills::new(&mut object)?),
@@ -286,7 +305,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses a part of it; the one before it stays live then.
     pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        self.banks.switch(snapshot)
+        self.banks.switch(snapshot, &self.tags)
     }
 
     /// The rules that are tried on packets of a remote, in their order, as the live bank has them.
@@ -333,12 +352,26 @@ impl Datapath {
         self.counters.rule(slot)
     }
 
-    /// Zeroes a slot for a new rule.
+    /// Zeroes a slot for a new rule, and gives it another tag.
     ///
     /// # Errors
     /// If the counters can't be written.
     pub fn clear_counters(&mut self, slot: u32) -> Result<(), Error> {
-        self.counters.clear_rule(slot)
+        self.counters.clear_rule(slot)?;
+        self.tags.renew(slot);
+        Ok(())
+    }
+
+    /// How the rule of a slot is named in what is recorded of it.
+    #[must_use]
+    pub fn tag(&self, slot: u32) -> u32 {
+        self.tags.of(slot)
+    }
+
+    /// Flows and events.
+    #[must_use]
+    pub fn seen(&self) -> Arc<Seen> {
+        Arc::clone(&self.seen)
     }
 
     /// What a hook saw on a device.
@@ -361,7 +394,8 @@ impl Datapath {
     /// # Errors
     /// If the map can't be read.
     pub fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
-        self.recorded.of(slots)
+        let tags: Vec<u32> = slots.iter().map(|slot| self.tags.of(*slot)).collect();
+        self.recorded.of(&tags)
     }
 
     /// Forgets such flows.
@@ -384,6 +418,7 @@ impl Datapath {
         arrays
             .chain(self.counters.maps())
             .chain([self.recorded.map()])
+            .chain(self.seen.maps())
             .map(|map| memory_of(map.fd().as_fd().as_raw_fd()))
             .sum()
     }
