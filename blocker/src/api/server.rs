@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State};
@@ -21,12 +22,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
+use futures_util::stream;
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
 use super::types::{
-    BODY_LIMIT, Code, ExplainRequest, Problem, RulesetRequest, SSH_CONNECTION_HEADER,
+    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, Problem, RulesetRequest,
+    SSH_CONNECTION_HEADER,
 };
 use crate::config::{Control, ReadAccess};
 use crate::controller::{Asking, Controller, Error};
@@ -164,6 +167,8 @@ fn router(controller: Controller, control: &Control) -> Router {
         .route("/v1/rules/{id}", get(show).delete(delete))
         .route("/v1/ruleset", put(replace))
         .route("/v1/status", get(status))
+        .route("/v1/flows", get(flows))
+        .route("/v1/events", get(events))
         .route(EXPLAIN, post(explain))
         .fallback(no_such_endpoint)
         .method_not_allowed_fallback(no_such_method)
@@ -291,6 +296,32 @@ async fn show(
 
 async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> {
     Ok(Json(controller.status()?))
+}
+
+async fn flows(
+    State(controller): State<Controller>,
+    request: Asked<FlowsRequest>,
+) -> Answer<impl Serialize> {
+    let Query(request) = request?;
+    Ok(Json(controller.flows(request).await?))
+}
+
+/// A stream without an end but the caller's or the daemon's.
+async fn events(
+    State(controller): State<Controller>,
+    request: Asked<EventsRequest>,
+) -> Result<Response, Failure> {
+    let Query(request) = request?;
+    let watcher = controller.watch(request).ok_or_else(|| {
+        let error = "the daemon is stopping: nothing more happens".to_owned();
+        Failure::from(Error::Inside(error))
+    })?;
+    let lines = stream::unfold(watcher, async |mut watcher| {
+        let lines = watcher.next().await?;
+        Some((Ok::<_, Infallible>(lines), watcher))
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(lines)).into_response())
 }
 
 async fn explain(

@@ -1,6 +1,9 @@
 //! What travels over the control API. Field names are a contract: scripts rely on them.
 
+mod commas;
+pub mod event;
 mod explain;
+mod flow;
 
 use std::net::IpAddr;
 
@@ -8,6 +11,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use explain::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
+
+pub use event::EventsRequest;
+pub use flow::{Decision, FLOWS_LIMIT, FlowOrder, FlowView, FlowsRequest, FlowsResponse};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 

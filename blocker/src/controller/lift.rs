@@ -11,9 +11,11 @@ use std::sync::Arc;
 use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
+use super::events::rule_change;
 use super::live::{Wanted, boot_time};
 use super::requests::Keep;
 use super::{Asking, Controller, Error, kept, lock, status};
+use crate::api::types::event::{RuleChange, RuleFate};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::state;
@@ -31,6 +33,7 @@ impl Controller {
             return Account::default();
         }
         self.spare_protected(&mut rules);
+        let ids = rules.iter().map(|rule| rule.id.clone()).collect();
         let beside = self.beside(&rules);
         let settings = self.teardown_settings();
         let inner = Arc::clone(&self.0);
@@ -44,6 +47,9 @@ impl Controller {
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(account) => {
+                if account.found > 0 || !account.left.is_empty() {
+                    self.0.events.killed(ids, &account);
+                }
                 if account.found > 0 || !account.left.is_empty() {
                     tracing::info!(
                         found = account.found,
@@ -139,6 +145,7 @@ impl Controller {
             state::save(&state_dir, kept(&change.wanted))?;
         }
         let result = self.carry_out(change, now).await;
+        self.learn_names();
         if result.is_err() {
             if let Err(error) = self.live().put(before.clone(), now) {
                 tracing::error!("the rules before a failed change cannot be put back: {error}");
@@ -233,10 +240,14 @@ impl Controller {
             teardown: Account::default(),
         };
         let mut change = Change::to(Vec::new());
+        let mut news = Vec::new();
+        let who = Some(asking.who.as_str());
         for wanted in self.live().wanted() {
             match keep(&wanted.rule) {
                 Keep::All => change.wanted.push(wanted),
                 Keep::Nothing => {
+                    let (rule, owner) = (&wanted.rule, &wanted.owner);
+                    news.push(rule_change(RuleFate::Lifted, rule, owner, who));
                     response.removed.push(wanted.rule.id.clone());
                     change.ending.push(wanted.rule);
                 }
@@ -252,11 +263,13 @@ impl Controller {
                         targets,
                         ..wanted.rule.clone()
                     };
+                    news.push(rule_change(RuleFate::Changed, &rule, &wanted.owner, who));
                     change.wanted.push(Wanted { rule, ..wanted });
                 }
             }
         }
         response.teardown = self.change(change, now).await?;
+        self.0.events.rules(news);
         tracing::info!(
             who = asking.who,
             removed = names(&response.removed),
@@ -296,6 +309,7 @@ impl Controller {
         let mut wanted = self.live().wanted();
         wanted.retain(|wanted| !ending.iter().any(|rule| rule.id == wanted.rule.id));
         let ids: Vec<_> = ending.iter().map(|rule| rule.id.clone()).collect();
+        let news = self.expired(&ending);
         match self
             .change(
                 Change {
@@ -306,11 +320,23 @@ impl Controller {
             )
             .await
         {
-            Ok(_) => tracing::info!(rules = names(&ids), "rules expired"),
+            Ok(_) => {
+                self.0.events.rules(news);
+                tracing::info!(rules = names(&ids), "rules expired");
+            }
             Err(error) => {
                 tracing::error!("expired rules cannot be removed, but no longer match: {error}");
             }
         }
+    }
+
+    /// What is told of rules that expire.
+    fn expired(&self, rules: &[Rule]) -> Vec<RuleChange> {
+        let live = self.live();
+        let entries = rules.iter().filter_map(|rule| live.ruleset().get(&rule.id));
+        entries
+            .map(|entry| rule_change(RuleFate::Expired, &entry.rule, &entry.owner, None))
+            .collect()
     }
 
     /// Does what the end of rules asked for that ended while no daemon was there.

@@ -8,11 +8,15 @@
 mod add;
 mod dataplane;
 mod error;
+mod events;
 mod explain;
+mod flows;
 mod lift;
 mod live;
+mod names;
 mod requests;
 mod status;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,10 +32,13 @@ use crate::rule::{Owner, Rule};
 use crate::ruleset;
 use crate::state::{self, Stored};
 use crate::teardown::{self, Evidence, Progress};
+use events::Events;
 use live::{Live, Wanted};
+use names::{Names, Wall};
 
-pub use dataplane::Dataplane;
+pub use dataplane::{Dataplane, Observer};
 pub use error::Error;
+pub use events::Watcher;
 
 /// Who asks, and how much they insist.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +66,10 @@ struct Inner {
     waiting: Mutex<Vec<add::Waiting>>,
     live: Mutex<Live>,
     kills: Arc<dyn Evidence>,
+    seen: Arc<dyn Observer>,
+    names: Names,
+    wall: Wall,
+    events: Events,
     mark: u32,
     config_path: PathBuf,
     started: Instant,
@@ -86,6 +97,7 @@ impl Controller {
         }
         let mark = datapath.mark();
         let kills = datapath.evidence();
+        let seen = datapath.seen();
         let mut wanted: Vec<Wanted> = config
             .rules(now)?
             .into_iter()
@@ -124,6 +136,10 @@ impl Controller {
             waiting: Mutex::default(),
             live: Mutex::new(live),
             kills,
+            events: Events::new(Arc::clone(&seen)),
+            seen,
+            names: Names::default(),
+            wall: Wall::default(),
             mark,
             config_path,
             started: Instant::now(),
@@ -135,6 +151,9 @@ impl Controller {
             lacks,
         }));
         tracing::info!(rules, "rules in force");
+        controller.learn_names();
+        controller.tell_devices();
+        tokio::spawn(controller.clone().pass_events_on());
         let expired = kept.expired.into_iter().map(|stored| stored.rule).collect();
         controller.make_good(expired).await;
         controller.kill_resets(killing).await;
@@ -160,6 +179,7 @@ impl Controller {
                     for error in self.live().follow(&devices, Timestamp::now()) {
                         tracing::error!("{error}");
                     }
+                    self.tell_devices();
                 }
                 _ = tick.tick() => self.expire().await,
             }
@@ -173,6 +193,7 @@ impl Controller {
     pub async fn reload(&self) -> Result<(), Error> {
         let result = self.reload_now().await;
         let error = result.as_ref().err().map(ToString::to_string);
+        self.0.events.reloaded(error.as_deref());
         *lock(&self.0.last_reload) = Reload {
             at: Timestamp::now(),
             error,
@@ -204,6 +225,8 @@ impl Controller {
         for error in self.live().follow(&devices, now) {
             tracing::error!("{error}");
         }
+        self.tell_devices();
+        self.0.events.replaced(&diff, &Owner::Config, None);
         tracing::info!(
             added = diff.added.len(),
             removed = diff.removed.len(),
@@ -220,6 +243,7 @@ impl Controller {
         let _writer = self.0.writer.lock().await;
         if self.live().config.on_stop == OnStop::Keep {
             self.live().datapath.leave();
+            self.0.events.close();
             tracing::info!("stopped: the rules stay in force");
             return;
         }
@@ -236,6 +260,8 @@ impl Controller {
         for error in self.live().datapath.detach() {
             tracing::error!("{error}");
         }
+        self.tell_devices();
+        self.0.events.close();
         tracing::info!("stopped: all rules are lifted");
     }
 

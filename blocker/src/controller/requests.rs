@@ -175,6 +175,8 @@ impl Controller {
         }
         let starting = change.starting.clone();
         let account = self.change(change, now).await?;
+        let who = Some(asking.who.as_str());
+        self.0.events.replaced(&diff, &Owner::Api, who);
         tracing::info!(
             who = asking.who,
             added = diff.added.len(),

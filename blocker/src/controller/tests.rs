@@ -5,14 +5,16 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use blocker_ebpf::{FlowKey, Hook, mode};
+use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, Hook, Tally, mode};
 use jiff::Timestamp;
 
-use super::{Asking, Controller, Dataplane, Error};
+use super::{Asking, Controller, Dataplane, Error, Observer};
 use crate::api::types::RuleView;
 use crate::compile::{Limits, Snapshot, Tried};
 use crate::config::Config;
@@ -31,6 +33,8 @@ struct Script {
     /// The snapshot that was switched to last.
     snapshot: Option<Snapshot>,
     cleared: Vec<u32>,
+    /// Whether events are to be made.
+    watching: bool,
     /// How many more switches succeed; all if absent.
     switches_left: Option<usize>,
     /// Waited for by the next switches, one by each.
@@ -112,6 +116,14 @@ impl Dataplane for Fake {
         Ok(snapshot.map_or_else(Vec::new, |snapshot| snapshot.tried(remote)))
     }
 
+    fn seen(&self) -> Arc<dyn Observer> {
+        Arc::new(self.clone())
+    }
+
+    fn tag(&self, slot: u32) -> u32 {
+        slot
+    }
+
     fn clear_counters(&mut self, slot: u32) -> Result<(), datapath::Error> {
         self.0.lock().unwrap().cleared.push(slot);
         Ok(())
@@ -154,6 +166,31 @@ impl Dataplane for Fake {
     fn map_bytes(&self) -> u64 {
         0
     }
+}
+
+impl Observer for Fake {
+    fn flows(&self, _see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, datapath::Error> {
+        Ok(0)
+    }
+
+    fn tally(&self) -> Result<Tally, datapath::Error> {
+        Ok(Tally {
+            created: 0,
+            not_recorded: 0,
+            lost: 0,
+        })
+    }
+
+    fn watch(&self, on: bool) {
+        self.0.lock().unwrap().watching = on;
+    }
+
+    fn readiness(&self) -> io::Result<OwnedFd> {
+        // Nobody writes into it: there are no packets.
+        Ok(UnixStream::pair()?.0.into())
+    }
+
+    fn drain(&self, _see: &mut dyn FnMut(&Event)) {}
 }
 
 impl Evidence for Fake {

@@ -10,7 +10,7 @@ mod parts;
 mod target;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod words;
 
 use std::fmt;
