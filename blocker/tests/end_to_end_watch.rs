@@ -83,6 +83,17 @@ impl Drop for Watching {
     }
 }
 
+/// A process, killed when dropped, even if it is stopped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _killed = self.0.kill();
+        let _ended = self.0.wait();
+    }
+}
+
 /// The events of a watcher that writes JSON, read beside it.
 struct Events(BufReader<std::process::ChildStdout>);
 
@@ -96,12 +107,12 @@ impl Events {
 
 /// `blockctl -o json watch`, and its events as they come. The first is one that a change of rules
 /// made, so that nothing of what follows is missed.
-fn watch_json(scene: &Scene, words: &[&str]) -> Result<(Child, Events)> {
+fn watch_json(scene: &Scene, words: &[&str]) -> Result<(Process, Events)> {
     let mut command = scene.daemon.blockctl_command();
     command.args(["-o", "json", "watch"]).args(words);
     let mut process = command.stdout(Stdio::piped()).spawn()?;
     let stdout = process.stdout.take().context("its output is a pipe")?;
-    Ok((process, Events(BufReader::new(stdout))))
+    Ok((Process(process), Events(BufReader::new(stdout))))
 }
 
 /// A UDP socket of B, and where A would receive.
@@ -199,29 +210,31 @@ fn a_watcher_is_told_that_the_daemon_went() -> Result<()> {
 #[test]
 fn a_reader_that_has_seen_enough_is_no_error() -> Result<()> {
     let scene = Scene::new("")?;
-    let mut command = scene.daemon.blockctl_command();
-    command
-        .arg("watch")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut process = command.spawn()?;
-    let mut head = BufReader::new(process.stdout.take().context("a pipe")?);
-    head.read_line(&mut String::new())?;
-    drop(head);
-    scene.add(&[&Pair::B.to_string()])?;
-    let status = poll("the end of a watcher without a reader", PATIENCE, || {
-        process.try_wait().ok().flatten()
-    })?;
-    let mut errors = String::new();
-    process
-        .stderr
-        .take()
-        .context("a pipe")?
-        .read_to_string(&mut errors)?;
-    ensure!(
-        status.code() == Some(0) && errors.is_empty(),
-        "{status}: {errors}"
-    );
+    // Whether something happens afterwards or not.
+    for happens in [true, false] {
+        let mut command = scene.daemon.blockctl_command();
+        command
+            .arg("watch")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = command.spawn()?;
+        let mut head = BufReader::new(process.stdout.take().context("a pipe")?);
+        head.read_line(&mut String::new())?;
+        drop(head);
+        if happens {
+            scene.add(&[&Pair::B.to_string()])?;
+        }
+        let status = poll("the end of a watcher without a reader", PATIENCE, || {
+            process.try_wait().ok().flatten()
+        })?;
+        let mut errors = String::new();
+        let stderr = process.stderr.take().context("a pipe")?;
+        BufReader::new(stderr).read_to_string(&mut errors)?;
+        ensure!(
+            status.code() == Some(0) && errors.is_empty(),
+            "{status}: {errors}"
+        );
+    }
     Ok(())
 }
 
@@ -272,12 +285,13 @@ fn only_what_was_asked_for_is_told() -> Result<()> {
 /// lost, the stopped one is told when it goes on, and the daemon's memory stays bounded.
 #[test]
 fn a_stopped_watcher_holds_up_nobody() -> Result<()> {
+    const PACKETS: u64 = 60_000;
     let scene = Scene::new("limits: {events_per_second: 1000000}\n")?;
     scene.add(&[&Pair::B.to_string(), "--id", "dev01"])?;
     let (socket, _) = sender(&scene, false)?;
-    let (mut one, mut first) = watch_json(&scene, &[])?;
-    let (mut two, mut second) = watch_json(&scene, &["--kind", "packet"])?;
-    let (mut stopped, mut third) = watch_json(&scene, &[])?;
+    let (_one, mut first) = watch_json(&scene, &[])?;
+    let (_two, mut second) = watch_json(&scene, &["--kind", "packet"])?;
+    let (stopped, mut third) = watch_json(&scene, &[])?;
     // All of them watch once all of them are told of one packet.
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -291,25 +305,26 @@ fn a_stopped_watcher_holds_up_nobody() -> Result<()> {
         done.store(true, Ordering::Relaxed);
         told.into_iter().collect::<Result<Vec<Value>>>()
     })?;
-    let pid = Pid::from_raw(stopped.id().cast_signed());
+    let pid = Pid::from_raw(stopped.0.id().cast_signed());
     kill(pid, Signal::SIGSTOP)?;
     let before = scene.daemon.json(&["status"])?["resident_bytes"]
         .as_u64()
         .context("its memory")?;
 
+    // What is lost is told after what was read beside it, so a few ends are waited for.
     let counted = |events: &mut Events| -> Result<(u64, u64)> {
-        let (mut packets, mut lost) = (0, 0);
-        loop {
+        let (mut packets, mut lost, mut ends) = (0, 0, 0);
+        while packets + lost < PACKETS && ends < 100 {
             let event = events.next()?;
             match event["kind"].as_str() {
-                Some("packet") if event["length"] == 42 + 3 => return Ok((packets, lost)),
+                Some("packet") if event["length"] == 42 + 3 => ends += 1,
                 Some("packet") => packets += 1,
                 Some("lost") => lost += event["events"].as_u64().context("how many")?,
                 _ => {}
             }
         }
+        Ok((packets, lost))
     };
-    const PACKETS: u64 = 60_000;
     let packets =
         |id| -> Result<u64> { scene.counters(id)?["packets"].as_u64().context("a counter") };
     let counter = packets("dev01")?;
@@ -322,7 +337,7 @@ fn a_stopped_watcher_holds_up_nobody() -> Result<()> {
         poll("all packets to be blocked", 4 * PATIENCE, || {
             (packets("dev01").ok()? >= counter + PACKETS).then_some(())
         })?;
-        // The end: one whose length is its own, until both have seen it.
+        // The end: packets whose length is their own, until both have seen enough.
         while !(quick.is_finished() && filtered.is_finished()) {
             socket.send(b"end")?;
             std::thread::sleep(Duration::from_millis(20));
@@ -352,10 +367,6 @@ fn a_stopped_watcher_holds_up_nobody() -> Result<()> {
         (event["kind"] == "lost" && event["at"] == "watcher").then_some(event)
     })?;
     ensure!(late["events"].as_u64() > Some(0), "{late}");
-    for process in [&mut one, &mut two, &mut stopped] {
-        process.kill()?;
-        process.wait()?;
-    }
     Ok(())
 }
 

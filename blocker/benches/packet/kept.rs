@@ -49,10 +49,10 @@ pub(crate) fn measure(pins: &Path) -> Result<Vec<Value>> {
     let xdp = Program::of(&mut datapath, programs::XDP)?;
     row("blocked", best(|| xdp.run(&blocked, REPEAT))?, drops_again);
     row("passed", best(|| xdp.run(&passing, REPEAT))?, passes_again);
-    let watched = watched(&datapath, || best(|| xdp.run(&blocked, REPEAT)))?;
-    row("blocked, watched", watched, drops_again);
-    let watched = watched_passing(&datapath, || best(|| xdp.run(&passing, REPEAT)))?;
-    row("passed, watched", watched, passes_again);
+    let cost = watched(&datapath, || best(|| xdp.run(&blocked, REPEAT)))?;
+    row("blocked, watched", cost, drops_again);
+    let cost = watched_passing(&datapath, || best(|| xdp.run(&passing, REPEAT)))?;
+    row("passed, watched", cost, passes_again);
 
     let frames = flows(addresses.blocked[0]);
     let drops_once = one_by_one(&drops, &frames)?;
@@ -70,7 +70,7 @@ pub(crate) fn measure(pins: &Path) -> Result<Vec<Value>> {
     row("blocked, one by one", one, drops_once);
     let known = best(|| one_by_one(&xdp, &frames))?;
     row("blocked, 65,536 known flows in turn", known, drops_once);
-    let told = self::watched(&datapath, || best(|| xdp.run(&blocked, REPEAT)))?;
+    let told = watched(&datapath, || best(|| xdp.run(&blocked, REPEAT)))?;
     row("blocked, watched, at any rate", told, drops_again);
     Ok(rows)
 }
