@@ -56,6 +56,19 @@ pub(crate) fn write(text: &str) -> Result<bool, Failure> {
     }
 }
 
+/// Whether anybody may still read results: the other end of a pipe may be gone before there is
+/// something to write.
+pub(crate) fn is_read() -> bool {
+    let mut stdout = libc::pollfd {
+        fd: libc::STDOUT_FILENO,
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one descriptor to look at, which outlives the call; it does not wait.
+    let found = unsafe { libc::poll(&raw mut stdout, 1, 0) };
+    found <= 0 || stdout.revents & libc::POLLERR == 0
+}
+
 /// Reports an error. Its further lines are indented under the first.
 pub(crate) fn error(message: &str) {
     say(&styled(BAD, "blockctl: "), message);

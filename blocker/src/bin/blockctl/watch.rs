@@ -1,5 +1,7 @@
 //! `watch`: what happens, as it happens, until somebody has seen enough.
 
+use std::time::Duration;
+
 use blocker::api::client::{Client, ClientError, EventStream};
 use blocker::api::types::EventsRequest;
 
@@ -10,6 +12,9 @@ use crate::render::Lines;
 
 /// How much is gathered of what is here already before it is written, in bytes.
 const WRITE: usize = 32 << 10;
+
+/// How often it is looked whether anybody still reads, while nothing happens.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Shows events until Ctrl-C, or until nobody reads them any more.
 pub(crate) async fn watch(
@@ -32,8 +37,15 @@ pub(crate) async fn watch(
             }
         }
     };
+    let unread = async {
+        let mut look = tokio::time::interval(LOOK);
+        while output::is_read() {
+            look.tick().await;
+        }
+    };
     tokio::select! {
         done = follow => done,
+        () = unread => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
 }
