@@ -1,12 +1,11 @@
 //! Who gets a reply at all: by RFC 9293 3.10.7.1, RFC 1122 3.2.2 and RFC 4443 2.4, as the kernel's
 //! `nf_reject_ipv4.c` and `nf_reject_ipv6.c` do it; and how many, by the rate limit.
 
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::programs::TcContext;
-use blocker_ebpf::{BURST_NANOSECONDS, Hook};
+use blocker_ebpf::{Hook, bucket};
 
 use crate::packet::{self, Fragment, MAX_OFFSET, Packet, Words};
-use crate::{maps, verdict};
+use crate::{maps, rate, verdict};
 
 /// A TCP segment whose sender may be told that the connection is gone.
 #[inline(always)]
@@ -58,23 +57,6 @@ fn unicast(address: &Words, v6: bool) -> bool {
 /// Takes a token, if there is one. A flow under teardown needs none: the daemon bounds those.
 #[inline(always)]
 pub fn within_rate(packet: &Packet, hook: Hook) -> bool {
-    let Some(bucket) = maps::BUCKET.get_ptr_mut(0) else {
-        return false;
-    };
-    // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one.
-    let bucket = unsafe { &mut *bucket };
-    // SAFETY: the helper takes no arguments and can't fail.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    let rate = maps::replies_per_second();
-    let idle = now.saturating_sub(bucket.filled).min(BURST_NANOSECONDS);
-    let fresh = idle * rate / 1_000_000_000;
-    if fresh > 0 {
-        bucket.tokens = (bucket.tokens + fresh).min(rate);
-        bucket.filled = now;
-    }
-    if bucket.tokens > 0 {
-        bucket.tokens -= 1;
-        return true;
-    }
-    maps::KILLS.get_ptr(&verdict::flow(packet, hook)).is_some()
+    rate::take(bucket::REPLIES, maps::replies_per_second(), packet.clock())
+        || maps::KILLS.get_ptr(verdict::flow(packet, hook)).is_some()
 }

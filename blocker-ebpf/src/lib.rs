@@ -11,7 +11,7 @@
 #![no_std]
 
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the eBPF programs in the object.
 pub mod programs {
@@ -58,14 +58,22 @@ pub mod maps {
     pub const RULE_NAMES: &str = "RULE_NAMES";
     /// `PERCPU_ARRAY` of [`HookCounters`](crate::HookCounters), see [`hook_slot`](crate::hook_slot).
     pub const HOOKS: &str = "HOOKS";
-    /// `PERCPU_ARRAY` of one [`Bucket`](crate::Bucket): the reply rate limit.
-    pub const BUCKET: &str = "BUCKET";
+    /// `PERCPU_ARRAY` of [`Bucket`](crate::Bucket)s, see [`bucket`](crate::bucket).
+    pub const BUCKETS: &str = "BUCKETS";
     /// `HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`kill`](crate::kill) bits): flows under
     /// teardown, put there by the daemon; the datapath notes which ends it saw a RST go to.
     pub const KILLS: &str = "KILLS";
-    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to [`FlowRecord`](crate::FlowRecord): TCP flows
-    /// that rules with [`flag::RECORD`](crate::flag::RECORD) blocked.
+    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`Rule::counter`](crate::Rule::counter)):
+    /// established TCP flows that rules with [`flag::RECORD`](crate::flag::RECORD) blocked. Apart
+    /// from [`FLOWS`], so that no flood of other packets makes it forget one.
+    pub const ESTABLISHED: &str = "ESTABLISHED";
+    /// `LRU_HASH` of [`FlowId`](crate::FlowId) to [`FlowRecord`](crate::FlowRecord): every flow
+    /// that a rule decided.
     pub const FLOWS: &str = "FLOWS";
+    /// `RINGBUF` of [`Event`](crate::Event)s: packets that rules decided, while somebody watches.
+    pub const EVENTS: &str = "EVENTS";
+    /// `PERCPU_ARRAY` of one [`Tally`](crate::Tally): what was recorded, and what was not.
+    pub const TALLY: &str = "TALLY";
     /// `PERCPU_ARRAY` of one scratch buffer, private to the datapath.
     pub const SCRATCH: &str = "SCRATCH";
 }
@@ -76,6 +84,10 @@ pub mod globals {
     pub const MARK: &str = "MARK";
     /// u32: replies a second on each CPU.
     pub const REPLIES_PER_SECOND: &str = "REPLIES_PER_SECOND";
+    /// u32: flows a second on each CPU that are recorded anew.
+    pub const NEW_FLOWS_PER_SECOND: &str = "NEW_FLOWS_PER_SECOND";
+    /// u32: events a second on each CPU.
+    pub const EVENTS_PER_SECOND: &str = "EVENTS_PER_SECOND";
     /// u32: range blocks of one bank in [`maps::V4_RANGES`](crate::maps::V4_RANGES).
     pub const RANGE_BLOCKS: &str = "RANGE_BLOCKS";
     /// u32: IPv6 nodes of one bank in [`maps::V6_NODES`](crate::maps::V6_NODES).
@@ -142,8 +154,8 @@ shared! {
     pub struct State {
         /// The bank that the datapath reads: 0 or 1. Written last, alone.
         pub active: u32,
-        /// Keeps the banks aligned.
-        pub reserved: u32,
+        /// Whether anybody watches events: 0 or 1.
+        pub watching: u32,
         /// The two banks.
         pub banks: [Bank; 2],
     }
@@ -203,7 +215,7 @@ shared! {
         pub deadline: u64,
         /// A packet (or flow) is taken if its random number (or hash) is at most this; [`ALWAYS`].
         pub percent: u32,
-        /// Slot of the rule's counters.
+        /// Slot of the rule's counters, with the number of its incarnation; see [`tag`].
         pub counter: u32,
         /// IP protocol number, [`ANY_PROTOCOL`] or [`ICMP_PROTOCOL`].
         pub protocol: u16,
@@ -263,6 +275,8 @@ shared! {
     pub struct RuleName {
         /// The rule's id, and zeros behind it; zeros alone where the slot is nobody's.
         pub id: [u8; 64],
+        /// How many rules had the slot before, modulo 2^16; see [`tag`].
+        pub incarnation: u32,
     }
 
     /// What a hook saw on one device, on one CPU.
@@ -277,12 +291,22 @@ shared! {
         pub own: u64,
     }
 
-    /// The token bucket that limits replies, on one CPU.
+    /// A token bucket, on one CPU.
     pub struct Bucket {
         /// When it was last filled.
         pub filled: u64,
-        /// Replies left.
+        /// Tokens left.
         pub tokens: u64,
+    }
+
+    /// What was recorded of what rules decided, on one CPU.
+    pub struct Tally {
+        /// Flows recorded anew.
+        pub created: u64,
+        /// Packets of flows that were not recorded: over the rate of new ones.
+        pub not_recorded: u64,
+        /// Events lost: over their rate, or since nobody made room in the ring buffer.
+        pub lost: u64,
     }
 
     /// A flow as a rule sees it. IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`).
@@ -301,11 +325,106 @@ shared! {
 }
 
 shared! {
-    /// What is kept of a blocked flow.
-    pub struct FlowRecord {
-        /// [`Rule::counter`] of the rule that blocked it last.
-        pub counter: u32,
+    /// A flow as one rule saw it.
+    pub struct FlowId {
+        /// The flow.
+        pub flow: FlowKey,
+        /// [`Rule::counter`] of the rule.
+        pub rule: u32,
     }
+
+    /// What is kept of a flow that a rule decided.
+    pub struct FlowRecord {
+        /// Its packets. A GSO packet is one.
+        pub packets: u64,
+        /// Their bytes with link-layer header, as the hook saw them.
+        pub bytes: u64,
+        /// When the first of them came.
+        pub first_seen: u64,
+        /// When the last of them came.
+        pub last_seen: u64,
+        /// The device that the last one was on.
+        pub ifindex: u32,
+        /// What became of the last one: a [`verdict`] number.
+        pub verdict: u8,
+        /// The [`Hook`] that decided the last one.
+        pub hook: u8,
+        /// Fills the word.
+        pub reserved: u16,
+    }
+
+    /// A packet that a rule decided. IPv4 addresses are v4-mapped.
+    pub struct Event {
+        /// When.
+        pub time: u64,
+        /// [`Rule::counter`] of the rule.
+        pub rule: u32,
+        /// The device.
+        pub ifindex: u32,
+        /// Its bytes with link-layer header, as the hook saw them.
+        pub length: u32,
+        /// IP protocol number, or 0xffff where it is out of reach.
+        pub protocol: u16,
+        /// The remote's port; 0 where there is none, or it is out of reach.
+        pub remote_port: u16,
+        /// The local port, likewise.
+        pub local_port: u16,
+        /// Flags of a TCP segment.
+        pub flags: u8,
+        /// The [`Hook`] that decided it.
+        pub hook: u8,
+        /// What became of it: a [`verdict`] number.
+        pub verdict: u8,
+        /// First byte of an ICMP message: its type.
+        pub icmp_type: u8,
+        /// Whether it is a part of a fragmented packet.
+        pub fragment: u8,
+        /// Fills the word.
+        pub reserved: u8,
+        /// The remote's address, network order.
+        pub remote: [u8; 16],
+        /// The local address, network order.
+        pub local: [u8; 16],
+    }
+}
+
+/// What became of a packet that a rule decided, as [`FlowRecord::verdict`] and [`Event::verdict`].
+pub mod verdict {
+    /// Dropped in silence: by the rule's mode, or because no reply was due.
+    pub const DROPPED: u8 = 0;
+    /// Answered as `reset` does: RSTs, or an ICMP port unreachable.
+    pub const RESET: u8 = 1;
+    /// Answered by an ICMP administratively prohibited.
+    pub const REJECTED: u8 = 2;
+    /// Counted, and passed.
+    pub const AUDITED: u8 = 3;
+    /// Dropped without the reply that was due: over the rate of replies.
+    pub const SUPPRESSED: u8 = 4;
+}
+
+/// Token buckets in [`maps::BUCKETS`].
+pub mod bucket {
+    /// Limits replies.
+    pub const REPLIES: u32 = 0;
+    /// Limits flows that are recorded anew.
+    pub const FLOWS: u32 = 1;
+    /// Limits events.
+    pub const EVENTS: u32 = 2;
+    /// How many there are.
+    pub const COUNT: u32 = 3;
+}
+
+/// [`Rule::counter`] of a rule: its slot, and how many rules had that slot before it (modulo
+/// 2^16), so that what is recorded of one rule is not taken for another's.
+#[inline(always)]
+pub const fn tag(slot: u32, incarnation: u16) -> u32 {
+    slot & 0xffff | (incarnation as u32) << 16
+}
+
+/// The slot of a rule's counters, by [`Rule::counter`].
+#[inline(always)]
+pub const fn slot(tag: u32) -> u32 {
+    tag & 0xffff
 }
 
 /// Modes, as [`Rule::mode`].
@@ -334,7 +453,7 @@ pub mod flag {
     pub const PASS_RST: u16 = 1;
     /// `percent` is decided per flow, not per packet.
     pub const PER_FLOW: u16 = 2;
-    /// The TCP flows that it blocks are recorded: they are to be killed when it ends.
+    /// The established TCP flows that it blocks are noted: they are to be killed when it ends.
     pub const RECORD: u16 = 4;
 }
 
@@ -397,7 +516,7 @@ pub const fn local_set(bank: u32, v6: bool, number: u16) -> [u8; 4] {
     ((bank << 31) | ((v6 as u32) << 30) | number as u32).to_be_bytes()
 }
 
-/// The most replies that a CPU may send at once, as a share of its rate: a second's worth.
+/// The most tokens that a bucket holds, as a share of its rate: a second's worth.
 pub const BURST_NANOSECONDS: u64 = 1_000_000_000;
 
 #[cfg(test)]
@@ -414,6 +533,18 @@ mod tests {
         assert_eq!(size_of::<PortSet>(), 8 * 1024);
         assert_eq!(size_of::<LocalKey>(), 20);
         assert_eq!(size_of::<FlowKey>(), 40);
+        assert_eq!(size_of::<FlowId>(), 44);
+        assert_eq!(size_of::<FlowRecord>(), 40);
+        assert_eq!(size_of::<Event>(), 64);
+    }
+
+    #[test]
+    fn a_tag_keeps_slot_and_incarnation_apart() {
+        for (number, incarnation) in [(0, 0), (MAX_RULES - 1, 0), (7, u16::MAX)] {
+            let tagged = tag(number, incarnation);
+            assert_eq!(slot(tagged), number);
+            assert_eq!(tagged >> 16, u32::from(incarnation));
+        }
     }
 
     #[test]

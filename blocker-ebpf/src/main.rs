@@ -4,7 +4,7 @@
 //! What a packet meets on its way is told in `docs/packet-flow.md`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// One empty `asm!`, see `packet::opaque`. aya-ebpf needs the feature too.
+// For `packet::opaque` and `seen::add`. aya-ebpf needs the feature too.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -23,7 +23,11 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
+mod rate;
+#[cfg(target_arch = "bpf")]
 mod reply;
+#[cfg(target_arch = "bpf")]
+mod seen;
 #[cfg(target_arch = "bpf")]
 mod table;
 #[cfg(target_arch = "bpf")]

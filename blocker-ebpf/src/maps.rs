@@ -6,10 +6,11 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use blocker_ebpf::{
-    Bank, Bucket, Counters, FlowKey, FlowRecord, HookCounters, Index, InterfaceKey, LOCAL_SET_BITS,
-    LocalKey, PortSet, RangeBlock, Rule, RuleList, RuleName, State, V6Node, local_set,
+    Bank, Bucket, Counters, FlowId, FlowKey, FlowRecord, HookCounters, Index, InterfaceKey,
+    LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule, RuleList, RuleName, State, Tally, V6Node,
+    bucket, local_set,
 };
 
 use crate::packet::Packet;
@@ -39,11 +40,17 @@ pub static RULE_NAMES: Array<RuleName> = Array::with_max_entries(1, 0);
 #[map]
 pub static HOOKS: PerCpuArray<HookCounters> = PerCpuArray::with_max_entries(3, 0);
 #[map]
-pub static BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+pub static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(bucket::COUNT, 0);
 #[map]
 pub static KILLS: HashMap<FlowKey, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
-pub static FLOWS: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
+pub static ESTABLISHED: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static FLOWS: LruHashMap<FlowId, FlowRecord> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+#[map]
+pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -60,6 +67,10 @@ pub const SCRATCH_BYTES: usize = 4096;
 static MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static REPLIES_PER_SECOND: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static NEW_FLOWS_PER_SECOND: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static EVENTS_PER_SECOND: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static RANGE_BLOCKS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
@@ -90,6 +101,27 @@ pub fn mark() -> u32 {
 #[inline(always)]
 pub fn replies_per_second() -> u64 {
     u64::from(REPLIES_PER_SECOND.load())
+}
+
+/// Flows a second on this CPU that are recorded anew.
+#[inline(always)]
+pub fn new_flows_per_second() -> u64 {
+    u64::from(NEW_FLOWS_PER_SECOND.load())
+}
+
+/// Events a second on this CPU.
+#[inline(always)]
+pub fn events_per_second() -> u64 {
+    u64::from(EVENTS_PER_SECOND.load())
+}
+
+/// Whether anybody watches events.
+#[inline(always)]
+pub fn watching() -> bool {
+    STATE.get_ptr(0).is_some_and(|state| {
+        // SAFETY: `get_ptr` gave a valid pointer; the daemon writes the word alone.
+        unsafe { (&raw const (*state).watching).read_volatile() != 0 }
+    })
 }
 
 /// The bank that is live, as every other map of this packet must be read, and what is in it.

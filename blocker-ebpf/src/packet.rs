@@ -5,7 +5,9 @@
 //! bounded by [`Source::read`]; what cannot be read is a [`Odd`], and `docs/packet-flow.md` says
 //! what becomes of each. All integers here are in host order.
 
-use aya_ebpf::helpers::bpf_skb_pull_data;
+use core::cell::Cell;
+
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use blocker_ebpf::Hook;
 
@@ -343,7 +345,14 @@ pub struct Packet {
     pub icmp_type: u8,
     /// IPv6 hop limit.
     pub hop_limit: u8,
+    time: Time,
 }
+
+/// When a packet came, once somebody asked; 0 before.
+struct Time(Cell<u64>);
+
+// SAFETY: a packet is one CPU's own; see `maps::packet`.
+unsafe impl Sync for Time {}
 
 impl Packet {
     /// Reads the rest of a packet whose address a rule names, over what was read before.
@@ -505,6 +514,20 @@ impl Packet {
             ICMP | ICMPV6 => self.icmp_type = source.read::<u8>(self.l4).unwrap_or(0xff),
             _ => {}
         }
+    }
+
+    /// When it came: `CLOCK_BOOTTIME`. Reading the clock takes as long as all counting, so it is
+    /// read once, and not at all for a packet that nothing wants to know it of.
+    #[inline(always)]
+    pub fn clock(&self) -> u64 {
+        let time = self.time.0.get();
+        if time != 0 {
+            return time;
+        }
+        // SAFETY: the helper takes no arguments and can't fail.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        self.time.0.set(now);
+        now
     }
 
     /// Whether it is a TCP segment with all of the given flags.

@@ -5,16 +5,17 @@
 //! leaves to TC (whatever needs a reply or a second look) it doesn't count for the rule, so that
 //! a packet is counted once.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use blocker_ebpf::{
-    ALWAYS, ANY_INTERFACES, ANY_LOCALS, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, FlowRecord,
-    Hook, HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot,
-    kill, mode,
+    ALWAYS, ANY_INTERFACES, ANY_LOCALS, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, Hook,
+    HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill,
+    mode, slot, verdict as fate,
 };
 
 use crate::packet::{self, Link, Odd, Packet, Source, Words};
+use crate::seen::{self, Decided};
 use crate::{maps, reply, table};
 
 const XDP_DROP: u32 = 1;
@@ -48,8 +49,16 @@ pub fn xdp(ctx: &XdpContext) -> u32 {
         && settles(rule, packet)
     {
         count_hook(Hook::Xdp, ifindex, |hook| hook.seen += 1);
-        record(rule, packet, Hook::Xdp);
-        count_rule(rule, Hook::Xdp, ctx.len(), reply::Sent::default());
+        let length = ctx.len();
+        count_rule(rule, Hook::Xdp, length, reply::Sent::default());
+        seen::keep(&Decided {
+            rule,
+            packet,
+            hook: Hook::Xdp,
+            ifindex,
+            length,
+            fate: fate::DROPPED,
+        });
         return XDP_DROP;
     }
     count_hook(Hook::Xdp, ifindex, |hook| {
@@ -136,9 +145,28 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         _ => (SHOT, reply::Sent::default()),
     };
     count_hook(hook, ifindex, |counters| counters.seen += 1);
-    record(rule, packet, hook);
     count_rule(rule, hook, length, sent);
+    seen::keep(&Decided {
+        rule,
+        packet,
+        hook,
+        ifindex,
+        length,
+        fate: fate(rule, sent),
+    });
     action
+}
+
+/// What became of a packet that TC decided.
+#[inline(always)]
+fn fate(rule: &Rule, sent: reply::Sent) -> u8 {
+    match rule.mode {
+        mode::AUDIT => fate::AUDITED,
+        _ if sent.suppressed => fate::SUPPRESSED,
+        mode::RESET if sent.replies > 0 => fate::RESET,
+        mode::REJECT if sent.replies > 0 => fate::REJECTED,
+        _ => fate::DROPPED,
+    }
 }
 
 /// Finds the rule that decides a packet.
@@ -219,8 +247,7 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
     if rule.locals != ANY_LOCALS && !local_fits(rule, packet, hook, bank) {
         return false;
     }
-    // SAFETY: the helpers take no arguments and can't fail.
-    if rule.deadline != NEVER && unsafe { bpf_ktime_get_boot_ns() } > rule.deadline {
+    if rule.deadline != NEVER && packet.clock() > rule.deadline {
         return false;
     }
     if rule.percent == ALWAYS {
@@ -233,7 +260,7 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
     let number = if rule.flags & flag::PER_FLOW != 0 {
         flow_hash(&flow(packet, hook))
     } else {
-        // SAFETY: as above.
+        // SAFETY: the helper takes no arguments and can't fail.
         unsafe { bpf_get_prandom_u32() }
     };
     number <= rule.percent
@@ -332,28 +359,6 @@ pub fn note(flow: &FlowKey, to_local: bool) {
     }
 }
 
-/// Keeps the flow of a blocked segment, if the rule's flows are to be killed when it ends. One that
-/// begins a connection is of none that could be killed.
-#[inline(always)]
-fn record(rule: &Rule, packet: &Packet, hook: Hook) {
-    if rule.flags & flag::RECORD == 0 || !packet.has(packet::ACK) || packet.flags & packet::RST != 0
-    {
-        return;
-    }
-    let flow = flow(packet, hook);
-    let record = FlowRecord {
-        counter: rule.counter,
-    };
-    let known = maps::FLOWS.get_ptr(flow).is_some_and(|old| {
-        // SAFETY: the pointer is to a live map value; the program holds the RCU read lock.
-        unsafe { *old == record }
-    });
-    if !known {
-        // A full table gives up its oldest flow; that is all that can happen.
-        let _kept = maps::FLOWS.insert(flow, record, 0);
-    }
-}
-
 #[inline(always)]
 fn count_hook(hook: Hook, ifindex: u32, add: impl FnOnce(&mut HookCounters)) {
     if let Some(counters) = maps::HOOKS.get_ptr_mut(hook_slot(hook, ifindex)) {
@@ -364,8 +369,8 @@ fn count_hook(hook: Hook, ifindex: u32, add: impl FnOnce(&mut HookCounters)) {
 
 #[inline(always)]
 fn count_rule(rule: &Rule, hook: Hook, length: u32, sent: reply::Sent) {
-    let slot = rule.counter * 2 + u32::from(hook == Hook::Egress);
-    if let Some(counters) = maps::COUNTERS.get_ptr_mut(slot) {
+    let place = slot(rule.counter) * 2 + u32::from(hook == Hook::Egress);
+    if let Some(counters) = maps::COUNTERS.get_ptr_mut(place) {
         // SAFETY: as in `count_hook`.
         let counters: &mut Counters = unsafe { &mut *counters };
         counters.packets += 1;

@@ -120,6 +120,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     };
     let settings = Settings {
         flows: limits.flows,
+        events_per_second: limits.events_per_second,
         ..Settings::new(
             limits.prefixes,
             limits.prefixes_v6,
@@ -150,19 +151,26 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
     let result = {
-        let follow = controller.follow();
-        tokio::pin!(follow);
+        // A task of its own: it holds the right to change rules now and then, and must be able to
+        // go on while a reload waits for it.
+        let following = controller.clone();
+        let mut follow = tokio::spawn(async move { following.follow().await });
         let diagnose = diagnose(diagnostics);
         tokio::pin!(diagnose);
-        loop {
+        let result = loop {
             tokio::select! {
-                failed = &mut follow => break failed.map_err(anyhow::Error::from),
+                failed = &mut follow => break match failed {
+                    Ok(failed) => failed.map_err(anyhow::Error::from),
+                    Err(error) => Err(error).context("following devices and deadlines failed inside"),
+                },
                 failed = &mut diagnose => break failed,
                 _ = hangup.recv() => reload(&controller).await,
                 _ = terminate.recv() => break Ok(()),
                 _ = interrupt.recv() => break Ok(()),
             }
-        }
+        };
+        follow.abort();
+        result
     };
     notify(&[NotifyState::Stopping]);
     drop(stop);

@@ -8,6 +8,7 @@
 //! within a run only.
 
 mod frame;
+mod kept;
 mod kernel;
 
 use std::net::Ipv4Addr;
@@ -88,6 +89,7 @@ fn main() -> Result<()> {
         "kernel": nix::sys::utsname::uname()?.release().to_string_lossy(),
         "processor": processor(),
         "program": program,
+        "kept": kept::measure(&pins.0)?,
     });
     println!("{result:#}");
     Ok(())

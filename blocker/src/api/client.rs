@@ -17,6 +17,7 @@
 //! ```
 
 mod error;
+mod events;
 
 use std::future::Future;
 use std::io;
@@ -34,9 +35,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 pub use self::error::{Absence, ClientError};
+pub use self::events::EventStream;
 use super::types::{
-    AddResponse, BODY_LIMIT, DeleteResponse, ExplainRequest, ExplainResponse, ListResponse,
-    RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
+    AddResponse, BODY_LIMIT, DeleteResponse, EventsRequest, ExplainRequest, ExplainResponse,
+    FlowsRequest, FlowsResponse, ListResponse, RuleView, RulesetRequest, RulesetResponse,
+    SSH_CONNECTION_HEADER, Stats, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -201,21 +204,33 @@ impl Client {
         self.ask(Method::GET, "/v1/stats", NOTHING).await
     }
 
+    /// `GET /v1/flows`: the flows that rules decided.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn flows(&self, request: &FlowsRequest) -> Result<FlowsResponse, ClientError> {
+        let path = query("/v1/flows", request)?;
+        self.ask(Method::GET, &path, NOTHING).await
+    }
+
+    /// `GET /v1/events`: what happens from now on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self, request: &EventsRequest) -> Result<EventStream, ClientError> {
+        let path = query("/v1/events", request)?;
+        let request = format!("GET {path}");
+        let message = self.message(Method::GET, &path, NOTHING, &request)?;
+        self.within(&request, EventStream::open(self, message, &request))
+            .await
+    }
+
     /// `POST /v1/explain`: what becomes of a packet. Changes nothing.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn explain(&self, packet: &ExplainRequest) -> Result<ExplainResponse, ClientError> {
         self.ask(Method::POST, "/v1/explain", Some(packet)).await
-    }
-
-    /// `GET` of an endpoint of which the caller needs a part only, or that a daemon may lack.
-    ///
-    /// # Errors
-    /// [`ClientError`]; of an endpoint that is not there a [`ClientError::Problem`] of code
-    /// `no_such_endpoint`.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.ask(Method::GET, path, NOTHING).await
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -288,19 +303,7 @@ impl Client {
         message: Request<Full<Bytes>>,
         request: &str,
     ) -> Result<Answer, ClientError> {
-        let failed = |source: hyper::Error| {
-            if source.is_parse() {
-                ClientError::NotBlocker {
-                    path: self.path.clone(),
-                    found: format!("it does not speak HTTP ({source})"),
-                }
-            } else {
-                ClientError::Lost {
-                    request: request.to_owned(),
-                    source,
-                }
-            }
-        };
+        let failed = |source| self.failed(request, source);
         let stream = TokioIo::new(self.stream().await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
             .await
@@ -328,6 +331,20 @@ impl Client {
         })
     }
 
+    fn failed(&self, request: &str, source: hyper::Error) -> ClientError {
+        if source.is_parse() {
+            ClientError::NotBlocker {
+                path: self.path.clone(),
+                found: format!("it does not speak HTTP ({source})"),
+            }
+        } else {
+            ClientError::Lost {
+                request: request.to_owned(),
+                source,
+            }
+        }
+    }
+
     async fn stream(&self) -> Result<UnixStream, ClientError> {
         loop {
             match UnixStream::connect(&self.path).await {
@@ -347,6 +364,15 @@ impl Client {
             }
         }
     }
+}
+
+/// A path with a query.
+fn query(path: &str, request: &impl Serialize) -> Result<String, ClientError> {
+    let query = serde_urlencoded::to_string(request).map_err(|error| ClientError::Unwritable {
+        request: format!("GET {path}"),
+        why: error.to_string(),
+    })?;
+    Ok(format!("{path}?{query}"))
 }
 
 /// A request without a body.
@@ -402,6 +428,36 @@ mod tests {
         assert_eq!(query(true, false), "?force=true");
         assert_eq!(query(false, true), "?dry_run=true");
         assert_eq!(query(true, true), "?force=true&dry_run=true");
+    }
+
+    #[test]
+    fn a_query_reads_as_what_was_asked() {
+        let flows = FlowsRequest {
+            rule: vec!["dev01".parse().unwrap(), "b.c".parse().unwrap()],
+            remote: vec![
+                "2001:db8::/32".parse().unwrap(),
+                "10.0.0.1".parse().unwrap(),
+            ],
+            protocol: "icmp".parse().unwrap(),
+            limit: 7,
+            ..FlowsRequest::default()
+        };
+        let events = EventsRequest {
+            kind: vec!["packet".parse().unwrap(), "lost".parse().unwrap()],
+            verdict: vec!["reset".parse().unwrap()],
+            protocol: "47".parse().unwrap(),
+            ..EventsRequest::default()
+        };
+        let text = query("/v1/flows", &flows).unwrap();
+        let read: FlowsRequest =
+            serde_urlencoded::from_str(text.split_once('?').unwrap().1).unwrap();
+        assert_eq!(read, flows, "{text}");
+        let text = query("/v1/events", &events).unwrap();
+        let read: EventsRequest =
+            serde_urlencoded::from_str(text.split_once('?').unwrap().1).unwrap();
+        assert_eq!(read, events, "{text}");
+        let nothing: FlowsRequest = serde_urlencoded::from_str("").unwrap();
+        assert_eq!(nothing, FlowsRequest::default());
     }
 
     #[tokio::test]

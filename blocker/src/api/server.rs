@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Path as UrlPath, Query, Request, State};
@@ -21,12 +22,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
+use futures_util::stream;
 use nix::unistd::{Group, User};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
 use super::types::{
-    BODY_LIMIT, Code, ExplainRequest, Problem, RulesetRequest, SSH_CONNECTION_HEADER,
+    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, Problem, RulesetRequest,
+    SSH_CONNECTION_HEADER,
 };
 use crate::config::{Control, ReadAccess};
 use crate::controller::{Asking, Controller, Error, Who};
@@ -167,6 +170,8 @@ fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router
         .route("/v1/ruleset", put(replace))
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
+        .route("/v1/flows", get(flows))
+        .route("/v1/events", get(events))
         .route(EXPLAIN, post(explain))
         .with_state(controller)
         .route("/metrics", get(scrape).with_state(metrics.clone()))
@@ -335,6 +340,32 @@ async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Result<Re
     let scrape = metrics.scrape(&headers).await?;
     let response = ([(header::CONTENT_TYPE, scrape.content_type)], scrape.body);
     Ok(response.into_response())
+}
+
+async fn flows(
+    State(controller): State<Controller>,
+    request: Asked<FlowsRequest>,
+) -> Answer<impl Serialize> {
+    let Query(request) = request?;
+    Ok(Json(controller.flows(request).await?))
+}
+
+/// A stream without an end but the caller's or the daemon's.
+async fn events(
+    State(controller): State<Controller>,
+    request: Asked<EventsRequest>,
+) -> Result<Response, Failure> {
+    let Query(request) = request?;
+    let watcher = controller.watch(request).ok_or_else(|| {
+        let error = "the daemon is stopping: nothing more happens".to_owned();
+        Failure::from(Error::Inside(error))
+    })?;
+    let lines = stream::unfold(watcher, async |mut watcher| {
+        let lines = watcher.next().await?;
+        Some((Ok::<_, Infallible>(lines), watcher))
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(lines)).into_response())
 }
 
 async fn explain(

@@ -1,6 +1,9 @@
 //! What travels over the control API. Field names are a contract: scripts rely on them.
 
+mod commas;
+pub mod event;
 mod explain;
+mod flow;
 mod status;
 
 use std::net::IpAddr;
@@ -14,6 +17,9 @@ pub use status::{
     HookStatus, InterfaceStatus, MapStatus, Reload, RuleStats, Stats, Status, Teardown,
     TeardownTotals, Usage,
 };
+
+pub use event::EventsRequest;
+pub use flow::{Decision, FLOWS_LIMIT, FlowOrder, FlowView, FlowsRequest, FlowsResponse};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 

@@ -102,12 +102,16 @@ pub struct Limits {
     /// Rules.
     #[serde(deserialize_with = "values::whole::<1, 65_536, _>")]
     pub rules: u32,
-    /// Blocked flows that are remembered, of rules with `on_lift: reset`; the oldest give way.
+    /// Flows that are remembered: those that rules decided, and as many that are to be killed at
+    /// the end of rules with `on_lift: reset`; the oldest give way.
     #[serde(deserialize_with = "values::whole::<1, 1_048_576, _>")]
     pub flows: u32,
     /// Replies (RST, ICMP) a second on each CPU; 0: none.
     #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]
     pub replies_per_second: u32,
+    /// Events a second on each CPU, while somebody watches; 0: none.
+    #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]
+    pub events_per_second: u32,
 }
 
 impl Default for Limits {
@@ -118,6 +122,7 @@ impl Default for Limits {
             rules: 4_096,
             flows: 65_536,
             replies_per_second: 1_000,
+            events_per_second: 10_000,
         }
     }
 }

@@ -104,7 +104,7 @@ metrics: {listen: "[::1]:9921"}
 state_dir: /s
 pin_dir: /p
 on_stop: keep
-limits: {prefixes: 5, prefixes_v6: 4, rules: 6, flows: 7, replies_per_second: 0}
+limits: {prefixes: 5, prefixes_v6: 4, rules: 6, flows: 7, replies_per_second: 0, events_per_second: 8}
 protect: [10.0.0.1, 192.0.2.0/24]
 defaults: {mode: reset}
 rules:
@@ -132,6 +132,7 @@ rules:
         rules: 6,
         flows: 7,
         replies_per_second: 0,
+        events_per_second: 8,
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.protect.len(), 2);
@@ -185,7 +186,7 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
         ("metrics: {port: 9}", "1:11: unknown key \"port\""),
         (
             "limits: {events: 1}",
-            "1:10: unknown key \"events\", expected one of prefixes, prefixes_v6, rules, flows, replies_per_second",
+            "1:10: unknown key \"events\", expected one of prefixes, prefixes_v6, rules, flows, replies_per_second, events_per_second",
         ),
         (
             "interfaces: eth0",

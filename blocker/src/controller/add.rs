@@ -9,11 +9,13 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use super::events::rule_change;
 use super::lift::Change;
 use super::requests::{facts, finished};
 use super::{Asking, Controller, Error, Who, journal, lock, status};
+use crate::api::types::event::RuleFate;
 use crate::api::types::{Account, AddResponse, Carved};
-use crate::rule::{Established, Mode, Rule, RuleSpec};
+use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
 use crate::safety;
 
 /// A rule that waits to be added, and who waits for it.
@@ -247,6 +249,13 @@ impl Controller {
         } in rules
         {
             journal::added(*who, rule, *created);
+            let fate = if *created {
+                RuleFate::Added
+            } else {
+                RuleFate::Changed
+            };
+            let change = rule_change(fate, rule, &Owner::Api, Some(*who));
+            self.0.events.rules(vec![change]);
         }
         Ok(account)
     }

@@ -1,15 +1,17 @@
 //! What the controller needs of a datapath. The kernel's is [`Datapath`]; the controller's own
 //! tests have one that fails when told to, for what no kernel can be made to do.
 
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use blocker_ebpf::{FlowKey, Hook};
+use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, Hook, Tally};
 
 use crate::compile::{Limits, Snapshot, Tried};
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
-use crate::datapath::{Datapath, Error, HookTotals, RuleCounters};
+use crate::datapath::{Datapath, Error, HookTotals, RuleCounters, Seen};
 use crate::rule::RuleId;
 use crate::teardown::Evidence;
 
@@ -35,6 +37,10 @@ pub trait Dataplane: Send {
     fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error>;
     /// Makes a slot nobody's.
     fn end_counting(&mut self, slot: u32) -> Result<(), Error>;
+    /// What it keeps of packets that rules decided.
+    fn seen(&self) -> Arc<dyn Observer>;
+    /// How the rule of a slot is named in that.
+    fn tag(&self, slot: u32) -> u32;
     /// What a rule did.
     fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error>;
     /// What a hook saw on a device.
@@ -55,6 +61,43 @@ pub trait Dataplane: Send {
     fn leave(&mut self);
     /// Its maps, by name, and the kernel memory of each, in bytes.
     fn maps(&self) -> Vec<(String, u64)>;
+}
+
+/// What a datapath keeps of packets that rules decided. Methods do what those of [`Seen`] do.
+#[expect(clippy::missing_errors_doc, reason = "the methods of `Seen` say it")]
+pub trait Observer: Send + Sync {
+    /// Shows every flow, and gives how many there are.
+    fn flows(&self, see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, Error>;
+    /// What was recorded and what was not.
+    fn tally(&self) -> Result<Tally, Error>;
+    /// Whether events are to be made.
+    fn watch(&self, on: bool);
+    /// Something that is readable while there are events.
+    fn readiness(&self) -> io::Result<OwnedFd>;
+    /// Takes the events that are there.
+    fn drain(&self, see: &mut dyn FnMut(&Event));
+}
+
+impl Observer for Seen {
+    fn flows(&self, see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, Error> {
+        Self::flows(self, see)
+    }
+
+    fn tally(&self) -> Result<Tally, Error> {
+        Self::tally(self)
+    }
+
+    fn watch(&self, on: bool) {
+        Self::watch(self, on);
+    }
+
+    fn readiness(&self) -> io::Result<OwnedFd> {
+        Self::readiness(self)
+    }
+
+    fn drain(&self, see: &mut dyn FnMut(&Event)) {
+        Self::drain(self, see);
+    }
 }
 
 impl Dataplane for Datapath {
@@ -88,6 +131,14 @@ impl Dataplane for Datapath {
 
     fn end_counting(&mut self, slot: u32) -> Result<(), Error> {
         Self::end_counting(self, slot)
+    }
+
+    fn seen(&self) -> Arc<dyn Observer> {
+        Self::seen(self)
+    }
+
+    fn tag(&self, slot: u32) -> u32 {
+        Self::tag(self, slot)
     }
 
     fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error> {

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
+use super::events::rule_change;
 use super::journal::{self, Told};
 use super::live::{Wanted, boot_time};
 use super::requests::Keep;
 use super::{Asking, Controller, Error, kept, lock, status};
+use crate::api::types::event::{RuleChange, RuleFate};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::teardown::{self, Listing};
@@ -31,6 +33,7 @@ impl Controller {
             return Account::default();
         }
         self.spare_protected(&mut rules);
+        let ids = rules.iter().map(|rule| rule.id.clone()).collect();
         let beside = self.beside(&rules);
         let settings = self.teardown_settings();
         let inner = Arc::clone(&self.0);
@@ -46,6 +49,9 @@ impl Controller {
             Ok(account) => {
                 lock(&self.0.killed).add(&account);
                 journal::killed(&account);
+                if account.found > 0 || !account.left.is_empty() {
+                    self.0.events.killed(ids, &account);
+                }
                 account
             }
             Err(error) => Account {
@@ -131,6 +137,7 @@ impl Controller {
             lock(&self.0.store).save(kept(&change.wanted))?;
         }
         let result = self.carry_out(change, now).await;
+        self.learn_names();
         if result.is_err() {
             if let Err(error) = self.put(before.clone(), now) {
                 tracing::error!("the rules before a failed change cannot be put back: {error}");
@@ -226,10 +233,14 @@ impl Controller {
             teardown: Account::default(),
         };
         let mut change = Change::to(Vec::new());
+        let mut news = Vec::new();
+        let who = Some(asking.who);
         for wanted in self.live().wanted() {
             match keep(&wanted.rule) {
                 Keep::All => change.wanted.push(wanted),
                 Keep::Nothing => {
+                    let (rule, owner) = (&wanted.rule, &wanted.owner);
+                    news.push(rule_change(RuleFate::Lifted, rule, owner, who));
                     response.removed.push(wanted.rule.id.clone());
                     change.ending.push(wanted.rule);
                 }
@@ -244,6 +255,7 @@ impl Controller {
                         targets,
                         ..wanted.rule.clone()
                     };
+                    news.push(rule_change(RuleFate::Changed, &rule, &wanted.owner, who));
                     change.wanted.push(Wanted { rule, ..wanted });
                 }
             }
@@ -251,6 +263,7 @@ impl Controller {
         let told = Told::all(&change.ending);
         response.teardown = self.change(change, now).await?;
         journal::lifted(asking.who, &told, &response.narrowed);
+        self.0.events.rules(news);
         Ok(response)
     }
 
@@ -284,6 +297,7 @@ impl Controller {
         let mut wanted = self.live().wanted();
         wanted.retain(|wanted| !ending.iter().any(|rule| rule.id == wanted.rule.id));
         let told = Told::all(&ending);
+        let news = self.expired(&ending);
         match self
             .change(
                 Change {
@@ -294,11 +308,23 @@ impl Controller {
             )
             .await
         {
-            Ok(_) => journal::expired(&told),
+            Ok(_) => {
+                self.0.events.rules(news);
+                journal::expired(&told);
+            }
             Err(error) => {
                 tracing::error!("expired rules cannot be removed, but no longer match: {error}");
             }
         }
+    }
+
+    /// What is told of rules that expire.
+    fn expired(&self, rules: &[Rule]) -> Vec<RuleChange> {
+        let live = self.live();
+        let entries = rules.iter().filter_map(|rule| live.ruleset().get(&rule.id));
+        entries
+            .map(|entry| rule_change(RuleFate::Expired, &entry.rule, &entry.owner, None))
+            .collect()
     }
 
     /// Does what the end of rules asked for that ended while no daemon was there.

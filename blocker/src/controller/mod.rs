@@ -8,13 +8,18 @@
 mod add;
 mod dataplane;
 mod error;
+mod events;
 mod explain;
+mod flows;
 mod journal;
 mod lift;
 mod live;
+mod names;
 mod requests;
 mod status;
+mod watch;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,10 +34,13 @@ use crate::rule::{Owner, Rule};
 use crate::ruleset;
 use crate::state::{Store, Stored};
 use crate::teardown::{self, Evidence, Progress};
+use events::Events;
 use live::{Live, Wanted};
+use names::{Names, Wall};
 
-pub use dataplane::Dataplane;
+pub use dataplane::{Dataplane, Observer};
 pub use error::Error;
+pub use events::Watcher;
 
 /// Who asks, and how much they insist.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +64,19 @@ pub struct Who {
     pub pid: Option<i32>,
 }
 
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.uid {
+            Some(uid) => write!(f, "uid {uid}")?,
+            None => f.write_str("uid ?")?,
+        }
+        match self.pid {
+            Some(pid) => write!(f, ", pid {pid}"),
+            None => f.write_str(", pid ?"),
+        }
+    }
+}
+
 /// The controller. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Controller(Arc<Inner>);
@@ -69,6 +90,10 @@ struct Inner {
     /// What is kept on disk. Only the writer saves.
     store: Mutex<Store>,
     kills: Arc<dyn Evidence>,
+    seen: Arc<dyn Observer>,
+    names: Names,
+    wall: Wall,
+    events: Events,
     mark: u32,
     config_path: PathBuf,
     started: Instant,
@@ -99,6 +124,7 @@ impl Controller {
         }
         let mark = datapath.mark();
         let kills = datapath.evidence();
+        let seen = datapath.seen();
         let mut wanted: Vec<Wanted> = config
             .rules(now)?
             .into_iter()
@@ -132,6 +158,10 @@ impl Controller {
             live: Mutex::new(live),
             store: Mutex::new(store),
             kills,
+            events: Events::new(Arc::clone(&seen)),
+            seen,
+            names: Names::default(),
+            wall: Wall::default(),
             mark,
             config_path,
             started: Instant::now(),
@@ -151,6 +181,9 @@ impl Controller {
         }
         controller.live().datapath.sweep()?;
         tracing::info!(rules, "rules in force");
+        controller.learn_names();
+        controller.tell_devices();
+        tokio::spawn(controller.clone().pass_events_on());
         let expired = kept.expired.into_iter().map(|stored| stored.rule).collect();
         controller.make_good(expired).await;
         controller.kill_resets(killing).await;
@@ -176,6 +209,7 @@ impl Controller {
                     for error in self.follow_devices(&devices, Timestamp::now()) {
                         tracing::error!("{error}");
                     }
+                    self.tell_devices();
                 }
                 _ = tick.tick() => self.expire().await,
             }
@@ -189,6 +223,7 @@ impl Controller {
     pub async fn reload(&self) -> Result<(), Error> {
         let result = self.reload_now().await;
         let error = result.as_ref().err().map(ToString::to_string);
+        self.0.events.reloaded(error.as_deref());
         let mut last = lock(&self.0.last_reload);
         last.at = Timestamp::now();
         if error.is_none() {
@@ -223,6 +258,8 @@ impl Controller {
         for error in self.follow_devices(&devices, now) {
             tracing::error!("{error}");
         }
+        self.tell_devices();
+        self.0.events.replaced(&diff, &Owner::Config, None);
         tracing::info!(
             added = diff.added.len(),
             removed = diff.removed.len(),
@@ -240,6 +277,7 @@ impl Controller {
         let _writer = self.0.writer.lock().await;
         if self.live().config.on_stop == OnStop::Keep {
             self.live().datapath.leave();
+            self.0.events.close();
             tracing::info!("stopped: the rules stay in force");
             return;
         }
@@ -256,6 +294,8 @@ impl Controller {
         for error in self.live().datapath.detach() {
             tracing::error!("{error}");
         }
+        self.tell_devices();
+        self.0.events.close();
         tracing::info!("stopped: all rules are lifted");
     }
 

@@ -170,6 +170,7 @@ impl Controller {
         }
         let starting = change.starting.clone();
         let account = self.change(change, now).await?;
+        self.0.events.replaced(&diff, &Owner::Api, Some(asking.who));
         tracing::info!(
             uid = asking.who.uid,
             pid = asking.who.pid,

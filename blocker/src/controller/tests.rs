@@ -5,14 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use blocker_ebpf::{FlowKey, Hook, mode};
+use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, Hook, Tally, mode};
 use jiff::Timestamp;
 
-use super::{Asking, Controller, Dataplane, Error};
+use super::{Asking, Controller, Dataplane, Error, Observer};
 use crate::api::types::RuleView;
 use crate::compile::{Limits, Snapshot, Tried};
 use crate::config::Config;
@@ -33,6 +35,8 @@ struct Script {
     cleared: Vec<u32>,
     /// Whose counters are in which slot.
     counted: BTreeMap<RuleId, u32>,
+    /// Whether events are to be made.
+    watching: bool,
     /// How many more switches succeed; all if absent.
     switches_left: Option<usize>,
     /// Waited for by the next switches, one by each.
@@ -132,6 +136,14 @@ impl Dataplane for Fake {
         Ok(())
     }
 
+    fn seen(&self) -> Arc<dyn Observer> {
+        Arc::new(self.clone())
+    }
+
+    fn tag(&self, slot: u32) -> u32 {
+        slot
+    }
+
     fn rule_counters(&self, _slot: u32) -> Result<RuleCounters, datapath::Error> {
         Ok(RuleCounters::default())
     }
@@ -169,6 +181,31 @@ impl Dataplane for Fake {
     fn maps(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
+}
+
+impl Observer for Fake {
+    fn flows(&self, _see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, datapath::Error> {
+        Ok(0)
+    }
+
+    fn tally(&self) -> Result<Tally, datapath::Error> {
+        Ok(Tally {
+            created: 0,
+            not_recorded: 0,
+            lost: 0,
+        })
+    }
+
+    fn watch(&self, on: bool) {
+        self.0.lock().unwrap().watching = on;
+    }
+
+    fn readiness(&self) -> io::Result<OwnedFd> {
+        // Nobody writes into it: there are no packets.
+        Ok(UnixStream::pair()?.0.into())
+    }
+
+    fn drain(&self, _see: &mut dyn FnMut(&Event)) {}
 }
 
 impl Evidence for Fake {

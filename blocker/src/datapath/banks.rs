@@ -17,6 +17,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::grace::Grace;
 use super::load::Object;
 use super::memory::Mapped;
+use super::tags::Tags;
 use super::{Error, Plain};
 use crate::compile::{Limits, Snapshot, Tried, search_v4, walk_v6};
 
@@ -85,23 +86,24 @@ impl Banks {
             0,
             &[State {
                 active: 0,
-                reserved: 0,
+                watching: 0,
                 banks: [empty; 2],
             }],
         );
         Ok(banks)
     }
 
-    /// Writes a snapshot and makes it live. Its sizes were checked against the same limits.
+    /// Writes a snapshot and makes it live, its rules with these tags of their counter slots. Its
+    /// sizes were checked against the same limits.
     ///
     /// # Errors
     /// If the kernel refuses an entry: the live bank is as it was.
-    pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+    pub fn switch(&mut self, snapshot: &Snapshot, tags: &Tags) -> Result<(), Error> {
         self.settle()?;
         let idle = 1 - self.active();
         self.write_interfaces(idle, snapshot)?;
         self.write_locals(idle, snapshot)?;
-        self.write_arrays(idle, snapshot);
+        self.write_arrays(idle, snapshot, tags);
         self.generation += 1;
         let bank = Bank {
             v6_levels: snapshot.v6.levels,
@@ -186,7 +188,10 @@ impl Banks {
             .then(|| self.members(u32::from(bank == 1) << 31 | u32::from(rule.interfaces)))
             .transpose()?;
         Ok(Tried {
-            rule,
+            rule: Rule {
+                counter: abi::slot(rule.counter),
+                ..rule
+            },
             ports: ports(rule.ports),
             local_ports: ports(rule.local_ports),
             remote_ports: ports(rule.remote_ports),
@@ -263,7 +268,7 @@ impl Banks {
         unsafe { (&raw const (*self.state.at(0)).active).read_volatile() as usize & 1 }
     }
 
-    fn write_arrays(&mut self, idle: usize, snapshot: &Snapshot) {
+    fn write_arrays(&mut self, idle: usize, snapshot: &Snapshot, tags: &Tags) {
         let limits = self.limits;
         let base = |per_bank: u32| idle * per_bank as usize;
         self.index.write(idle * abi::BUCKETS, &snapshot.v4.index);
@@ -281,7 +286,12 @@ impl Banks {
         self.v6_nodes
             .write(base(limits.v6_nodes()), &snapshot.v6.nodes);
         self.lists.write(base(limits.lists), &snapshot.lists);
-        self.rules.write(base(limits.rules), &snapshot.rules);
+        let rules = snapshot.rules.iter().map(|rule| Rule {
+            counter: tags.of(rule.counter),
+            ..*rule
+        });
+        self.rules
+            .write(base(limits.rules), &rules.collect::<Vec<_>>());
         self.port_sets
             .write(base(limits.port_sets), &snapshot.port_sets);
     }

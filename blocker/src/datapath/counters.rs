@@ -5,6 +5,7 @@ use aya::util::nr_cpus;
 use blocker_ebpf::{self as abi, Hook, hook_slot, maps};
 
 use super::load::Object;
+use super::tags::Tags;
 use super::{Error, Plain};
 use crate::rule::RuleId;
 
@@ -55,6 +56,7 @@ pub struct CounterMaps {
     rules: PerCpuArray<MapData, Plain<abi::Counters>>,
     names: Array<MapData, Plain<abi::RuleName>>,
     hooks: PerCpuArray<MapData, Plain<abi::HookCounters>>,
+    tags: Tags,
     cpus: usize,
 }
 
@@ -64,7 +66,7 @@ impl CounterMaps {
     /// # Errors
     /// If a map is missing.
     pub fn new(object: &mut Object) -> Result<Self, Error> {
-        Ok(Self {
+        let mut counters = Self {
             rules: PerCpuArray::try_from(object.map(maps::COUNTERS)?).map_err(|source| {
                 Error::Map {
                     map: maps::COUNTERS,
@@ -72,6 +74,7 @@ impl CounterMaps {
                 }
             })?,
             names: Array::try_from(object.map(maps::RULE_NAMES)?).map_err(names_error)?,
+            tags: Tags::default(),
             hooks: PerCpuArray::try_from(object.map(maps::HOOKS)?).map_err(|source| {
                 Error::Map {
                     map: maps::HOOKS,
@@ -82,7 +85,12 @@ impl CounterMaps {
                 file: file.to_owned(),
                 source,
             })?,
-        })
+        };
+        for slot in 0..counters.names.len() {
+            let incarnation = counters.name_of(slot)?.incarnation;
+            counters.tags.set(slot, incarnation as u16);
+        }
+        Ok(counters)
     }
 
     /// A rule's counters, by its slot.
@@ -116,7 +124,7 @@ impl CounterMaps {
     pub fn names(&self) -> Result<Vec<(RuleId, u32)>, Error> {
         let mut names = Vec::new();
         for slot in 0..self.names.len() {
-            let Plain(name) = self.names.get(&slot, 0).map_err(names_error)?;
+            let name = self.name_of(slot)?;
             let id = name.id.split(|byte| *byte == 0).next().unwrap_or_default();
             let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
             names.extend(id.map(|id| (id, slot)));
@@ -124,12 +132,18 @@ impl CounterMaps {
         Ok(names)
     }
 
-    /// Sets a slot to zero, and makes it a new rule's. No live rule may use it.
+    /// How the rules of slots are named in what is recorded of them.
+    pub const fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
+    /// Sets a slot to zero, and makes it a new rule's, with another tag. No live rule may use it.
     ///
     /// # Errors
     /// If a map can't be written.
     pub fn begin_rule(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error> {
         self.clear_rule(slot)?;
+        self.tags.renew(slot);
         let mut id = [0; 64];
         let text = rule.as_str().as_bytes();
         id[..text.len()].copy_from_slice(text);
@@ -144,8 +158,14 @@ impl CounterMaps {
         self.name(slot, [0; 64])
     }
 
+    fn name_of(&self, slot: u32) -> Result<abi::RuleName, Error> {
+        let Plain(name) = self.names.get(&slot, 0).map_err(names_error)?;
+        Ok(name)
+    }
+
     fn name(&mut self, slot: u32, id: [u8; 64]) -> Result<(), Error> {
-        let name = Plain(abi::RuleName { id });
+        let incarnation = u32::from(self.tags.incarnation(slot));
+        let name = Plain(abi::RuleName { id, incarnation });
         self.names.set(slot, name, 0).map_err(names_error)
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Mutex;
 
 use aya::maps::{HashMap, MapData, MapError};
-use blocker_ebpf::{FlowKey, FlowRecord, maps};
+use blocker_ebpf::{FlowKey, maps};
 
 use super::load::Object;
 use super::{Error, Plain};
@@ -41,8 +41,8 @@ impl Kills {
     }
 }
 
-/// The map of blocked flows that are to be killed when their rule ends.
-pub struct Recorded(HashMap<MapData, Plain<FlowKey>, Plain<FlowRecord>>);
+/// The map of established flows that were blocked and are to be killed when their rule ends.
+pub struct Recorded(HashMap<MapData, Plain<FlowKey>, u32>);
 
 impl Recorded {
     /// Takes the map from a loaded object.
@@ -50,24 +50,22 @@ impl Recorded {
     /// # Errors
     /// If it is missing.
     pub fn new(object: &mut Object) -> Result<Self, Error> {
-        HashMap::try_from(object.map(maps::FLOWS)?)
+        HashMap::try_from(object.map(maps::ESTABLISHED)?)
             .map(Self)
             .map_err(flows_error)
     }
 
-    /// The flows that the rules of these counter slots blocked.
+    /// The flows that the rules of these tags ([`blocker_ebpf::tag`]) blocked.
     ///
     /// # Errors
     /// If the map can't be read.
-    pub fn of(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
+    pub fn of(&self, tags: &[u32]) -> Result<Vec<FlowKey>, Error> {
         let entries = self
             .0
             .iter()
             .collect::<Result<Vec<_>, _>>()
             .map_err(flows_error)?;
-        let ours = entries
-            .into_iter()
-            .filter(|(_, record)| slots.contains(&record.0.counter));
+        let ours = entries.into_iter().filter(|(_, rule)| tags.contains(rule));
         Ok(ours.map(|(flow, _)| flow.0).collect())
     }
 
@@ -87,7 +85,7 @@ impl Recorded {
 
 const fn flows_error(source: MapError) -> Error {
     Error::Map {
-        map: maps::FLOWS,
+        map: maps::ESTABLISHED,
         source,
     }
 }

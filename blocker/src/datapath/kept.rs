@@ -26,7 +26,7 @@ pub(super) struct Kept {
 
 impl Kept {
     /// The maps of a datapath for so many rules and flows.
-    pub(super) fn all(rules: u32, flows: u32) -> [Self; 4] {
+    pub(super) fn all(rules: u32, flows: u32) -> [Self; 6] {
         let array = |name, kind, value, entries| Self {
             name,
             kind,
@@ -53,11 +53,24 @@ impl Kept {
                 size_of::<abi::HookCounters>(),
                 abi::HOOK_DEVICES * 3,
             ),
+            array(
+                maps::TALLY,
+                MapType::PerCpuArray,
+                size_of::<abi::Tally>(),
+                1,
+            ),
             Self {
                 name: maps::FLOWS,
                 kind: MapType::LruHash,
-                key: size_of::<abi::FlowKey>(),
+                key: size_of::<abi::FlowId>(),
                 value: size_of::<abi::FlowRecord>(),
+                entries: flows,
+            },
+            Self {
+                name: maps::ESTABLISHED,
+                kind: MapType::LruHash,
+                key: size_of::<abi::FlowKey>(),
+                value: size_of::<u32>(),
                 entries: flows,
             },
         ]

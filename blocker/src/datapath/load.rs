@@ -23,16 +23,29 @@ pub struct Settings {
     pub limits: Limits,
     /// Replies a second, on each CPU.
     pub replies_per_second: u32,
-    /// Blocked flows that are remembered, of rules whose flows are killed at their end.
+    /// Flows that are remembered: those that rules decided, and once more those that are killed
+    /// when their rule ends.
     pub flows: u32,
+    /// Flows a second, on each CPU, that are recorded anew.
+    pub new_flows_per_second: u32,
+    /// Events a second, on each CPU, while somebody watches.
+    pub events_per_second: u32,
     /// The mark of our own packets; not 0.
     pub mark: u32,
     /// Level of the datapath's diagnostics; `Off` removes them from the programs.
     pub log: log::LevelFilter,
 }
 
-/// Blocked flows that are remembered, unless settings say otherwise.
+/// Flows that are remembered, unless settings say otherwise.
 pub const FLOWS: u32 = 65_536;
+/// New flows a second, unless settings say otherwise. A new record costs some 300 ns, one that is
+/// there a tenth of it; so a flood of a million new flows a second pays 3 ns a packet for them.
+pub const NEW_FLOWS: u32 = 10_000;
+/// Events a second, unless settings say otherwise.
+pub const EVENTS: u32 = 10_000;
+/// Size of the ring buffer of events, in bytes: some 14,000 events, a second's worth of a CPU. A
+/// power of two, and of whole pages.
+const EVENT_BYTES: u32 = 1 << 20;
 /// Flows that one teardown may watch at once.
 pub const WATCHED_FLOWS: u32 = 65_536;
 
@@ -58,6 +71,8 @@ impl Settings {
             limits: Limits::sized(prefixes, prefixes_v6, rules),
             replies_per_second,
             flows: FLOWS,
+            new_flows_per_second: NEW_FLOWS,
+            events_per_second: EVENTS,
             mark,
             log,
         })
@@ -94,6 +109,16 @@ impl Object {
                 &settings.replies_per_second,
                 true,
             )
+            .override_global(
+                globals::NEW_FLOWS_PER_SECOND,
+                &settings.new_flows_per_second,
+                true,
+            )
+            .override_global(
+                globals::EVENTS_PER_SECOND,
+                &settings.events_per_second,
+                true,
+            )
             .override_global(globals::RANGE_BLOCKS, &limits.range_blocks, true)
             .override_global(globals::V6_NODES_PER_BANK, &v6_nodes, true)
             .override_global(globals::LISTS_PER_BANK, &limits.lists, true)
@@ -108,6 +133,7 @@ impl Object {
             .map_max_entries(maps::INTERFACES, limits.rules.saturating_mul(8))
             // Both banks'; entries take memory only as they are written.
             .map_max_entries(maps::LOCALS, limits.prefixes.saturating_mul(2))
+            .map_max_entries(maps::EVENTS, EVENT_BYTES)
             .map_max_entries(maps::KILLS, WATCHED_FLOWS);
         for (kept, place) in kept.iter().zip(&places) {
             loader
@@ -146,6 +172,14 @@ impl Object {
     /// By name, the kernel memory of every map, in bytes, whoever took it.
     pub fn maps(&self) -> Vec<(String, u64)> {
         self.maps.memory()
+    }
+
+    /// A map that stays in the object, for another to take.
+    ///
+    /// # Errors
+    /// If it is not there (any more).
+    pub fn peek(&self, name: &'static str) -> Result<&Map, Error> {
+        self.ebpf.map(name).ok_or(Error::Missing { what: name })
     }
 
     /// A TC program.

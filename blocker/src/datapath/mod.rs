@@ -6,6 +6,7 @@
 mod accounting;
 pub mod attach;
 mod banks;
+mod batch;
 mod counters;
 pub mod devices;
 mod diagnostics;
@@ -15,6 +16,8 @@ mod kept;
 pub mod load;
 mod memory;
 pub mod pins;
+mod seen;
+mod tags;
 
 use std::borrow::Cow;
 use std::io;
@@ -32,6 +35,7 @@ pub use counters::{HookTotals, RuleCounters, Totals};
 pub use diagnostics::Diagnostics;
 pub use evidence::Kills;
 pub use load::{Object, Settings};
+pub use seen::Seen;
 
 use crate::compile::{Snapshot, Tried};
 use crate::config::HookChoice;
@@ -71,6 +75,12 @@ pub enum Error {
         map: &'static str,
         /// What the kernel said.
         source: MapError,
+    },
+    /// The flows can't be read.
+    #[error("the flows that rules decided cannot be read: {source}")]
+    Flows {
+        /// What the kernel said.
+        source: io::Error,
     },
     /// A map can't be mapped into memory.
     #[error("map {map} cannot be mapped into memory: {source}")]
@@ -231,6 +241,10 @@ unsafe impl aya::Pod for Plain<FlowKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
 // SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::FlowId> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<blocker_ebpf::Tally> {}
+// SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::LocalKey> {}
@@ -243,6 +257,7 @@ pub struct Datapath {
     attachments: Attachments,
     kills: Arc<Kills>,
     recorded: evidence::Recorded,
+    seen: Arc<Seen>,
     diagnostics: Option<Diagnostics>,
     settings: Settings,
     pin_dir: PathBuf,
@@ -268,7 +283,10 @@ impl Datapath {
         tcx: bool,
     ) -> Result<Self, Error> {
         let mut object = Object::load(&settings, pin_dir)?;
+        // First: it maps a map that the banks take.
+        let seen = Arc::new(Seen::new(&mut object)?);
         Ok(Self {
+            seen,
             banks: banks::Banks::new(&mut object, settings.limits)?,
             counters: counters::CounterMaps::new(&mut object)?,
             attachments: Attachments::new(pin_dir, choice, tcx)?,
@@ -297,7 +315,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses a part of it; the one before it stays live then.
     pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
-        self.banks.switch(snapshot)
+        self.banks.switch(snapshot, self.counters.tags())
     }
 
     /// The rules that are tried on packets of a remote, in their order, as the live bank has them.
@@ -382,6 +400,18 @@ impl Datapath {
         self.counters.end_rule(slot)
     }
 
+    /// How the rule of a slot is named in what is recorded of it.
+    #[must_use]
+    pub fn tag(&self, slot: u32) -> u32 {
+        self.counters.tags().of(slot)
+    }
+
+    /// Flows and events.
+    #[must_use]
+    pub fn seen(&self) -> Arc<Seen> {
+        Arc::clone(&self.seen)
+    }
+
     /// What a hook saw on a device.
     ///
     /// # Errors
@@ -402,7 +432,11 @@ impl Datapath {
     /// # Errors
     /// If the map can't be read.
     pub fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error> {
-        self.recorded.of(slots)
+        let tags: Vec<u32> = slots
+            .iter()
+            .map(|slot| self.counters.tags().of(*slot))
+            .collect();
+        self.recorded.of(&tags)
     }
 
     /// Forgets such flows.

@@ -11,7 +11,7 @@ mod target;
 mod targets;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 mod words;
 
 use std::fmt;

@@ -64,7 +64,7 @@ macro_rules! text_serde {
 }
 
 /// Reads text, and numbers as their text.
-pub(super) struct TextVisitor<T>(pub(super) std::marker::PhantomData<T>);
+pub(crate) struct TextVisitor<T>(pub(crate) std::marker::PhantomData<T>);
 
 impl<T: FromStr<Err = RuleError>> de::Visitor<'_> for TextVisitor<T> {
     type Value = T;
@@ -90,4 +90,4 @@ impl<T: FromStr<Err = RuleError>> de::Visitor<'_> for TextVisitor<T> {
     }
 }
 
-pub(super) use {text_serde, words};
+pub(crate) use {text_serde, words};

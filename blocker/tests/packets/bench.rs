@@ -35,7 +35,9 @@ pub(crate) const SETTINGS: Settings = Settings {
         v6_leaves: 1_024,
     },
     replies_per_second: 1_000_000,
-    flows: 64,
+    flows: 4_096,
+    new_flows_per_second: 1_000_000,
+    events_per_second: 1_000_000,
     mark: 0x5eed_b10c,
     log: log::LevelFilter::Off,
 };

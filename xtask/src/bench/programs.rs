@@ -19,6 +19,7 @@ struct Report {
     kernel: String,
     processor: String,
     program: Vec<Cost>,
+    kept: Vec<Kept>,
 }
 
 /// What a packet cost.
@@ -28,6 +29,15 @@ struct Cost {
     packet: String,
     prefixes: u64,
     nanoseconds: f64,
+}
+
+/// What a packet cost with what is kept of it.
+#[derive(Deserialize)]
+struct Kept {
+    case: String,
+    nanoseconds: f64,
+    /// What the empty program cost that was measured in the same way.
+    floor: f64,
 }
 
 /// Measures, prints the table, and keeps it and the JSON.
@@ -117,6 +127,17 @@ fn table(report: &Report) -> String {
             let _ = write!(text, "{cell:>14}");
         }
     }
+    text += "\n\nXDP with what is kept of a blocked packet: its flow's record, and an event while \
+             somebody watches\n";
+    for kept in &report.kept {
+        let Kept {
+            case,
+            nanoseconds,
+            floor,
+        } = kept;
+        let cell = format!("{nanoseconds:.0} ({:+.0})", nanoseconds - floor);
+        let _ = write!(text, "\n{case:<36}{floor:>6.0}{cell:>14}");
+    }
     text.push('\n');
     text
 }
@@ -160,6 +181,11 @@ mod tests {
                 cost("blocker_xdp", "blocked", 1_000_000, 36.0),
                 cost("blocker_xdp", "not blocked", 1_000_000, 17.0),
             ],
+            kept: vec![Kept {
+                case: "blocked, watched".to_owned(),
+                nanoseconds: 80.0,
+                floor: 6.0,
+            }],
         };
         let table = table(&report);
         let lines: Vec<_> = table.lines().skip(3).take(4).collect();
@@ -171,6 +197,10 @@ mod tests {
                 "blocked: TC ingress              6      46 (+40)",
                 "not blocked: XDP                 7      17 (+10)",
             ]
+        );
+        assert_eq!(
+            table.lines().last(),
+            Some("blocked, watched                         6      80 (+74)")
         );
     }
 }

@@ -56,6 +56,22 @@ Show rates of rules and hooks: packets and bits a second, replies, what hooks sa
 A rate is the difference of two totals, so the first is there after one interval. With -o json one \
 object an interval, each in a line.";
 
+const FLOWS_ABOUT: &str = "\
+List the flows that rules decided: those that were blocked, or would have been (mode audit).
+
+The datapath keeps a record of each, as many as limits.flows of the configuration says; the oldest \
+give way. Of rules that are gone, too.";
+
+const WATCH_ABOUT: &str = "\
+Show packets that rules decide, and changes, as they happen, until Ctrl-C.
+
+A line a packet: what came of it at this host, by which rule. Changes of rules, teardowns, reloads \
+and devices are lines, too. Only what was asked for is sent here. With more packets than \
+limits.events_per_second of the configuration, or than can be written here, some are left out, and \
+how many is told; what they do is counted all the same (list, flows).
+
+-o json writes an object a line.";
+
 /// Block and unblock peers, through the blocker daemon.
 #[derive(Debug, Parser)]
 #[command(name = "blockctl", version, about, after_help = EXIT_CODES, max_term_width = 100)]
@@ -159,6 +175,10 @@ pub(crate) enum Command {
     },
     #[command(about = "Tell what becomes of a packet, and which rule decides", long_about = EXPLAIN_ABOUT)]
     Explain(ExplainArgs),
+    #[command(about = "List the flows that rules decided", long_about = FLOWS_ABOUT)]
+    Flows(FlowsArgs),
+    #[command(about = "Show packets that rules decide, and changes, as they happen", long_about = WATCH_ABOUT)]
+    Watch(WatchArgs),
     /// Show the daemon's state: devices, limits, the last reload, what the kernel lacks.
     Status,
     #[command(about = "Show rates of rules and hooks", long_about = STATS_ABOUT)]
@@ -313,6 +333,46 @@ pub(crate) struct ExplainArgs {
     /// The device that it is on, by name or glob [default: every attached one].
     #[arg(long, value_name = "NAME")]
     pub(crate) interface: Option<String>,
+}
+
+/// Which flows, as flags.
+#[derive(Debug, Default, Args)]
+pub(crate) struct FlowsArgs {
+    /// Of these rules; several by commas or by repeating the flag.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub(crate) rule: Vec<String>,
+    /// With a remote in one of these addresses or prefixes.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub(crate) remote: Vec<String>,
+    /// any, tcp, udp, icmp or a number from 0 to 255 [default: any].
+    #[arg(long)]
+    pub(crate) protocol: Option<String>,
+    /// What comes first: the most, or the latest [default: last_seen].
+    #[arg(long, value_name = "BY", value_parser = PossibleValuesParser::new(["packets", "bytes", "first_seen", "last_seen"]))]
+    pub(crate) sort: Option<String>,
+    /// How many are shown at most.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) limit: u32,
+}
+
+/// Which events, as flags.
+#[derive(Debug, Default, Args)]
+pub(crate) struct WatchArgs {
+    /// Of these rules; several by commas or by repeating the flag.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub(crate) rule: Vec<String>,
+    /// Packets with a remote in one of these addresses or prefixes.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub(crate) remote: Vec<String>,
+    /// Packets of a protocol: tcp, udp, icmp or a number from 0 to 255 [default: any].
+    #[arg(long)]
+    pub(crate) protocol: Option<String>,
+    /// Packets that this became of.
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(["dropped", "reset", "rejected", "audited", "suppressed"]))]
+    pub(crate) verdict: Vec<String>,
+    /// Kinds of events [default: all].
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(["packet", "rule", "teardown", "reload", "device", "lost"]))]
+    pub(crate) kind: Vec<String>,
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub(crate) enum Failure {
         /// What went wrong with the next one.
         error: ClientError,
     },
+    /// The daemon went while it was watched.
+    Gone,
     /// The result could not be written; the command itself is done.
     Output(String),
 }
@@ -65,6 +67,7 @@ impl Failure {
         match self {
             Self::Input(_) => Exit::Invalid,
             Self::Unknown(_) => Exit::Unknown,
+            Self::Gone => Exit::Unreachable,
             Self::Client(error) => exit_of(error),
             // Something was changed, which every other code denies.
             Self::HalfWay { .. } | Self::Output(_) => Exit::Failed,
@@ -80,6 +83,10 @@ impl Failure {
                 .map(|name| format!("no rule has the id or the target {name}: nothing was changed"))
                 .collect(),
             Self::Client(error) => vec![message(error)],
+            Self::Gone => vec![
+                "the daemon is gone: nothing more can be watched\nwhether its rules stay in force is the configuration's (on_stop)"
+                    .to_owned(),
+            ],
             Self::HalfWay { done, error } => {
                 let done: Vec<_> = done.iter().map(RuleId::as_str).collect();
                 vec![

@@ -11,13 +11,13 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use blocker::api::types::{ExplainRequest, RulesetRequest};
+use blocker::api::types::{EventsRequest, ExplainRequest, FlowOrder, FlowsRequest, RulesetRequest};
 use blocker::lists::{Invalid, List};
 use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
 use jiff::{SignedDuration, Timestamp};
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
-use crate::args::{AddArgs, ExplainArgs};
+use crate::args::{AddArgs, ExplainArgs, FlowsArgs, WatchArgs};
 pub(crate) use files::read_file;
 
 /// Everything that is wrong with an input, a line each: place, what, why, way out.
@@ -168,6 +168,47 @@ pub(crate) fn packet(args: &ExplainArgs) -> Result<ExplainRequest, Flaws> {
             interface: args.interface.clone(),
         }),
         _ => Err(flaws),
+    }
+}
+
+/// Reads the flags of `flows`.
+pub(crate) fn flows(args: &FlowsArgs) -> Result<FlowsRequest, Flaws> {
+    let mut flaws = Flaws::new();
+    let rule = many(&mut flaws, "--rule", &args.rule);
+    let remote = many(&mut flaws, "--remote", &args.remote);
+    let protocol = one(&mut flaws, "--protocol", args.protocol.as_deref(), parse);
+    let sort = one(&mut flaws, "--sort", args.sort.as_deref(), parse);
+    let request = FlowsRequest {
+        rule,
+        remote,
+        limit: args.limit,
+        protocol: protocol.unwrap_or_default(),
+        sort: sort.unwrap_or(FlowOrder::LastSeen),
+    };
+    if flaws.is_empty() {
+        Ok(request)
+    } else {
+        Err(flaws)
+    }
+}
+
+/// Reads the flags of `watch`.
+pub(crate) fn events(args: &WatchArgs) -> Result<EventsRequest, Flaws> {
+    let mut flaws = Flaws::new();
+    let rule = many(&mut flaws, "--rule", &args.rule);
+    let remote = many(&mut flaws, "--remote", &args.remote);
+    let protocol = one(&mut flaws, "--protocol", args.protocol.as_deref(), parse);
+    let request = EventsRequest {
+        rule,
+        remote,
+        protocol: protocol.unwrap_or_default(),
+        verdict: many(&mut flaws, "--verdict", &args.verdict),
+        kind: many(&mut flaws, "--kind", &args.kind),
+    };
+    if flaws.is_empty() {
+        Ok(request)
+    } else {
+        Err(flaws)
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`output`] | streams, colours, JSON and YAML |
 //! | [`failure`] | errors → messages and exit codes |
 //! | [`wait`] | a sign of life while an answer takes long |
+//! | [`watch`] | what happens, as it happens |
 //!
 //! What a rule means is the library's, what becomes of it the daemon's.
 
@@ -25,6 +26,7 @@ mod render;
 mod stats;
 mod top;
 mod wait;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -191,6 +193,16 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             Ok(Done::new(form(global, &answer, || {
                 render::explained(&answer, view)
             })?))
+        }
+        Command::Flows(args) => {
+            let answer = client.flows(&input::flows(args)?).await?;
+            Ok(Done::new(form(global, &answer, || {
+                render::flows(&answer, view)
+            })?))
+        }
+        Command::Watch(args) => {
+            watch::watch(&client, &input::events(args)?, global, view.width).await?;
+            Ok(Done::new(String::new()))
         }
         Command::Status => {
             let answer = client.status().await?;

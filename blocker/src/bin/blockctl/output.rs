@@ -56,13 +56,26 @@ pub(crate) fn line<T: Serialize>(answer: &T) -> Result<String, Failure> {
 /// be more.
 pub(crate) fn print(text: &str) -> Result<bool, Failure> {
     let mut out = anstream::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(format!(
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Output(format!(
             "cannot write to standard output: {error}"
         ))),
-        written => Ok(written.is_ok()),
     }
+}
+
+/// Whether anybody may still read results: the other end of a pipe may be gone before there is
+/// something to write.
+pub(crate) fn is_read() -> bool {
+    let mut stdout = libc::pollfd {
+        fd: libc::STDOUT_FILENO,
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one descriptor to look at, which outlives the call; it does not wait.
+    let found = unsafe { libc::poll(&raw mut stdout, 1, 0) };
+    found <= 0 || stdout.revents & libc::POLLERR == 0
 }
 
 /// Reports an error. Its further lines are indented under the first.

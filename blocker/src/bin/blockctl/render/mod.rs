@@ -6,20 +6,24 @@
 
 mod change;
 mod explain;
+mod flows;
 mod rules;
 mod stats;
 mod status;
 mod table;
 mod text;
+mod watch;
 
 use jiff::Timestamp;
 
 pub(crate) use change::{added, applied, left, lifted};
 pub(crate) use explain::explained;
+pub(crate) use flows::flows;
 pub(crate) use rules::{list, show};
 pub(crate) use stats::stats;
 pub(crate) use status::status;
 pub(crate) use text::{BAD, WARN, count, endpoint, moment, per_second, printable, styled};
+pub(crate) use watch::Lines;
 
 /// What rendering depends on beside the answer.
 #[derive(Debug, Clone, Copy)]

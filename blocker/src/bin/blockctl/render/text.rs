@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use blocker::rule::{Direction, Ports, Protocol, Rule, Target};
 use clap::builder::styling::{AnsiColor, Style};
-use indicatif::BinaryBytes;
+use indicatif::{BinaryBytes, HumanCount};
 use jiff::fmt::friendly::{Designator, Spacing, SpanPrinter};
 use jiff::{RoundMode, SpanRound, Timestamp, ToSpan as _, Unit};
 
@@ -129,6 +129,12 @@ pub(crate) fn counted(n: usize, noun: &str) -> String {
     } else {
         format!("{n} {noun}s")
     }
+}
+
+/// "1 event", "12,345 events".
+pub(crate) fn many(n: u64, noun: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", HumanCount(n))
 }
 
 /// An address and port as one writes them: `192.0.2.7:80`, `[2001:db8::1]:443`; without a port

@@ -7,7 +7,6 @@
 //!
 //! Here: asking, keys, and that the terminal is left as it was, whatever ends this.
 
-mod flows;
 mod model;
 mod view;
 
@@ -15,7 +14,7 @@ use std::io::{IsTerminal as _, stdin, stdout};
 use std::time::Duration;
 
 use blocker::api::client::{Client, ClientError};
-use blocker::api::types::Stats;
+use blocker::api::types::{FlowOrder, FlowView, FlowsRequest, Stats};
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::DefaultTerminal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +23,6 @@ use tokio::sync::mpsc;
 use crate::args::TopArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use flows::Flows;
 use model::Model;
 
 /// How often the daemon is asked, unless it is said.
@@ -41,12 +39,11 @@ pub(crate) async fn top(client: &Client, args: &TopArgs) -> Result<(), Failure> 
         return Err(Failure::Input(vec![flaw.to_owned()]));
     }
     // Whether there is a daemon is said before the screen is cleared.
-    let mut flows = Flows::default();
     let mut model = Model::default();
-    model.take(client.stats().await?, flows.ask(client).await?);
+    model.take(client.stats().await?, flows(client).await?);
 
     let mut screen = Screen::open()?;
-    let shown = show(client, &mut model, &mut flows, interval, &mut screen).await;
+    let shown = show(client, &mut model, interval, &mut screen).await;
     drop(screen);
     shown
 }
@@ -54,7 +51,6 @@ pub(crate) async fn top(client: &Client, args: &TopArgs) -> Result<(), Failure> 
 async fn show(
     client: &Client,
     model: &mut Model,
-    flows: &mut Flows,
     interval: Duration,
     screen: &mut Screen,
 ) -> Result<(), Failure> {
@@ -75,7 +71,7 @@ async fn show(
             _ = ticks.tick() => {
                 if !model.paused {
                     let stats = totals(client).await?;
-                    model.take(stats, flows.ask(client).await?);
+                    model.take(stats, flows(client).await?);
                 }
             }
             event = keys.recv() => match event {
@@ -100,6 +96,21 @@ async fn totals(client: &Client) -> Result<Stats, ClientError> {
     match client.stats().await {
         Err(ClientError::Lost { .. }) => client.stats().await,
         answer => answer,
+    }
+}
+
+/// The flows with the most packets: more than fit a screen, few enough to be cheap.
+async fn flows(client: &Client) -> Result<Vec<FlowView>, ClientError> {
+    let request = FlowsRequest {
+        sort: FlowOrder::Packets,
+        limit: 200,
+        ..FlowsRequest::default()
+    };
+    match client.flows(&request).await {
+        Ok(answer) => Ok(answer.flows),
+        // The totals, asked for next, say whether the daemon is there.
+        Err(ClientError::Lost { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 

@@ -4,9 +4,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use blocker::api::types::Stats;
+use blocker::api::types::{FlowView, Stats};
 
-use super::flows::Flow;
 use crate::rates::{self, Rates, RuleRates};
 
 /// So many intervals are remembered: as many as the widest terminal shows.
@@ -54,7 +53,7 @@ pub(super) type History = VecDeque<f64>;
 /// A flow and its rates.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct FlowRates {
-    pub(super) flow: Flow,
+    pub(super) flow: FlowView,
     pub(super) packets_per_second: f64,
     pub(super) bits_per_second: f64,
 }
@@ -63,9 +62,9 @@ pub(super) struct FlowRates {
 #[derive(Debug, Default)]
 pub(super) struct Model {
     last: Option<Stats>,
-    last_flows: Vec<Flow>,
+    last_flows: Vec<FlowView>,
     rates: Option<Rates>,
-    flows: Option<Vec<FlowRates>>,
+    flows: Vec<FlowRates>,
     histories: BTreeMap<String, History>,
     /// Of all rules together.
     pub(super) total: History,
@@ -79,7 +78,7 @@ pub(super) struct Model {
 
 impl Model {
     /// Takes new totals.
-    pub(super) fn take(&mut self, stats: Stats, flows: Option<Vec<Flow>>) {
+    pub(super) fn take(&mut self, stats: Stats, flows: Vec<FlowView>) {
         if let Some(before) = &self.last {
             let rates = rates::between(before, &stats);
             self.histories
@@ -90,14 +89,12 @@ impl Model {
             }
             let all = rates.rules.iter().map(|rule| rule.both.packets_per_second);
             remember(&mut self.total, all.sum());
-            self.flows = flows
-                .as_ref()
-                .map(|flows| flow_rates(&self.last_flows, flows, rates.seconds));
+            self.flows = flow_rates(&self.last_flows, &flows, rates.seconds);
             self.rates = Some(rates);
             self.scroll(0);
         }
         self.last = Some(stats);
-        self.last_flows = flows.unwrap_or_default();
+        self.last_flows = flows;
     }
 
     /// The rates of the last interval; none before there was one.
@@ -126,9 +123,9 @@ impl Model {
         rules
     }
 
-    /// The flows in their order; `None` if the daemon keeps no records.
-    pub(super) fn flows(&self) -> Option<Vec<&FlowRates>> {
-        let mut flows: Vec<&FlowRates> = self.flows.as_ref()?.iter().collect();
+    /// The flows in their order.
+    pub(super) fn flows(&self) -> Vec<&FlowRates> {
+        let mut flows: Vec<&FlowRates> = self.flows.iter().collect();
         flows.sort_by(|one, other| {
             let by = match self.sort {
                 Sort::Packets => other.packets_per_second.total_cmp(&one.packets_per_second),
@@ -138,7 +135,7 @@ impl Model {
             };
             by.then_with(|| other.flow.packets.cmp(&one.flow.packets))
         });
-        Some(flows)
+        flows
     }
 
     /// What a rule did lately.
@@ -161,9 +158,9 @@ fn remember(history: &mut History, rate: f64) {
     }
 }
 
-fn flow_rates(before: &[Flow], now: &[Flow], seconds: f64) -> Vec<FlowRates> {
-    let same = |one: &Flow, other: &Flow| {
-        let ends = |flow: &Flow| (flow.remote, flow.remote_port, flow.local, flow.local_port);
+fn flow_rates(before: &[FlowView], now: &[FlowView], seconds: f64) -> Vec<FlowRates> {
+    let same = |one: &FlowView, other: &FlowView| {
+        let ends = |flow: &FlowView| (flow.remote, flow.remote_port, flow.local, flow.local_port);
         ends(one) == ends(other) && one.protocol == other.protocol && one.rule == other.rule
     };
     let rates = now.iter().map(|flow| {

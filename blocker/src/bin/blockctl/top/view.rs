@@ -9,6 +9,8 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table};
 
+use blocker::rule::RuleId;
+
 use super::model::{FlowRates, History, Model, Sort};
 use crate::rates::RuleRates;
 use crate::render::{count, endpoint, moment, per_second, printable};
@@ -61,7 +63,7 @@ impl Theme {
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, theme: Theme) {
-    let flows = model.flows().filter(|flows| !flows.is_empty());
+    let flows = Some(model.flows()).filter(|flows| !flows.is_empty());
     let area = frame.area();
     let (rules_height, flows_height) = match &flows {
         Some(flows) => {
@@ -216,7 +218,7 @@ fn flow_table(frame: &mut Frame<'_>, area: Rect, flows: &[&FlowRates], sort: Sor
             Cell::from(cut(&flow.protocol, 5)),
             Cell::from(of(flow.remote, flow.remote_port)),
             Cell::from(of(flow.local, flow.local_port)),
-            Cell::from(cut(&flow.rule, 10)),
+            Cell::from(cut(flow.rule.as_ref().map_or("-", RuleId::as_str), 10)),
             number(per_second(rates.packets_per_second)),
             number(per_second(rates.bits_per_second)),
             number(count(flow.packets)),

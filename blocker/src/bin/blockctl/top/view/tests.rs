@@ -1,10 +1,9 @@
-use blocker::api::types::Stats;
+use blocker::api::types::{FlowView, Stats};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
 use serde_json::{Value, json};
 
-use super::super::flows::Flow;
 use super::*;
 
 fn rule(id: &str, mode: &str, packets: u64) -> Value {
@@ -20,17 +19,17 @@ fn stats(seconds: u64, rules: &[Value]) -> Stats {
     .unwrap()
 }
 
-fn flow(remote: &str, packets: u64) -> Flow {
+fn flow(remote: &str, packets: u64) -> FlowView {
     serde_json::from_value(json!({
         "rule": "dev01", "protocol": "tcp", "remote": remote, "remote_port": 40_112,
-        "local": "10.48.22.7", "local_port": 80, "packets": packets, "bytes": packets * 60,
+        "local": "10.48.22.7", "local_port": 80, "interface": "eth0", "hook": "xdp", "packets": packets, "bytes": packets * 60,
         "first_seen": "2026-11-23T20:00:00Z", "last_seen": "2026-11-23T21:00:00Z", "last_verdict": "dropped",
     }))
     .unwrap()
 }
 
 /// A model after some seconds of traffic that grows.
-fn model(flows: Option<&[&str]>) -> Model {
+fn model(remotes: &[&str]) -> Model {
     let mut model = Model::default();
     for second in 0..12_u64 {
         let rules = [
@@ -42,10 +41,8 @@ fn model(flows: Option<&[&str]>) -> Model {
             ),
             rule("idle", "audit", 50_000),
         ];
-        let flows = flows.map(|remotes| {
-            let of = |(i, remote): (usize, &&str)| flow(remote, second * (i as u64 + 1) * 10);
-            remotes.iter().enumerate().map(of).collect()
-        });
+        let of = |(i, remote): (usize, &&str)| flow(remote, second * (i as u64 + 1) * 10);
+        let flows = remotes.iter().enumerate().map(of).collect();
         model.take(stats(second, &rules), flows);
     }
     model
@@ -73,7 +70,7 @@ fn lines(buffer: &Buffer) -> Vec<String> {
 #[test]
 fn eighty_columns_have_what_matters() {
     let remotes: &[&str] = &["10.1.2.3", "2001:db8:1111:2222:3333:4444:5555:6666"];
-    let lines = lines(&drawn(&model(Some(remotes)), 80, 24, false));
+    let lines = lines(&drawn(&model(remotes), 80, 24, false));
     assert_eq!(lines.len(), 24);
     assert!(
         lines[0].starts_with("blocker  2026-11-23 21:30:00 UTC  3 rules  23.1k pkt/s"),
@@ -111,7 +108,7 @@ fn eighty_columns_have_what_matters() {
 #[test]
 fn two_hundred_columns_have_more() {
     let remotes: &[&str] = &["2001:db8:1111:2222:3333:4444:5555:6666"];
-    let lines = lines(&drawn(&model(Some(remotes)), 200, 50, true)).join("\n");
+    let lines = lines(&drawn(&model(remotes), 200, 50, true)).join("\n");
     for more in [
         "IN PKT/S",
         "OUT PKT/S",
@@ -126,7 +123,7 @@ fn two_hundred_columns_have_more() {
 
 #[test]
 fn keys_change_the_order() {
-    let mut model = model(None);
+    let mut model = model(&[]);
     let first = |model: &Model| model.rules()[0].id.clone();
     assert_eq!(first(&model), "dev01");
     model.sort = Sort::Rule;
@@ -161,7 +158,7 @@ fn keys_change_the_order() {
 #[test]
 fn colours_are_there_only_if_they_are_wanted() {
     let painted = |colours| {
-        let buffer = drawn(&model(None), 80, 24, colours);
+        let buffer = drawn(&model(&[]), 80, 24, colours);
         let cells = buffer.content().iter();
         cells
             .filter(|cell| cell.fg != Color::Reset || cell.bg != Color::Reset)
@@ -173,15 +170,15 @@ fn colours_are_there_only_if_they_are_wanted() {
 
 #[test]
 fn nothing_panics_whatever_the_size() {
-    let model = model(Some(&["10.1.2.3"]));
+    let model = model(&["10.1.2.3"]);
     for (width, height) in [(1, 1), (3, 2), (20, 5), (80, 3), (40, 24), (500, 200)] {
         drawn(&model, width, height, true);
     }
     let waiting = lines(&drawn(&Model::default(), 80, 24, false));
     assert!(waiting[0].starts_with("waiting"), "{waiting:?}");
     let mut none = Model::default();
-    none.take(stats(1, &[]), None);
-    none.take(stats(2, &[]), None);
+    none.take(stats(1, &[]), Vec::new());
+    none.take(stats(2, &[]), Vec::new());
     assert!(
         lines(&drawn(&none, 80, 24, false))
             .join("\n")

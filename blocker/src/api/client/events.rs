@@ -1,0 +1,118 @@
+//! A stream of events: a request whose answer does not end by itself.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::CONTENT_TYPE;
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinHandle;
+
+use super::{Answer, Client, ClientError};
+use crate::api::types::event::Event;
+
+/// What happens, line by line, from the moment it was asked for.
+pub struct EventStream {
+    body: Incoming,
+    /// What is read of lines that are not taken yet.
+    read: BytesMut,
+    request: String,
+    connection: JoinHandle<()>,
+    /// Ends the connection when it goes.
+    _sender: SendRequest<Full<Bytes>>,
+}
+
+impl EventStream {
+    pub(super) async fn open(
+        client: &Client,
+        message: Request<Full<Bytes>>,
+        request: &str,
+    ) -> Result<Self, ClientError> {
+        let failed = |source| client.failed(request, source);
+        let stream = TokioIo::new(client.stream().await?);
+        let (mut sender, connection) = handshake(stream).await.map_err(failed)?;
+        let connection = tokio::spawn(async {
+            // Whoever reads the body learns of an error there.
+            let _ended = connection.await;
+        });
+        let response = sender.send_request(message).await.map_err(failed)?;
+        let (head, body) = response.into_parts();
+        let content_type = head.headers.get(CONTENT_TYPE);
+        let content_type = content_type
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+            .unwrap_or_default();
+        if !head.status.is_success() || content_type != "application/x-ndjson" {
+            let body = body.collect().await.map_err(failed)?.to_bytes();
+            let answer = Answer {
+                status: head.status,
+                content_type,
+                body,
+            };
+            let found = answer.read::<serde_json::Value>(&client.path, request)?;
+            return Err(ClientError::NotBlocker {
+                path: client.path.clone(),
+                found: format!("it answered {request} with {found}"),
+            });
+        }
+        Ok(Self {
+            body,
+            read: BytesMut::new(),
+            request: request.to_owned(),
+            connection,
+            _sender: sender,
+        })
+    }
+
+    /// The next event, as the line of JSON that it came as, without its end. `None` once the daemon
+    /// stops.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`] if the connection broke.
+    pub async fn line(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            if let Some(line) = self.line_read() {
+                return Ok(Some(line));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.read.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(source)) => {
+                    return Err(ClientError::Lost {
+                        request: self.request.clone(),
+                        source,
+                    });
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next event that is here already.
+    pub fn line_read(&mut self) -> Option<Bytes> {
+        let end = self.read.iter().position(|byte| *byte == b'\n')?;
+        let line = self.read.split_to(end).freeze();
+        self.read.advance(1);
+        Some(line)
+    }
+
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// [`ClientError::Garbled`] if it is another form than this client knows.
+    pub fn event(&self, line: &[u8]) -> Result<Event, ClientError> {
+        serde_json::from_slice(line).map_err(|source| ClientError::Garbled {
+            request: self.request.clone(),
+            source,
+        })
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}

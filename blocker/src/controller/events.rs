@@ -1,0 +1,338 @@
+//! What happens, told to whoever watches.
+//!
+//! Nobody waits for a watcher: what is published goes into a channel of bounded length, from which
+//! each watcher takes at its own pace. One that is too slow misses the oldest, and is told how many.
+//! While nobody watches, nothing is made.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use jiff::Timestamp;
+use tokio::sync::{Notify, broadcast};
+
+use super::Who;
+use super::names::{is_in, is_protocol};
+use super::{Controller, Observer, lock};
+use crate::api::types::event::{
+    DeviceChange, DeviceFate, Event, EventKind, Killed, Lost, LostAt, Reloaded, RuleChange,
+    RuleFate, What,
+};
+use crate::api::types::{Account, EventsRequest};
+use crate::datapath::attach::{Attached, hook_name};
+use crate::rule::{Owner, Rule, RuleId};
+use crate::ruleset::Diff;
+
+/// Events that wait for the slowest watcher: more than the datapath's ring buffer holds, so that
+/// what is read from it at once is no reason to lose some.
+const WAITING: usize = 16_384;
+/// How much is written to a watcher at once, in bytes.
+const WRITE: usize = 64 << 10;
+/// How many targets an event names of a rule.
+const TARGETS: usize = 8;
+
+/// An event, and its line, once somebody wanted it: it is made once for all watchers.
+struct Published {
+    event: Event,
+    line: OnceLock<Bytes>,
+}
+
+impl Published {
+    fn line(&self) -> &Bytes {
+        self.line.get_or_init(|| line(&self.event))
+    }
+}
+
+fn line(event: &Event) -> Bytes {
+    let mut line = BytesMut::new().writer();
+    if let Err(error) = serde_json::to_writer(&mut line, event) {
+        // Only a map whose keys are no text could do this.
+        tracing::error!("an event cannot be written: {error}");
+    }
+    let mut line = line.into_inner();
+    line.put_u8(b'\n');
+    line.freeze()
+}
+
+/// Devices by their index: name, hooks.
+type Devices = BTreeMap<u32, (String, Vec<String>)>;
+
+/// Where events come in and go out.
+pub(super) struct Events {
+    /// `None` once the daemon stops.
+    sender: Mutex<Option<broadcast::Sender<Arc<Published>>>>,
+    /// Somebody watches, or the daemon stops.
+    pub(super) woken: Notify,
+    /// The attached devices, as they were last told.
+    devices: Mutex<Devices>,
+    seen: Arc<dyn Observer>,
+}
+
+impl Events {
+    pub(super) fn new(seen: Arc<dyn Observer>) -> Self {
+        Self {
+            sender: Mutex::new(Some(broadcast::Sender::new(WAITING))),
+            woken: Notify::new(),
+            devices: Mutex::default(),
+            seen,
+        }
+    }
+
+    /// A new watcher; none once the daemon stops. What happens from now on is told to it.
+    fn watch(&self, request: EventsRequest) -> Option<Watcher> {
+        let sender = lock(&self.sender);
+        let events = sender.as_ref()?.subscribe();
+        self.seen.watch(true);
+        self.woken.notify_one();
+        Some(Watcher { events, request })
+    }
+
+    /// Whether anybody watches; if nobody does, the datapath is told.
+    pub(super) fn is_watched(&self) -> bool {
+        // Under the lock, so that nobody begins to watch in between.
+        let sender = lock(&self.sender);
+        let watched = sender
+            .as_ref()
+            .is_some_and(|sender| sender.receiver_count() > 0);
+        self.seen.watch(watched);
+        watched
+    }
+
+    /// Whether the daemon stops.
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.sender).is_none()
+    }
+
+    /// Ends all watching: what was published before is still told.
+    pub(super) fn close(&self) {
+        lock(&self.sender).take();
+        self.seen.watch(false);
+        self.woken.notify_one();
+    }
+
+    /// Publishes what happened now, if anybody watches.
+    pub(super) fn publish(&self, what: impl FnOnce() -> What) {
+        self.publish_all(|| vec![what()]);
+    }
+
+    fn publish_all(&self, all: impl FnOnce() -> Vec<What>) {
+        let time = Timestamp::now();
+        let events = || all().into_iter().map(|what| Event { time, what }).collect();
+        self.publish_events(events);
+    }
+
+    pub(super) fn publish_events(&self, events: impl FnOnce() -> Vec<Event>) {
+        let sender = lock(&self.sender).clone();
+        let Some(sender) = sender.filter(|sender| sender.receiver_count() > 0) else {
+            return;
+        };
+        for event in events() {
+            let line = OnceLock::new();
+            // If the last watcher went meanwhile, nobody is left to miss it.
+            let _nobody = sender.send(Arc::new(Published { event, line }));
+        }
+    }
+
+    /// Publishes changes of rules.
+    pub(super) fn rules(&self, changes: Vec<RuleChange>) {
+        self.publish_all(|| changes.into_iter().map(What::Rule).collect());
+    }
+
+    /// Publishes what a replacement of all rules of an owner changed.
+    pub(super) fn replaced(&self, diff: &Diff, owner: &Owner, by: Option<Who>) {
+        self.publish_all(|| {
+            let of = |fate| move |rule: &Rule| What::Rule(rule_change(fate, rule, owner, by));
+            let removed = diff.removed.iter().map(of(RuleFate::Lifted));
+            let added = diff.added.iter().map(of(RuleFate::Added));
+            let changed = diff.changed.iter().map(|(_, after)| after);
+            removed
+                .chain(added)
+                .chain(changed.map(of(RuleFate::Changed)))
+                .collect()
+        });
+    }
+
+    /// Publishes that the configuration was read again.
+    pub(super) fn reloaded(&self, error: Option<&str>) {
+        let error = error.map(str::to_owned);
+        self.publish(|| What::Reload(Reloaded { error }));
+    }
+
+    /// Publishes that flows were killed.
+    pub(super) fn killed(&self, rules: Vec<RuleId>, account: &Account) {
+        self.publish(|| {
+            What::Teardown(Killed {
+                rules,
+                found: account.found,
+                killed: account.killed,
+                left: account.left.len() as u64,
+                elapsed_ms: account.elapsed_ms,
+            })
+        });
+    }
+
+    /// Takes note of the attached devices, and publishes what is new of them.
+    pub(super) fn devices(&self, attached: &[&Attached]) {
+        let now: Devices = attached
+            .iter()
+            .map(|attached| {
+                let hooks = attached.hooks.iter();
+                let hooks = hooks.map(|hook| format!("{} {}", hook_name(hook.hook), hook.mode));
+                let device = &attached.device;
+                (device.index, (device.name.clone(), hooks.collect()))
+            })
+            .collect();
+        let before = std::mem::replace(&mut *lock(&self.devices), now.clone());
+        let differ = |one: &Devices, other: &Devices, change| -> Vec<What> {
+            let same = |index, name: &String| {
+                let known = other.get(index);
+                known.is_some_and(|(known, _)| known == name)
+            };
+            let differing = one.iter().filter(|(index, (name, _))| !same(index, name));
+            let what = |(index, (name, hooks)): (&u32, &(String, Vec<String>))| {
+                What::Device(DeviceChange {
+                    change,
+                    interface: name.clone(),
+                    index: *index,
+                    hooks: hooks.clone(),
+                })
+            };
+            differing.map(what).collect()
+        };
+        self.publish_all(|| {
+            let mut changes = differ(&before, &now, DeviceFate::Detached);
+            changes.extend(differ(&now, &before, DeviceFate::Attached));
+            changes
+        });
+    }
+
+    /// A device's name: as it was when it was attached, else as the kernel knows it, else its
+    /// number.
+    pub(super) fn device(&self, index: u32) -> String {
+        if let Some((name, _)) = lock(&self.devices).get(&index) {
+            return name.clone();
+        }
+        let mut name = [0; libc::IF_NAMESIZE];
+        // SAFETY: the buffer is as long as the call demands.
+        let found = unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() };
+        let name = name.map(libc::c_char::cast_unsigned);
+        match CStr::from_bytes_until_nul(&name) {
+            Ok(name) if found => name.to_string_lossy().into_owned(),
+            _ => format!("#{index}"),
+        }
+    }
+}
+
+/// What is told of a rule that changed.
+pub(super) fn rule_change(
+    change: RuleFate,
+    rule: &Rule,
+    owner: &Owner,
+    by: Option<Who>,
+) -> RuleChange {
+    RuleChange {
+        change,
+        rule: rule.id.clone(),
+        owner: owner.clone(),
+        mode: rule.mode,
+        targets: rule.targets.iter().take(TARGETS).copied().collect(),
+        targets_total: rule.targets.len() as u64,
+        expires: rule.expires,
+        comment: rule.comment.clone(),
+        by: by.map(|who| who.to_string()),
+    }
+}
+
+impl Controller {
+    /// A new watcher of what happens; none once the daemon stops.
+    #[must_use]
+    pub fn watch(&self, request: EventsRequest) -> Option<Watcher> {
+        self.0.events.watch(request)
+    }
+
+    /// Tells of devices that were attached or detached.
+    pub(super) fn tell_devices(&self) {
+        self.0.events.devices(&self.live().datapath.attached());
+    }
+}
+
+/// Somebody who watches.
+pub struct Watcher {
+    events: broadcast::Receiver<Arc<Published>>,
+    request: EventsRequest,
+}
+
+impl Watcher {
+    /// The next events that were asked for, a line of JSON each, as soon as there is one. `None`
+    /// once the daemon stops.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        let mut lines = BytesMut::new();
+        loop {
+            let next = if lines.is_empty() {
+                self.events.recv().await
+            } else {
+                match self.events.try_recv() {
+                    Ok(event) => Ok(event),
+                    Err(broadcast::error::TryRecvError::Lagged(missed)) => {
+                        Err(broadcast::error::RecvError::Lagged(missed))
+                    }
+                    // Of its end the next call tells.
+                    Err(_) => return Some(lines.freeze()),
+                }
+            };
+            match next {
+                Ok(published) => {
+                    if takes(&self.request, &published.event.what) {
+                        lines.extend_from_slice(published.line());
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(events)) => {
+                    let at = LostAt::Watcher;
+                    lines.extend_from_slice(&line(&Event {
+                        time: Timestamp::now(),
+                        what: What::Lost(Lost { events, at }),
+                    }));
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+            if lines.len() >= WRITE {
+                return Some(lines.freeze());
+            }
+        }
+    }
+}
+
+/// Whether an event is one that was asked for.
+fn takes(request: &EventsRequest, what: &What) -> bool {
+    let kind = what.kind();
+    if kind == EventKind::Lost {
+        return true;
+    }
+    let of_rules = |rules: &[RuleId]| {
+        request.rule.is_empty() || rules.iter().any(|rule| request.rule.contains(rule))
+    };
+    if !request.kind.is_empty() && !request.kind.contains(&kind) {
+        return false;
+    }
+    if let What::Packet(packet) = what {
+        return of_rules(packet.rule.as_slice())
+            && is_in(&request.remote, packet.remote)
+            && is_protocol(request.protocol, &packet.protocol)
+            && (request.verdict.is_empty() || request.verdict.contains(&packet.verdict));
+    }
+    let any_packet = EventsRequest {
+        kind: request.kind.clone(),
+        rule: request.rule.clone(),
+        ..EventsRequest::default()
+    };
+    any_packet == *request
+        && match what {
+            What::Rule(change) => of_rules(std::slice::from_ref(&change.rule)),
+            What::Teardown(killed) => of_rules(&killed.rules),
+            _ => request.rule.is_empty(),
+        }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! What the numbers that the datapath records are called: rules, devices, protocols, moments.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use blocker_ebpf::{Hook, verdict};
+use jiff::Timestamp;
+
+use super::live::{Live, boot_time};
+use super::{Controller, lock};
+use crate::api::types::Decision;
+use crate::datapath::attach::hook_name;
+use crate::rule::{Direction, Protocol, RuleId, Target};
+
+/// How many names are kept. Past it those of rules that are gone are forgotten.
+const NAMES: usize = 2 * blocker_ebpf::MAX_RULES as usize;
+
+/// The rules' names by their tags ([`blocker_ebpf::tag`]), of rules that are gone, too: what they
+/// did is still told. Read without waiting for a change under way.
+#[derive(Default)]
+pub(super) struct Names(Mutex<HashMap<u32, RuleId>>);
+
+impl Names {
+    fn learn(&self, live: &Live) {
+        let tagged = |entry: &crate::ruleset::Entry| live.datapath.tag(entry.counter);
+        let mut names = lock(&self.0);
+        if names.len() > NAMES {
+            names.clear();
+        }
+        for (id, entry) in live.ruleset() {
+            // A tag is never another rule's.
+            names.entry(tagged(entry)).or_insert_with(|| id.clone());
+        }
+    }
+
+    /// The rule of a tag.
+    pub(super) fn of(&self, tag: u32) -> Option<RuleId> {
+        lock(&self.0).get(&tag).cloned()
+    }
+
+    /// The tags of rules of these names, now and before.
+    pub(super) fn tags(&self, rules: &[RuleId]) -> Vec<u32> {
+        let names = lock(&self.0);
+        let tagged = names.iter().filter(|(_, id)| rules.contains(id));
+        tagged.map(|(tag, _)| *tag).collect()
+    }
+}
+
+impl Controller {
+    /// Learns the names of all rules in force. Waits for a change under way: not on a thread that
+    /// serves requests.
+    pub(super) fn learn_names(&self) {
+        self.0.names.learn(&self.live());
+    }
+}
+
+/// How far the wall clock is from `CLOCK_BOOTTIME`, in nanoseconds.
+///
+/// What is told of a moment is to be the same each time, but the two clocks can't be read at once.
+/// So the distance is kept until it is another by more than reading them takes: until the wall
+/// clock was set, or has drifted.
+#[derive(Default)]
+pub(super) struct Wall(AtomicI64);
+
+/// What the distance may be off by.
+const SLACK: i64 = 1_000_000;
+
+impl Wall {
+    /// The wall clock for moments of `CLOCK_BOOTTIME`.
+    pub(super) fn clock(&self) -> Clock {
+        let boot = i64::try_from(boot_time()).unwrap_or(0);
+        let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0);
+        self.at(now - boot)
+    }
+
+    fn at(&self, distance: i64) -> Clock {
+        let known = self.0.load(Ordering::Relaxed);
+        if distance.abs_diff(known) <= SLACK.unsigned_abs() {
+            return Clock(known);
+        }
+        self.0.store(distance, Ordering::Relaxed);
+        Clock(distance)
+    }
+}
+
+/// The wall clock as it was at moments of `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Clock(i64);
+
+impl Clock {
+    pub(super) fn wall(self, boot: u64) -> Timestamp {
+        let wall = i128::from(boot) + i128::from(self.0);
+        Timestamp::from_nanosecond(wall).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+/// An address that may be v4-mapped.
+pub(super) fn address(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
+/// A protocol by its number in the datapath.
+pub(super) fn protocol(number: u32) -> String {
+    match number {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        58 => "icmpv6".to_owned(),
+        0xffff => "unknown".to_owned(),
+        number => number.to_string(),
+    }
+}
+
+/// Whether a protocol, as [`protocol`] names it, is one that is asked for.
+pub(super) fn is_protocol(asked: Protocol, name: &str) -> bool {
+    match asked {
+        Protocol::Any => true,
+        Protocol::Tcp => name == "tcp",
+        Protocol::Udp => name == "udp",
+        Protocol::Icmp => name == "icmp" || name == "icmpv6",
+        Protocol::Number(number) => name == protocol(u32::from(number)),
+    }
+}
+
+/// Whether an address is in one of the prefixes, if there are any.
+pub(super) fn is_in(prefixes: &[Target], address: IpAddr) -> bool {
+    prefixes.is_empty()
+        || prefixes
+            .iter()
+            .any(|prefix| prefix.net().contains(&address))
+}
+
+/// What became of a packet, by the datapath's number.
+pub(super) const fn decision(number: u8) -> Decision {
+    match number {
+        verdict::RESET => Decision::Reset,
+        verdict::REJECTED => Decision::Rejected,
+        verdict::AUDITED => Decision::Audited,
+        verdict::SUPPRESSED => Decision::Suppressed,
+        _ => Decision::Dropped,
+    }
+}
+
+/// A hook by its number, and the way that it is on.
+pub(super) fn hook(number: u8) -> (String, Direction) {
+    let (hook, direction) = match number {
+        number if number == Hook::Xdp as u8 => (Hook::Xdp, Direction::Ingress),
+        number if number == Hook::Egress as u8 => (Hook::Egress, Direction::Egress),
+        _ => (Hook::Ingress, Direction::Ingress),
+    };
+    (hook_name(hook).to_owned(), direction)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_protocol_is_found_by_its_name_and_by_its_number() {
+        for (asked, number, found) in [
+            ("any", 47, true),
+            ("tcp", 6, true),
+            ("6", 6, true),
+            ("tcp", 17, false),
+            ("icmp", 1, true),
+            ("icmp", 58, true),
+            ("1", 1, true),
+            ("1", 58, false),
+            ("58", 58, true),
+            ("47", 47, true),
+            ("any", 0xffff, true),
+            ("255", 0xffff, false),
+        ] {
+            let asked: Protocol = asked.parse().unwrap();
+            assert_eq!(
+                is_protocol(asked, &protocol(number)),
+                found,
+                "{asked} {number}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_moment_is_told_the_same_each_time_until_the_clock_is_set() {
+        let wall = Wall::default();
+        let first = wall.at(1_795_469_400_000_000_000);
+        assert_eq!(
+            first.wall(1_500_000_000).to_string(),
+            "2026-11-23T21:30:01.5Z"
+        );
+        assert_eq!(wall.at(1_795_469_400_000_900_000), first);
+        assert_eq!(wall.at(1_795_469_399_999_100_000), first);
+        let set = wall.at(1_795_469_399_000_000_000);
+        assert_eq!(
+            set.wall(1_500_000_000).to_string(),
+            "2026-11-23T21:30:00.5Z"
+        );
+    }
+}

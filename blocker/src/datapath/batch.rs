@@ -1,0 +1,89 @@
+//! Reading a whole hash map: many entries a call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+//!
+//! Walking from key to key would begin anew whenever the key that it stands on is gone, which in a
+//! map that gives up its oldest entries all the time may be for ever. A batch goes by the map's
+//! buckets, and ends.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// `union bpf_attr`, as far as batches read it.
+#[repr(C)]
+struct Attributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Entries that are asked for at once, at first.
+const ENTRIES: u32 = 4_096;
+
+/// Shows every entry of a hash map, and gives how many there are. Entries that come and go
+/// meanwhile may be among them or not.
+///
+/// `K` and `V` must be types of the ABI, of the map's sizes: any bytes are a value of theirs.
+///
+/// # Errors
+/// What the kernel said.
+pub fn each<K: Copy, V: Copy>(
+    map: BorrowedFd<'_>,
+    empty: (K, V),
+    mut see: impl FnMut(&K, &V),
+) -> io::Result<u64> {
+    let mut keys = vec![empty.0; ENTRIES as usize];
+    let mut values = vec![empty.1; ENTRIES as usize];
+    let (mut from, mut to) = (0_u32, 0_u32);
+    let mut begun = false;
+    let mut seen = 0;
+    loop {
+        let room = u32::try_from(keys.len()).map_err(io::Error::other)?;
+        let mut attributes = Attributes {
+            in_batch: if begun { (&raw mut from) as u64 } else { 0 },
+            out_batch: (&raw mut to) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: room,
+            map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes are initialised and as long as their size says; keys and values
+        // have room for `count` entries of the map's sizes, and a hash map's place is a u32.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_LOOKUP_BATCH,
+                &raw mut attributes,
+                size_of::<Attributes>(),
+            )
+        };
+        let error = (result < 0).then(io::Error::last_os_error);
+        match error.as_ref().and_then(io::Error::raw_os_error) {
+            // One bucket alone has more entries than there is room for.
+            Some(libc::ENOSPC) if room < 1 << 24 => {
+                keys.resize(keys.len() * 2, empty.0);
+                values.resize(values.len() * 2, empty.1);
+                continue;
+            }
+            None | Some(libc::ENOENT) => {}
+            Some(_) => return Err(io::Error::last_os_error()),
+        }
+        let count = attributes.count.min(room) as usize;
+        for (key, value) in keys.iter().zip(&values).take(count) {
+            see(key, value);
+        }
+        seen += count as u64;
+        if error.is_some() {
+            return Ok(seen);
+        }
+        from = to;
+        begun = true;
+    }
+}
