@@ -17,7 +17,7 @@
 //! ```
 
 mod error;
-mod events;
+mod streams;
 
 use std::future::Future;
 use std::io;
@@ -35,11 +35,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 pub use self::error::{Absence, ClientError};
-pub use self::events::EventStream;
+pub use self::streams::{EventStream, Lease};
 use super::types::{
     AddResponse, BODY_LIMIT, DeleteResponse, EventsRequest, ExplainRequest, ExplainResponse,
-    FlowsRequest, FlowsResponse, ListResponse, RuleView, RulesetRequest, RulesetResponse,
-    SSH_CONNECTION_HEADER, Stats, Status,
+    FlowsRequest, FlowsResponse, LeaseRequest, ListResponse, RuleView, RulesetRequest,
+    RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -222,6 +222,22 @@ impl Client {
         let request = format!("GET {path}");
         let message = self.message(Method::GET, &path, NOTHING, &request)?;
         self.within(&request, EventStream::open(self, message, &request))
+            .await
+    }
+
+    /// `POST /v1/leases`: puts rules in force for as long as the answer lives.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn hold(&self, rules: &LeaseRequest, force: bool) -> Result<Lease, ClientError> {
+        let path = if force {
+            "/v1/leases?force=true"
+        } else {
+            "/v1/leases"
+        };
+        let request = format!("POST {path}");
+        let message = self.message(Method::POST, path, Some(rules), &request)?;
+        self.within(&request, Lease::open(self, message, &request))
             .await
     }
 

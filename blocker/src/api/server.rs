@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
 use super::types::{
-    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, Problem, RulesetRequest,
-    SSH_CONNECTION_HEADER,
+    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, LeaseRequest, Problem,
+    RulesetRequest, SSH_CONNECTION_HEADER,
 };
 use crate::config::{Control, ReadAccess};
 use crate::controller::{Asking, Controller, Error, Who};
@@ -152,6 +152,9 @@ pub async fn serve(
     result
 }
 
+/// What a stream of lines of JSON is.
+const NDJSON: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-ndjson")];
+
 /// A question with a body, so it is a `POST`; it only reads.
 const EXPLAIN: &str = "/v1/explain";
 
@@ -170,6 +173,7 @@ fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router
         .route("/v1/ruleset", put(replace))
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
+        .route("/v1/leases", post(hold))
         .route("/v1/flows", get(flows))
         .route("/v1/events", get(events))
         .route(EXPLAIN, post(explain))
@@ -298,6 +302,12 @@ struct ChangeOptions {
 
 #[derive(Debug, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
+struct LeaseOptions {
+    force: bool,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
 struct DeleteOptions {
     target: Option<String>,
     all: bool,
@@ -350,6 +360,30 @@ async fn flows(
     Ok(Json(controller.flows(request).await?))
 }
 
+/// Rules that hold as long as the caller's connection: what is dropped with it lifts them.
+async fn hold(
+    State(controller): State<Controller>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    options: Asked<LeaseOptions>,
+    request: Sent<LeaseRequest>,
+) -> Result<Response, Failure> {
+    let Query(LeaseOptions { force }) = options?;
+    let Json(LeaseRequest { rules }) = request?;
+    let options = ChangeOptions {
+        force,
+        dry_run: false,
+    };
+    let lease = controller
+        .hold(rules, asking(peer, &headers, &options))
+        .await?;
+    let lines = stream::unfold(lease, async |mut lease| {
+        let line = lease.next().await?;
+        Some((Ok::<_, Infallible>(line), lease))
+    });
+    Ok((NDJSON, Body::from_stream(lines)).into_response())
+}
+
 /// A stream without an end but the caller's or the daemon's.
 async fn events(
     State(controller): State<Controller>,
@@ -364,8 +398,7 @@ async fn events(
         let lines = watcher.next().await?;
         Some((Ok::<_, Infallible>(lines), watcher))
     });
-    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, Body::from_stream(lines)).into_response())
+    Ok((NDJSON, Body::from_stream(lines)).into_response())
 }
 
 async fn explain(

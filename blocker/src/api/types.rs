@@ -4,6 +4,7 @@ mod commas;
 pub mod event;
 mod explain;
 mod flow;
+mod lease;
 mod status;
 
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ pub use status::{
 
 pub use event::EventsRequest;
 pub use flow::{Decision, FLOWS_LIMIT, FlowOrder, FlowView, FlowsRequest, FlowsResponse};
+pub use lease::{Held, LeaseLine, LeaseRequest};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
 

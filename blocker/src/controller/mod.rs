@@ -12,6 +12,7 @@ mod events;
 mod explain;
 mod flows;
 mod journal;
+mod lease;
 mod lift;
 mod live;
 mod names;
@@ -41,6 +42,7 @@ use names::{Names, Wall};
 pub use dataplane::{Dataplane, Observer};
 pub use error::Error;
 pub use events::Watcher;
+pub use lease::Lease;
 
 /// Who asks, and how much they insist.
 #[derive(Debug, Clone, Default)]

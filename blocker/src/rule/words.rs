@@ -59,6 +59,9 @@ pub enum Owner {
     Config,
     /// A request over the control API.
     Api,
+    /// A lease over the control API, by its id: the rule holds as long as whoever asked for it is
+    /// there.
+    Lease(String),
 }
 
 impl FromStr for Owner {
@@ -68,21 +71,25 @@ impl FromStr for Owner {
         match text {
             "config" => Ok(Self::Config),
             "api" => Ok(Self::Api),
-            _ => Err(RuleError::Word {
-                what: "owner",
-                found: text.to_owned(),
-                expected: "config or api",
-            }),
+            _ => match text.strip_prefix("lease:") {
+                Some(id) if !id.is_empty() => Ok(Self::Lease(id.to_owned())),
+                _ => Err(RuleError::Word {
+                    what: "owner",
+                    found: text.to_owned(),
+                    expected: "config, api or lease:ID",
+                }),
+            },
         }
     }
 }
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Config => "config",
-            Self::Api => "api",
-        })
+        match self {
+            Self::Config => f.pad("config"),
+            Self::Api => f.pad("api"),
+            Self::Lease(id) => f.pad(&format!("lease:{id}")),
+        }
     }
 }
 

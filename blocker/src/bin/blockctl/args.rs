@@ -3,6 +3,7 @@
 //! Owns names, defaults of the client's own options and help texts. A rule's fields stay text
 //! here: [`crate::input`] reads them, so that every error in them is reported at once.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
@@ -26,6 +27,22 @@ Examples:
   blockctl add 2001:db8::7 --protocol tcp --remote-port 443,8080-8085 --for 5m
   blockctl add --from-file drop.netset --id drop      block a published list
   blockctl add 10.48.22.221 --mode reset --dry-run    which flows would die?";
+
+const DURING_ABOUT: &str = "\
+Block targets while a command runs, and lift the block whatever becomes of it.
+
+The block holds as long as this program does: it is lifted when the command ends, at SIGINT, SIGTERM \
+and SIGHUP (which the command gets, too), and when this program is killed. Should the daemon die, the \
+kernel ends the block within half a minute. Without a command it holds until it is interrupted.
+
+The exit code is the command's; 128 and the signal's number if a signal ended it, 127 if it cannot be \
+started. If it succeeded, but the block did not hold to its end, the exit code is 6.";
+
+const DURING_EXAMPLES: &str = "\
+Examples:
+  blockctl during 10.48.22.221 --mode reset -- ./run-experiment.sh
+  blockctl during 10.48.22.221 --mode reset --report evidence.json -- pytest tests/failover
+  blockctl during 10.48.0.0/16                         until Ctrl-C";
 
 const DEL_ABOUT: &str = "\
 Lift rules by id, or take targets out of all rules that name them.
@@ -139,6 +156,8 @@ pub(crate) enum Command {
     /// Block targets.
     #[command(after_help = ADD_EXAMPLES)]
     Add(Box<AddArgs>),
+    #[command(about = "Block targets while a command runs", long_about = DURING_ABOUT, after_help = DURING_EXAMPLES)]
+    During(Box<DuringArgs>),
     #[command(about = "Lift rules by id, or take targets out of rules", long_about = DEL_ABOUT)]
     Del {
         /// A rule's id, or a target: an address or prefix.
@@ -286,6 +305,19 @@ pub(crate) struct AddArgs {
     /// List the live flows that would die, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A rule, as flags, and what it is for.
+#[derive(Debug, Default, Args)]
+pub(crate) struct DuringArgs {
+    #[command(flatten)]
+    pub(crate) rule: AddArgs,
+    /// Write evidence as JSON: what was blocked, when, which flows, what was killed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// The command, and its arguments.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// How often, and how many times.

@@ -23,8 +23,10 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// Refused to protect the caller.
     Refused = 5,
-    /// In force, but some established flows were left.
+    /// In force, but some established flows were left, or not to the end.
     Partly = 6,
+    /// The command of `during` could not be started.
+    NotStarted = 127,
 }
 
 /// Why a command failed.
@@ -45,6 +47,13 @@ pub(crate) enum Failure {
     },
     /// The daemon went while it was watched.
     Gone,
+    /// The command of `during` could not be started; the block is lifted.
+    Command {
+        /// What was to be started.
+        program: String,
+        /// Why it was not.
+        error: std::io::Error,
+    },
     /// The result could not be written; the command itself is done.
     Output(String),
 }
@@ -71,6 +80,7 @@ impl Failure {
             Self::Client(error) => exit_of(error),
             // Something was changed, which every other code denies.
             Self::HalfWay { .. } | Self::Output(_) => Exit::Failed,
+            Self::Command { .. } => Exit::NotStarted,
         }
     }
 
@@ -83,6 +93,9 @@ impl Failure {
                 .map(|name| format!("no rule has the id or the target {name}: nothing was changed"))
                 .collect(),
             Self::Client(error) => vec![message(error)],
+            Self::Command { program, error } => vec![format!(
+                "{program} cannot be started: {error}: the block is lifted"
+            )],
             Self::Gone => vec![
                 "the daemon is gone: nothing more can be watched\nwhether its rules stay in force is the configuration's (on_stop)"
                     .to_owned(),

@@ -5,6 +5,7 @@
 //! | [`args`] | the command line |
 //! | [`input`] | flags, files and arguments → API types, every error at once |
 //! | [`lift`] | what `del` names, all of it or nothing |
+//! | [`during`] | a block that holds while a command runs |
 //! | [`render`] | answers → words and tables |
 //! | [`rates`] | totals → rates |
 //! | [`stats`] | rates, again and again |
@@ -17,6 +18,7 @@
 //! What a rule means is the library's, what becomes of it the daemon's.
 
 mod args;
+mod during;
 mod failure;
 mod input;
 mod lift;
@@ -37,7 +39,7 @@ use clap::{CommandFactory as _, Parser as _};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::args::{Cli, Command, Global, Output};
+use crate::args::{AddArgs, Cli, Command, Global, Output};
 use crate::failure::{Exit, Failure};
 use crate::render::View;
 use crate::wait::patiently;
@@ -54,15 +56,15 @@ async fn main() -> ExitCode {
         if let Some(left) = done.left.filter(|_| cli.global.quiet) {
             output::error(&left);
         }
-        Ok(done.exit)
+        Ok(done.code.unwrap_or(done.exit as u8))
     });
     let exit = result.unwrap_or_else(|failure| {
         for message in failure.messages() {
             output::error(&message);
         }
-        failure.exit()
+        failure.exit() as u8
     });
-    ExitCode::from(exit as u8)
+    ExitCode::from(exit)
 }
 
 /// `--help` and `--version` are results, the rest of what clap has to say are errors.
@@ -80,6 +82,8 @@ fn usage(error: &clap::Error) -> ExitCode {
 struct Done {
     text: String,
     exit: Exit,
+    /// The exit code of another program, if it is that.
+    code: Option<u8>,
     /// What was left, in a line: even `--quiet` does not keep that to itself.
     left: Option<String>,
 }
@@ -89,6 +93,7 @@ impl Done {
         Self {
             text,
             exit: Exit::Done,
+            code: None,
             left: None,
         }
     }
@@ -118,28 +123,17 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
         client = client.with_ssh_connection(&connection);
     }
     match &cli.command {
-        Command::Add(args) => {
-            let (spec, lists) = input::spec(args, now)?;
+        Command::Add(args) => add(&client, args, global, view).await,
+        // What would be blocked is what `add` would block; there is no reason to run the command.
+        Command::During(args) if args.rule.dry_run => add(&client, &args.rule, global, view).await,
+        Command::During(args) => {
+            let (spec, lists) = input::spec(&args.rule, now)?;
             tell(&lists, global.quiet);
-            let change = Change {
-                force: args.force,
-                dry_run: args.dry_run,
-            };
-            let answer = patiently(
-                &client,
-                global.quiet,
-                spec.targets.len(),
-                client.add(&spec, change),
-            )
-            .await?;
-            let text = if global.quiet {
-                format!("{}\n", answer.rule.id)
-            } else {
-                form(global, &answer, || {
-                    render::added(&answer, &spec, args.dry_run, view)
-                })?
-            };
-            Ok(Done::new(text).after(&answer.teardown))
+            let (code, text) = during::during(&client, args, spec, global, view).await?;
+            Ok(Done {
+                code: Some(code),
+                ..Done::new(text)
+            })
         }
         Command::Del { what } => {
             let names = input::named(what)?;
@@ -225,6 +219,30 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             Ok(Done::new(String::from_utf8_lossy(&script).into_owned()))
         }
     }
+}
+
+async fn add(
+    client: &Client,
+    args: &AddArgs,
+    global: &Global,
+    view: View,
+) -> Result<Done, Failure> {
+    let (spec, lists) = input::spec(args, view.now)?;
+    tell(&lists, global.quiet);
+    let change = Change {
+        force: args.force,
+        dry_run: args.dry_run,
+    };
+    let adding = client.add(&spec, change);
+    let answer = patiently(client, global.quiet, spec.targets.len(), adding).await?;
+    let text = if global.quiet {
+        format!("{}\n", answer.rule.id)
+    } else {
+        form(global, &answer, || {
+            render::added(&answer, &spec, args.dry_run, view)
+        })?
+    };
+    Ok(Done::new(text).after(&answer.teardown))
 }
 
 /// Says what was read from lists, before the daemon is asked.

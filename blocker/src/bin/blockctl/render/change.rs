@@ -120,7 +120,7 @@ pub(crate) fn applied(answer: &RulesetResponse, view: View) -> String {
 }
 
 /// A rule's mode, match, way and deadline in words: `reset, tcp, both directions, until lifted`.
-fn terms(rule: &Rule, view: View) -> String {
+pub(super) fn terms(rule: &Rule, view: View) -> String {
     let mut parts = vec![rule.mode.to_string()];
     let narrowed = matching(rule);
     if !narrowed.is_empty() {
@@ -137,7 +137,7 @@ fn terms(rule: &Rule, view: View) -> String {
 }
 
 /// Targets in a sentence.
-fn names(targets: &[Target]) -> String {
+pub(super) fn names(targets: &[Target]) -> String {
     match targets {
         [] => "nothing".to_owned(),
         [one] => one.to_string(),
@@ -156,7 +156,7 @@ fn some(ids: &[RuleId]) -> String {
     text
 }
 
-fn spared(carved: &[Carved]) -> String {
+pub(super) fn spared(carved: &[Carved]) -> String {
     carved
         .iter()
         .map(|carved| format!("spared {}: {}\n", carved.target, printable(&carved.why)))
@@ -164,7 +164,7 @@ fn spared(carved: &[Carved]) -> String {
 }
 
 /// `looked`: say so if there was nothing to kill.
-fn account(account: &Account, noun: &str, looked: bool, view: View) -> String {
+pub(super) fn account(account: &Account, noun: &str, looked: bool, view: View) -> String {
     let mut out = String::new();
     if account.found > 0 {
         let plural = if account.found == 1 { "" } else { "s" };

@@ -5,6 +5,7 @@
 //! get JSON or YAML, which [`crate::output`] writes without any of this.
 
 mod change;
+mod during;
 mod explain;
 mod flows;
 mod rules;
@@ -17,6 +18,7 @@ mod watch;
 use jiff::Timestamp;
 
 pub(crate) use change::{added, applied, left, lifted};
+pub(crate) use during::{held, over, progress};
 pub(crate) use explain::explained;
 pub(crate) use flows::flows;
 pub(crate) use rules::{list, show};

@@ -1,4 +1,4 @@
-//! A stream of events: a request whose answer does not end by itself.
+//! Streams: requests whose answers do not end by themselves.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
@@ -7,13 +7,15 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::CONTENT_TYPE;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 use super::{Answer, Client, ClientError};
 use crate::api::types::event::Event;
+use crate::api::types::{Held, LeaseLine};
 
-/// What happens, line by line, from the moment it was asked for.
-pub struct EventStream {
+/// Lines of JSON, as they come.
+struct Lines {
     body: Incoming,
     /// What is read of lines that are not taken yet.
     read: BytesMut,
@@ -23,8 +25,8 @@ pub struct EventStream {
     _sender: SendRequest<Full<Bytes>>,
 }
 
-impl EventStream {
-    pub(super) async fn open(
+impl Lines {
+    async fn open(
         client: &Client,
         message: Request<Full<Bytes>>,
         request: &str,
@@ -64,12 +66,8 @@ impl EventStream {
         })
     }
 
-    /// The next event, as the line of JSON that it came as, without its end. `None` once the daemon
-    /// stops.
-    ///
-    /// # Errors
-    /// [`ClientError::Lost`] if the connection broke.
-    pub async fn line(&mut self) -> Result<Option<Bytes>, ClientError> {
+    /// The next line, without its end; `None` after the last.
+    async fn line(&mut self) -> Result<Option<Bytes>, ClientError> {
         loop {
             if let Some(line) = self.line_read() {
                 return Ok(Some(line));
@@ -91,19 +89,15 @@ impl EventStream {
         }
     }
 
-    /// The next event that is here already.
-    pub fn line_read(&mut self) -> Option<Bytes> {
+    /// The next line that is here already.
+    fn line_read(&mut self) -> Option<Bytes> {
         let end = self.read.iter().position(|byte| *byte == b'\n')?;
         let line = self.read.split_to(end).freeze();
         self.read.advance(1);
         Some(line)
     }
 
-    /// Reads a line.
-    ///
-    /// # Errors
-    /// [`ClientError::Garbled`] if it is another form than this client knows.
-    pub fn event(&self, line: &[u8]) -> Result<Event, ClientError> {
+    fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, ClientError> {
         serde_json::from_slice(line).map_err(|source| ClientError::Garbled {
             request: self.request.clone(),
             source,
@@ -111,8 +105,91 @@ impl EventStream {
     }
 }
 
-impl Drop for EventStream {
+impl Drop for Lines {
     fn drop(&mut self) {
         self.connection.abort();
+    }
+}
+
+/// What happens, line by line, from the moment it was asked for.
+pub struct EventStream(Lines);
+
+impl EventStream {
+    pub(super) async fn open(
+        client: &Client,
+        message: Request<Full<Bytes>>,
+        request: &str,
+    ) -> Result<Self, ClientError> {
+        Lines::open(client, message, request).await.map(Self)
+    }
+
+    /// The next event, as the line of JSON that it came as, without its end. `None` once the daemon
+    /// stops.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`] if the connection broke.
+    pub async fn line(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.0.line().await
+    }
+
+    /// The next event that is here already.
+    pub fn line_read(&mut self) -> Option<Bytes> {
+        self.0.line_read()
+    }
+
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// [`ClientError::Garbled`] if it is another form than this client knows.
+    pub fn event(&self, line: &[u8]) -> Result<Event, ClientError> {
+        self.0.parse(line)
+    }
+}
+
+/// Rules that are held as long as this lives; dropping it gives them up.
+pub struct Lease {
+    lines: Lines,
+    held: Held,
+}
+
+impl Lease {
+    pub(super) async fn open(
+        client: &Client,
+        message: Request<Full<Bytes>>,
+        request: &str,
+    ) -> Result<Self, ClientError> {
+        let mut lines = Lines::open(client, message, request).await?;
+        let first = match lines.line().await? {
+            Some(first) => lines.parse(&first)?,
+            None => LeaseLine::Ended,
+        };
+        match first {
+            LeaseLine::Held(held) => Ok(Self { lines, held }),
+            other => Err(ClientError::NotBlocker {
+                path: client.path.clone(),
+                found: format!("it answered {request} with {other:?}"),
+            }),
+        }
+    }
+
+    /// What is held.
+    #[must_use]
+    pub const fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Waits until the rules are not in force any more: they were lifted by others, their deadline
+    /// passed, or the daemon stops.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`] if the connection broke: the daemon is gone. The datapath ends the rules
+    /// within half a minute then.
+    pub async fn ended(&mut self) -> Result<(), ClientError> {
+        while let Some(line) = self.lines.line().await? {
+            if self.lines.parse::<LeaseLine>(&line)? == LeaseLine::Ended {
+                break;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,185 @@
+//! `during`: a block that holds while a command runs, and the evidence of it.
+
+mod command;
+mod report;
+
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::time::Duration;
+
+use blocker::api::client::{Change, Client, ClientError, Lease};
+use blocker::api::types::{
+    Account, Code, DeleteResponse, FlowOrder, FlowsRequest, FlowsResponse, LeaseRequest,
+};
+use blocker::rule::{RuleId, RuleSpec};
+
+use crate::args::{DuringArgs, Global, Output};
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::render::{self, View};
+use command::{Ended, Signals};
+use report::{Report, ReportFile};
+
+/// How often counters are shown while there is no command.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How many flows a report names.
+const FLOWS: u32 = 10_000;
+
+/// Blocks, runs the command, lifts. Gives the exit code and what is to be printed.
+pub(crate) async fn during(
+    client: &Client,
+    args: &DuringArgs,
+    spec: RuleSpec,
+    global: &Global,
+    view: View,
+) -> Result<(u8, String), Failure> {
+    let mut file = args.report.as_deref().map(ReportFile::create).transpose()?;
+    // Before there is anything that a signal must not leave behind.
+    let mut signals = Signals::new()?;
+    let change = Change {
+        force: args.rule.force,
+        dry_run: true,
+    };
+    let before = client.add(&spec, change).await?;
+    let mut report = Report::new(
+        client.status().await?,
+        before.would_kill.unwrap_or_default(),
+    );
+
+    let request = LeaseRequest { rules: vec![spec] };
+    let mut lease = client.hold(&request, args.rule.force).await?;
+    report.held(lease.held());
+    let id = lease.held().rules.first().map(|rule| rule.id.clone());
+    let Some(id) = id else {
+        return Err(Failure::Gone);
+    };
+    if !global.quiet {
+        note(&render::held(lease.held(), view));
+    }
+
+    let code = hold(
+        client,
+        args,
+        &mut lease,
+        &id,
+        &mut signals,
+        &mut report,
+        global,
+    )
+    .await;
+    report.at_end(client.rule(&id).await.ok(), flows(client, &id).await);
+    let lifted = lift(client, &id).await;
+    drop(lease);
+    report.lifted(lifted.as_ref().ok(), flows(client, &id).await);
+    if let Some(file) = &mut file {
+        file.write(&report)?;
+    }
+    if !global.quiet {
+        note(&report.summary(view));
+    }
+    let text = match global.output {
+        Output::Table => String::new(),
+        exact => output::exact(&report, exact)?,
+    };
+    let code = code?;
+    match report.lost() {
+        None => {}
+        Some(why) => {
+            output::error(&format!("the block did not hold to the end: {why}"));
+            if code == 0 {
+                return Ok((Exit::Partly as u8, text));
+            }
+        }
+    }
+    Ok((code, text))
+}
+
+/// Waits for the command, or for a signal; notes if the block ends before.
+async fn hold(
+    client: &Client,
+    args: &DuringArgs,
+    lease: &mut Lease,
+    id: &RuleId,
+    signals: &mut Signals,
+    report: &mut Report,
+    global: &Global,
+) -> Result<u8, Failure> {
+    if args.command.is_empty() {
+        let shown = !global.quiet && stderr().is_terminal();
+        tokio::select! {
+            why = ended(lease) => report.lose(why),
+            _ = signals.next() => {}
+            () = show(client, id, shown) => {}
+        }
+        return Ok(0);
+    }
+    let mut running = command::start(&args.command, id)?;
+    report.started(&args.command);
+    let mut watching = true;
+    let ended = loop {
+        tokio::select! {
+            ended = running.end(signals) => break ended,
+            why = ended(lease), if watching => {
+                watching = false;
+                output::warning(&format!("the block is over, the command goes on: {why}"));
+                report.lose(why);
+            }
+        }
+    };
+    report.ended(&ended);
+    Ok(match ended {
+        Ended::Code(code) => code,
+        Ended::Signal(signal) => 128_u8.saturating_add(u8::try_from(signal).unwrap_or(127)),
+    })
+}
+
+/// Why the block ended, once it did.
+async fn ended(lease: &mut Lease) -> String {
+    match lease.ended().await {
+        Ok(()) => "somebody lifted it, its deadline passed, or the daemon stopped".to_owned(),
+        Err(_) => "the daemon is gone; the kernel ends the block within half a minute".to_owned(),
+    }
+}
+
+/// Shows counters as they grow, for ever.
+async fn show(client: &Client, id: &RuleId, shown: bool) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Ok(view) = client.rule(id).await
+            && shown
+        {
+            // Nobody to see it is no reason to end.
+            let _ = write!(stderr(), "\r{}\x1b[K", render::progress(&view.counters));
+        }
+    }
+}
+
+/// Lifts the rule. One that is gone already is no error: of that the report tells.
+async fn lift(client: &Client, id: &RuleId) -> Result<DeleteResponse, ClientError> {
+    match client.delete(id).await {
+        Err(ClientError::Problem(problem)) if problem.code == Code::NotFound => {
+            Ok(DeleteResponse {
+                removed: Vec::new(),
+                narrowed: Vec::new(),
+                teardown: Account::default(),
+            })
+        }
+        answer => answer,
+    }
+}
+
+/// The flows that the rule decided.
+async fn flows(client: &Client, id: &RuleId) -> Option<FlowsResponse> {
+    let request = FlowsRequest {
+        rule: vec![id.clone()],
+        sort: FlowOrder::Packets,
+        limit: FLOWS,
+        ..FlowsRequest::default()
+    };
+    client.flows(&request).await.ok()
+}
+
+/// Standard output is the command's.
+fn note(text: &str) {
+    text.lines().for_each(output::note);
+}

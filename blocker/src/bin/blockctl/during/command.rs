@@ -1,0 +1,118 @@
+//! The command that a block holds for, and the signals that end both.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use blocker::rule::RuleId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{self, SignalKind};
+use tokio::time::{Instant, sleep_until};
+
+use crate::failure::Failure;
+
+/// How long the command may take to end of a terminal's Ctrl-C, which it gets by itself, before it is
+/// sent one.
+const BY_ITSELF: Duration = Duration::from_secs(2);
+/// How long it may take to end of what it was sent, before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// SIGINT, SIGTERM and SIGHUP.
+pub(super) struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> Result<Self, Failure> {
+        let of = |kind| {
+            unix::signal(kind)
+                .map_err(|error| Failure::Output(format!("signals cannot be waited for: {error}")))
+        };
+        Ok(Self {
+            interrupt: of(SignalKind::interrupt())?,
+            terminate: of(SignalKind::terminate())?,
+            hangup: of(SignalKind::hangup())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = self.hangup.recv() => Signal::SIGHUP,
+        }
+    }
+}
+
+/// How a command ended.
+pub(super) enum Ended {
+    Code(u8),
+    Signal(i32),
+}
+
+/// A command under way.
+pub(super) struct Running {
+    child: Child,
+    /// What it is to be sent next, and when.
+    due: Option<(Instant, Signal)>,
+}
+
+/// Starts a command; it finds the rule's id in `BLOCKER_RULE`.
+pub(super) fn start(command: &[OsString], rule: &RuleId) -> Result<Running, Failure> {
+    let (program, arguments) = command.split_first().ok_or(Failure::Gone)?;
+    let child = Command::new(program)
+        .args(arguments)
+        .env("BLOCKER_RULE", rule.as_str())
+        .spawn()
+        .map_err(|error| Failure::Command {
+            program: program.to_string_lossy().into_owned(),
+            error,
+        })?;
+    Ok(Running { child, due: None })
+}
+
+impl Running {
+    /// Waits for the end, and passes signals on meanwhile. May be dropped and called again.
+    pub(super) async fn end(&mut self, signals: &mut Signals) -> Ended {
+        loop {
+            let due = self.due;
+            let due_at = due.map_or_else(|| Instant::now() + GRACE, |(at, _)| at);
+            tokio::select! {
+                status = self.child.wait() => return status.map_or(Ended::Code(1), ended),
+                signal = signals.next() => {
+                    if signal == Signal::SIGINT {
+                        self.due = Some((Instant::now() + BY_ITSELF, signal));
+                    } else {
+                        self.send(signal);
+                    }
+                }
+                () = sleep_until(due_at), if due.is_some() => {
+                    if let Some((_, signal)) = due {
+                        self.send(signal);
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, signal: Signal) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = pid {
+            // One that ended meanwhile is what is waited for.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+        self.due = Some((Instant::now() + GRACE, Signal::SIGKILL));
+    }
+}
+
+fn ended(status: ExitStatus) -> Ended {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(u8::try_from(code).unwrap_or(1)),
+        (None, signal) => Ended::Signal(signal.unwrap_or(0)),
+    }
+}

@@ -1,0 +1,268 @@
+//! Leases: rules that hold as long as whoever asked for them is there.
+//!
+//! The connection is the lease: when it closes, by a client that is done or by one that died, the
+//! rules are lifted. Should the daemon die, the datapath ends them: their deadline is never further
+//! away than [`TERM`], and only a daemon that lives, with a client that is there, moves it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+use super::events::rule_change;
+use super::lift::Change;
+use super::live::Wanted;
+use super::requests::{Keep, facts, finished};
+use super::{Asking, Controller, Error, Who, journal, status};
+use crate::api::types::event::RuleFate;
+use crate::api::types::{Carved, Held, LeaseLine};
+use crate::rule::{Owner, Rule, RuleId, RuleSpec};
+use crate::ruleset::RulesetError;
+use crate::safety;
+
+/// How far away the deadline of a lease's rules is at most.
+const TERM: SignedDuration = SignedDuration::from_secs(30);
+/// How often it is moved.
+const RENEWAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether the rules are still in force.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often the client is told so.
+const TELL: Duration = Duration::from_secs(1);
+
+/// Rules that are held until this is dropped.
+pub struct Lease {
+    controller: Controller,
+    owner: Owner,
+    who: Who,
+    renewal: JoinHandle<()>,
+    /// What is yet to be told.
+    held: Option<Held>,
+    look: Interval,
+    told: Instant,
+    ended: bool,
+}
+
+impl Controller {
+    /// Puts rules in force for as long as the lease lives.
+    ///
+    /// # Errors
+    /// See [`Error`]. A rule of such an id must not be there.
+    pub async fn hold(&self, specs: Vec<RuleSpec>, asking: Asking) -> Result<Lease, Error> {
+        let this = self.clone();
+        finished(async move { this.hold_now(specs, &asking).await }).await
+    }
+
+    async fn hold_now(&self, specs: Vec<RuleSpec>, asking: &Asking) -> Result<Lease, Error> {
+        let writer = self.0.writer.lock().await;
+        if self.0.events.is_closed() {
+            return Err(Error::Inside("it is stopping".to_owned()));
+        }
+        let now = Timestamp::now();
+        let id = self.fresh_id().to_string();
+        let owner = Owner::Lease(id.clone());
+        let (rules, carved) = self.leased(specs, asking, now)?;
+        let limits: Vec<(RuleId, Option<Timestamp>)> = rules
+            .iter()
+            .map(|rule| (rule.id.clone(), rule.expires))
+            .collect();
+        let rules: Vec<Rule> = rules
+            .into_iter()
+            .map(|rule| Rule {
+                expires: term(rule.expires, now),
+                ..rule
+            })
+            .collect();
+        let mut wanted = self.live().wanted();
+        wanted.extend(rules.iter().map(|rule| Wanted {
+            rule: rule.clone(),
+            owner: owner.clone(),
+            created: now,
+        }));
+        let change = Change {
+            starting: rules.clone(),
+            ..Change::to(wanted)
+        };
+        let account = self.change(change, now).await?;
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let renewing = self.clone().renew(owner.clone(), limits);
+        // From here on the rules go with it, whatever becomes of the client.
+        let mut lease = Lease {
+            controller: self.clone(),
+            owner,
+            who: asking.who,
+            renewal: tokio::spawn(renewing),
+            held: None,
+            look,
+            told: Instant::now(),
+            ended: false,
+        };
+        for rule in &rules {
+            journal::added(asking.who, rule, true);
+            let change = rule_change(RuleFate::Added, rule, &lease.owner, Some(asking.who));
+            self.0.events.rules(vec![change]);
+        }
+        drop(writer);
+        let resets = self.kill_resets(rules.clone()).await;
+        lease.held = Some(Held {
+            lease: id,
+            rules,
+            carved,
+            teardown: status::sum(account, resets),
+        });
+        Ok(lease)
+    }
+
+    /// The rules that are asked for, none of which is refused or there already.
+    fn leased(
+        &self,
+        specs: Vec<RuleSpec>,
+        asking: &Asking,
+        now: Timestamp,
+    ) -> Result<(Vec<Rule>, Vec<Carved>), Error> {
+        let (defaults, protect) = {
+            let live = self.live();
+            (live.config.defaults, live.protect())
+        };
+        let facts = facts(asking);
+        let of = specs.len();
+        let mut rules: Vec<Rule> = Vec::with_capacity(of);
+        let mut carved = Vec::new();
+        for (place, spec) in (1..).zip(specs) {
+            let mut rule = spec
+                .resolve(|| self.fresh_id(), defaults, now)
+                .map_err(|source| Error::RuleOf { place, of, source })?;
+            if rules.iter().any(|other| other.id == rule.id) {
+                return Err(RulesetError::Twice(rule.id).into());
+            }
+            if let Some(old) = self.live().ruleset().get(&rule.id) {
+                return Err(Error::Taken {
+                    id: rule.id,
+                    owner: old.owner.clone(),
+                });
+            }
+            carved.extend(safety::review(&mut rule, &facts, &protect, asking.force)?);
+            rules.push(rule);
+        }
+        Ok((rules, carved))
+    }
+
+    /// Moves the deadline of a lease's rules again and again.
+    async fn renew(self, owner: Owner, limits: Vec<(RuleId, Option<Timestamp>)>) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            let this = self.clone();
+            let (owner, limits) = (owner.clone(), limits.clone());
+            // To its end once it is begun: a lease that ends meanwhile comes after it.
+            let renewed = finished(async move { this.renew_now(&owner, &limits).await }).await;
+            if let Err(error) = renewed {
+                tracing::error!("a lease cannot be renewed: {error}");
+            }
+        }
+    }
+
+    async fn renew_now(
+        &self,
+        owner: &Owner,
+        limits: &[(RuleId, Option<Timestamp>)],
+    ) -> Result<(), Error> {
+        let _writer = self.0.writer.lock().await;
+        let now = Timestamp::now();
+        let mut wanted = self.live().wanted();
+        let mut moved = false;
+        for wanted in wanted.iter_mut().filter(|wanted| wanted.owner == *owner) {
+            let limit = limits.iter().find(|(id, _)| *id == wanted.rule.id);
+            let expires = term(limit.and_then(|(_, limit)| *limit), now);
+            moved |= wanted.rule.expires != expires;
+            wanted.rule.expires = expires;
+        }
+        if moved {
+            self.change(Change::to(wanted), now).await?;
+        }
+        Ok(())
+    }
+
+    /// Lifts what is left of a lease.
+    async fn release(&self, owner: &Owner, who: Who) -> Result<(), Error> {
+        let _writer = self.0.writer.lock().await;
+        let left = self.rules_of(owner);
+        if left.is_empty() || self.0.events.is_closed() {
+            return Ok(());
+        }
+        let asking = Asking {
+            who,
+            ..Asking::default()
+        };
+        let keep = |rule: &Rule| {
+            if left.contains(&rule.id) {
+                Keep::Nothing
+            } else {
+                Keep::All
+            }
+        };
+        self.without(&asking, keep).await.map(drop)
+    }
+
+    fn rules_of(&self, owner: &Owner) -> Vec<RuleId> {
+        let live = self.live();
+        let rules = live.ruleset().values();
+        let theirs = rules.filter(|entry| entry.owner == *owner);
+        theirs.map(|entry| entry.rule.id.clone()).collect()
+    }
+}
+
+/// The deadline of a rule from now on.
+fn term(limit: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    let term = now.checked_add(TERM).ok();
+    match (limit, term) {
+        (Some(limit), Some(term)) => Some(limit.min(term)),
+        (limit, term) => limit.or(term),
+    }
+}
+
+impl Lease {
+    /// The next line for the client; `None` after the last.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        if let Some(held) = self.held.take() {
+            return Some(line(&LeaseLine::Held(held)));
+        }
+        while !self.ended {
+            self.look.tick().await;
+            if self.controller.0.events.is_closed()
+                || self.controller.rules_of(&self.owner).is_empty()
+            {
+                self.ended = true;
+                return Some(line(&LeaseLine::Ended));
+            }
+            if self.told.elapsed() >= TELL {
+                self.told = Instant::now();
+                return Some(line(&LeaseLine::Alive));
+            }
+        }
+        None
+    }
+}
+
+fn line(line: &LeaseLine) -> Bytes {
+    let mut text = serde_json::to_vec(line).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+        let (controller, owner, who) = (self.controller.clone(), self.owner.clone(), self.who);
+        // Without a runtime the daemon has ended, and the datapath's deadline does it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = controller.release(&owner, who).await {
+                    tracing::error!("the rules of {owner} stay until their deadline: {error}");
+                }
+            });
+        }
+    }
+}
