@@ -37,9 +37,9 @@ use tokio::net::UnixStream;
 pub use self::error::{Absence, ClientError};
 pub use self::streams::{EventStream, Lease};
 use super::types::{
-    AddResponse, BODY_LIMIT, DeleteResponse, EventsRequest, ExplainRequest, ExplainResponse,
-    FlowsRequest, FlowsResponse, LeaseRequest, ListResponse, RuleView, RulesetRequest,
-    RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
+    AddResponse, BODY_LIMIT, ConfirmResponse, DeleteResponse, EventsRequest, ExplainRequest,
+    ExplainResponse, FlowsRequest, FlowsResponse, LeaseRequest, ListResponse, RuleView,
+    RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -134,6 +134,15 @@ impl Client {
     pub async fn rule(&self, id: &RuleId) -> Result<RuleView, ClientError> {
         // An id's grammar leaves nothing to escape.
         self.ask(Method::GET, &format!("/v1/rules/{id}"), NOTHING)
+            .await
+    }
+
+    /// `POST /v1/rules/{id}/confirm`: confirms a rule that would end otherwise.
+    ///
+    /// # Errors
+    /// [`ClientError`]; an unknown id is a [`ClientError::Problem`] of code `not_found`.
+    pub async fn confirm(&self, id: &RuleId) -> Result<ConfirmResponse, ClientError> {
+        self.ask(Method::POST, &format!("/v1/rules/{id}/confirm"), NOTHING)
             .await
     }
 

@@ -170,6 +170,7 @@ fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router
     Router::new()
         .route("/v1/rules", get(list).post(add).delete(delete_many))
         .route("/v1/rules/{id}", get(show).delete(delete))
+        .route("/v1/rules/{id}/confirm", post(confirm))
         .route("/v1/ruleset", put(replace))
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
@@ -457,6 +458,16 @@ async fn delete(
     ))
 }
 
+async fn confirm(
+    State(controller): State<Controller>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    UrlPath(id): UrlPath<String>,
+) -> Answer<impl Serialize> {
+    let asking = asking(peer, &headers, &ChangeOptions::default());
+    Ok(Json(controller.confirm(known_id(&id)?, asking).await?))
+}
+
 async fn delete_many(
     State(controller): State<Controller>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -573,6 +584,7 @@ impl From<Error> for Failure {
             Error::Taken { .. } | Error::Ruleset(RulesetError::Taken { .. }) => {
                 (StatusCode::CONFLICT, Code::Conflict, "id taken")
             }
+            Error::InForce { .. } => (StatusCode::CONFLICT, Code::Conflict, "in force already"),
             Error::NoSuchRule { .. } => (StatusCode::NOT_FOUND, Code::NotFound, "no such rule"),
             Error::Datapath(_)
             | Error::State(_)

@@ -170,6 +170,15 @@ impl Add for Counters {
     }
 }
 
+/// The answer to `POST /v1/rules/{id}/confirm`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConfirmResponse {
+    /// The rule as it now is.
+    pub rule: Rule,
+    /// Whether it was to be confirmed.
+    pub confirmed: bool,
+}
+
 /// `DELETE /v1/rules/{id}`, and `DELETE /v1/rules?target=ADDRESS` for every rule that has exactly
 /// that target, and `DELETE /v1/rules` for all that the API owns (flush; `?all=true`: the
 /// configuration's too, until the next reload).

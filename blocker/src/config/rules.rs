@@ -92,6 +92,12 @@ pub(super) fn check(
                 "a rule of the configuration cannot end after a time ('for'), since every reload would start it again: write 'expires' with a date",
             ));
         }
+        if spec.value.confirm_within.is_some() {
+            return Err(source.error(
+                place,
+                "a rule of the configuration cannot be on trial ('confirm_within'): leave it out, or add the rule with blockctl",
+            ));
+        }
         let rule = resolve(&spec.value, defaults)
             .map_err(|error| source.error(place, error.to_string()))?;
         let Some(first) = seen.insert(rule.id.clone(), place.line()) else {

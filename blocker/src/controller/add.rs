@@ -135,8 +135,13 @@ impl Controller {
             }
             return Ok((rule, true));
         };
+        if rule.unconfirmed.is_some() {
+            return Err(Error::InForce { id: old.id });
+        }
+        // Whoever asks for it again has confirmed it.
         let rule = Rule {
             expires: rule.expires,
+            unconfirmed: None,
             comment: rule.comment.or(old.comment),
             ..old
         };
@@ -146,6 +151,7 @@ impl Controller {
     /// Adds rules. Gives those that are in force, and what was killed on the way; the others'
     /// callers have their answer. The writer's lock is held.
     async fn add_batch(&self, batch: Vec<Waiting>) -> Vec<(Ready, Account)> {
+        self.lift_due().await;
         let now = Timestamp::now();
         let mut together: Vec<Ready> = Vec::new();
         let mut killed = Vec::new();

@@ -51,6 +51,14 @@ pub enum Error {
         /// Whose it is.
         owner: Owner,
     },
+    /// A rule that is in force already, and can't be put there on trial.
+    #[error(
+        "rule {id} does this already: there is nothing to go back to unless it is confirmed; leave out confirm_within"
+    )]
+    InForce {
+        /// The rule.
+        id: RuleId,
+    },
     /// No such rule.
     #[error("no rule {what}")]
     NoSuchRule {

@@ -60,6 +60,11 @@ pub(super) fn lifted(who: Who, rules: &[Told], narrowed: &[RuleId]) {
     }
 }
 
+/// A rule was confirmed.
+pub(super) fn confirmed(who: Who, rule: &Rule) {
+    tell!(who, &Told::of(rule), "rule confirmed");
+}
+
 /// Rules ended by their deadline.
 pub(super) fn expired(rules: &[Told]) {
     for told in rules {

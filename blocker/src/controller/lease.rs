@@ -19,7 +19,7 @@ use super::requests::{Keep, facts, finished};
 use super::{Asking, Controller, Error, Who, journal, status};
 use crate::api::types::event::RuleFate;
 use crate::api::types::{Carved, Held, LeaseLine};
-use crate::rule::{Owner, Rule, RuleId, RuleSpec};
+use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec};
 use crate::ruleset::RulesetError;
 use crate::safety;
 
@@ -60,6 +60,7 @@ impl Controller {
         if self.0.events.is_closed() {
             return Err(Error::Inside("it is stopping".to_owned()));
         }
+        self.lift_due().await;
         let now = Timestamp::now();
         let id = self.fresh_id().to_string();
         let owner = Owner::Lease(id.clone());
@@ -135,6 +136,14 @@ impl Controller {
             let mut rule = spec
                 .resolve(|| self.fresh_id(), defaults, now)
                 .map_err(|source| Error::RuleOf { place, of, source })?;
+            if rule.unconfirmed.is_some() {
+                let source = RuleError::Contradiction {
+                    option: "confirm_within",
+                    with: "a lease".to_owned(),
+                    why: "it ends with whoever holds it",
+                };
+                return Err(Error::RuleOf { place, of, source });
+            }
             if rules.iter().any(|other| other.id == rule.id) {
                 return Err(RulesetError::Twice(rule.id).into());
             }

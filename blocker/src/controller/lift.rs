@@ -269,20 +269,10 @@ impl Controller {
 
     /// Lifts rules whose deadline has passed.
     pub(super) async fn expire(&self) {
-        let due = |wall: Timestamp, boot: u64, live: &super::Live| -> Vec<Rule> {
-            let due = live.ruleset().values().filter(|entry| {
-                let by_boot = entry.deadline.is_some_and(|deadline| deadline <= boot);
-                // The wall clock decides for those that are lifted before the datapath's deadline.
-                by_boot
-                    || entry.rule.lifts_by_reset()
-                        && entry.rule.expires.is_some_and(|expires| expires <= wall)
-            });
-            due.map(|entry| entry.rule.clone()).collect()
-        };
-        // A change holds what is in force as long as it takes to compile; who waits for it here, ten
+        // An enforcement holds what is in force for some milliseconds; who waits for it here, ten
         // times a second, must not be a thread that serves requests.
         let this = self.clone();
-        let look = move || !due(Timestamp::now(), boot_time(), &this.live()).is_empty();
+        let look = move || !this.due(Timestamp::now()).is_empty();
         match tokio::task::spawn_blocking(look).await {
             Ok(true) => {}
             Ok(false) => return,
@@ -292,8 +282,31 @@ impl Controller {
             }
         }
         let _writer = self.0.writer.lock().await;
+        self.lift_due().await;
+    }
+
+    /// The rules whose deadline has passed.
+    fn due(&self, wall: Timestamp) -> Vec<Rule> {
+        let boot = boot_time();
+        let live = self.live();
+        let due = live.ruleset().values().filter(|entry| {
+            let by_boot = entry.deadline.is_some_and(|deadline| deadline <= boot);
+            // The wall clock decides for those that are lifted before the datapath's deadline.
+            by_boot
+                || entry.rule.lifts_by_reset()
+                    && entry.rule.expires.is_some_and(|expires| expires <= wall)
+        });
+        due.map(|entry| entry.rule.clone()).collect()
+    }
+
+    /// Lifts rules whose deadline has passed: those that it matters to must not find them there. The
+    /// writer's lock is held.
+    pub(super) async fn lift_due(&self) {
         let now = Timestamp::now();
-        let ending = due(now, boot_time(), &self.live());
+        let ending = self.due(now);
+        if ending.is_empty() {
+            return;
+        }
         let mut wanted = self.live().wanted();
         wanted.retain(|wanted| !ending.iter().any(|rule| rule.id == wanted.rule.id));
         let told = Told::all(&ending);

@@ -3,11 +3,15 @@
 
 use jiff::Timestamp;
 
+use super::events::rule_change;
 use super::lift::Change;
 use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, journal, status};
-use crate::api::types::{Account, Carved, Changed, DeleteResponse, RulesetResponse};
-use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets};
+use crate::api::types::event::RuleFate;
+use crate::api::types::{
+    Account, Carved, Changed, ConfirmResponse, DeleteResponse, RulesetResponse,
+};
+use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets, Unconfirmed};
 use crate::ruleset::{self, Diff};
 use crate::safety::facts::{self, Caller, Places};
 use crate::safety::{self, HostFacts};
@@ -36,6 +40,40 @@ impl Controller {
             .await
         })
         .await
+    }
+
+    /// Confirms a rule that would end otherwise: from now on it ends when it was to, if at all.
+    ///
+    /// # Errors
+    /// See [`Error`]. One that was not confirmed in time is no more.
+    pub async fn confirm(&self, id: RuleId, asking: Asking) -> Result<ConfirmResponse, Error> {
+        let this = self.clone();
+        finished(async move { this.confirm_now(&id, &asking).await }).await
+    }
+
+    async fn confirm_now(&self, id: &RuleId, asking: &Asking) -> Result<ConfirmResponse, Error> {
+        let _writer = self.0.writer.lock().await;
+        self.lift_due().await;
+        let now = Timestamp::now();
+        let mut wanted = self.live().wanted();
+        let found = wanted.iter_mut().find(|wanted| wanted.rule.id == *id);
+        let found = found.ok_or_else(|| Error::NoSuchRule {
+            what: id.to_string(),
+        })?;
+        let confirmed = if let Some(Unconfirmed { expires }) = found.rule.unconfirmed.take() {
+            found.rule.expires = expires;
+            true
+        } else {
+            false
+        };
+        let (rule, owner) = (found.rule.clone(), found.owner.clone());
+        if confirmed {
+            self.change(Change::to(wanted), now).await?;
+            journal::confirmed(asking.who, &rule);
+            let news = rule_change(RuleFate::Changed, &rule, &owner, Some(asking.who));
+            self.0.events.rules(vec![news]);
+        }
+        Ok(ConfirmResponse { rule, confirmed })
     }
 
     /// Deletes a target from every rule that has exactly it; a rule left with none is deleted.

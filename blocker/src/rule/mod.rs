@@ -88,6 +88,9 @@ pub struct RuleSpec {
     /// When the rule ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// How long the rule lives unless it is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_within: Option<Lifetime>,
     /// Why it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
@@ -191,9 +194,21 @@ pub struct Rule {
     /// When the rule ends (wall clock; the datapath keeps boot time).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// That it is yet to be confirmed: `expires` is when it ends if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<Unconfirmed>,
     /// Why it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+}
+
+/// What becomes of a rule once it is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unconfirmed {
+    /// When it ends then (wall clock).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
 }
 
 impl RuleSpec {
@@ -243,6 +258,22 @@ impl RuleSpec {
             (None, Some(expires)) if expires <= now => return Err(RuleError::Expired(expires)),
             (None, expires) => expires,
         };
+        let (expires, unconfirmed) = match self.confirm_within {
+            None => (expires, None),
+            Some(within) => {
+                let by = now
+                    .checked_add(within.duration())
+                    .map_err(|_| RuleError::Duration(within.to_string()))?;
+                if let Some(expires) = expires.filter(|expires| *expires <= by) {
+                    return Err(RuleError::Contradiction {
+                        option: "confirm_within",
+                        with: format!("a deadline at {expires}"),
+                        why: "the rule ends before it is to be confirmed",
+                    });
+                }
+                (Some(by), Some(Unconfirmed { expires }))
+            }
+        };
         let established = resolve_established(self.established, mode, percent)?;
         let on_lift = resolve_on_lift(self.on_lift, mode, percent)?;
         Ok(Rule {
@@ -261,6 +292,7 @@ impl RuleSpec {
             established,
             on_lift,
             expires,
+            unconfirmed,
             comment: self.comment,
         })
     }
@@ -318,6 +350,7 @@ impl Rule {
             established,
             on_lift,
             expires: _,
+            unconfirmed: _,
             comment: _,
         } = self;
         *mode == other.mode
@@ -337,7 +370,8 @@ impl Rule {
 }
 
 impl From<Rule> for RuleSpec {
-    /// The specification that resolves to the rule, whatever the defaults.
+    /// The specification that resolves to the rule, whatever the defaults; to it as it is now, if it
+    /// is yet to be confirmed.
     fn from(rule: Rule) -> Self {
         Self {
             id: Some(rule.id),
@@ -357,6 +391,7 @@ impl From<Rule> for RuleSpec {
             on_lift: Some(rule.on_lift),
             lifetime: None,
             expires: rule.expires,
+            confirm_within: None,
             comment: rule.comment,
         }
     }

@@ -214,6 +214,7 @@ fn a_plain_rule_gets_every_default() {
         established: Established::Keep,
         on_lift: OnLift::Resume,
         expires: None,
+        unconfirmed: None,
         comment: None,
     };
     assert_eq!(rule, expected);

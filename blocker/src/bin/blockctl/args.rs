@@ -164,6 +164,11 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "ID|TARGET")]
         what: Vec<String>,
     },
+    /// Keep a rule that was added with --confirm-within.
+    Confirm {
+        /// The rule's id.
+        id: String,
+    },
     /// List all rules.
     List,
     /// Show one rule in full.
@@ -293,6 +298,9 @@ pub(crate) struct AddArgs {
     /// When the rule ends: RFC 3339, such as 2026-01-31T18:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) expires: Option<String>,
+    /// Lift the rule by itself after this time, unless `blockctl confirm ID` comes before.
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) confirm_within: Option<String>,
     /// Why the rule is there: "INC-1234".
     #[arg(long, value_name = "TEXT")]
     pub(crate) comment: Option<String>,

@@ -52,6 +52,12 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>
         on_lift: one(&mut flaws, "--on-lift", args.on_lift.as_deref(), parse),
         lifetime: one(&mut flaws, "--for", args.lifetime.as_deref(), parse),
         expires: one(&mut flaws, "--expires", args.expires.as_deref(), time),
+        confirm_within: one(
+            &mut flaws,
+            "--confirm-within",
+            args.confirm_within.as_deref(),
+            parse,
+        ),
         comment: args.comment.clone(),
     };
     let lists = files::lists(&args.from_file, invalid(args.skip_invalid), &mut flaws);

@@ -145,6 +145,12 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             let text = form(global, &answer, || render::lifted(&answer, view))?;
             Ok(Done::new(text).after(&answer.teardown))
         }
+        Command::Confirm { id } => {
+            let answer = client.confirm(&input::id(id)?).await?;
+            Ok(Done::new(form(global, &answer, || {
+                render::confirmed(&answer, view)
+            })?))
+        }
         Command::List => {
             let answer = client.list().await?;
             Ok(Done::new(form(global, &answer, || {

@@ -163,7 +163,7 @@ fn errors_in_a_ruleset_say_where() {
     };
     insta::assert_snapshot!(case("  \n"), @"f: is empty: write `rules: []` to lift every rule of the API");
     insta::assert_snapshot!(case("rules:\n  - targets: [10.0.0.300]\n"), @r#"f:2:15: target "10.0.0.300" is neither an address nor a prefix: write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32"#);
-    insta::assert_snapshot!(case("rules:\n  - tragets: [10.0.0.3]\n"), @"f:2:5: unknown field `tragets`, expected one of id, targets, targets_file, except, mode, direction, protocol, ports, local_ports, remote_ports, local, interfaces, percent, established, on_lift, for, expires, comment");
+    insta::assert_snapshot!(case("rules:\n  - tragets: [10.0.0.3]\n"), @"f:2:5: unknown field `tragets`, expected one of id, targets, targets_file, except, mode, direction, protocol, ports, local_ports, remote_ports, local, interfaces, percent, established, on_lift, for, expires, confirm_within, comment");
     insta::assert_snapshot!(case("{\"rules\": [{\"targets\": [\"10.0.0.300\"]}]}"), @r#"f:1:36: target "10.0.0.300" is neither an address nor a prefix: write 192.0.2.7, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32"#);
     insta::assert_snapshot!(case("rules:\n  - id: a\n    targets: []\n  - targets: [10.0.0.1]\n    percent: 0\n"), @"f:5:14: percent 0 is not valid: a whole number from 1 to 100");
     insta::assert_snapshot!(case("targets: [10.0.0.1]\n"), @"f:1:1: unknown field `targets`, expected one of rules");

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use blocker::api::types::{
-    Account, AddResponse, Carved, Changed, DeleteResponse, LiveFlow, RulesetResponse,
+    Account, AddResponse, Carved, Changed, ConfirmResponse, DeleteResponse, LiveFlow,
+    RulesetResponse,
 };
 use blocker::rule::{Direction, Mode, Rule, RuleId, RuleSpec, Target};
 use serde_json::Value;
@@ -48,6 +49,9 @@ pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view:
         }
     };
     let mut out = head + "\n";
+    if rule.unconfirmed.is_some() && !dry_run {
+        out += &format!("ends by itself, unless: blockctl confirm {}\n", rule.id);
+    }
     out += &spared(&answer.carved);
     match &answer.would_kill {
         Some(flows) => out += &doomed(flows, view),
@@ -58,6 +62,17 @@ pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view:
         None => {}
     }
     out
+}
+
+/// The outcome of a `confirm`.
+pub(crate) fn confirmed(answer: &ConfirmResponse, view: View) -> String {
+    let rule = &answer.rule;
+    let terms = terms(rule, view);
+    if answer.confirmed {
+        format!("confirmed rule {} ({terms})\n", rule.id)
+    } else {
+        format!("rule {} needs no confirmation ({terms})\n", rule.id)
+    }
 }
 
 /// The account of a `del` or `flush`.

@@ -17,7 +17,7 @@ mod watch;
 
 use jiff::Timestamp;
 
-pub(crate) use change::{added, applied, left, lifted};
+pub(crate) use change::{added, applied, confirmed, left, lifted};
 pub(crate) use during::{held, over, progress};
 pub(crate) use explain::explained;
 pub(crate) use flows::flows;
