@@ -14,7 +14,7 @@ const COLUMNS: &[Column] = &[
     Column::new("PROTO", Fit::Whole),
     Column::new("REMOTE", Fit::Whole),
     Column::new("LOCAL", Fit::Whole),
-    Column::new("RULE", Fit::Whole),
+    Column::new("RULE", Fit::Cut),
     Column::optional("VERDICT", Fit::Whole, 1),
     Column::optional("PACKETS", Fit::Number, 2),
     Column::optional("LAST", Fit::Number, 3),
