@@ -25,6 +25,9 @@ const NEXT: i32 = -1;
 /// Both `TCX_DROP` and `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 
+/// Length of a VLAN tag.
+const TAG: u32 = 4;
+
 /// What is done with a packet.
 enum Verdict {
     /// No rule decides it.
@@ -118,7 +121,7 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         });
         return NEXT;
     }
-    let length = ctx.len();
+    let length = wire_length(ctx);
     let (action, sent) = match rule.mode {
         mode::AUDIT => (NEXT, reply::Sent::default()),
         mode::RESET | mode::REJECT => {
@@ -139,6 +142,15 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     record(rule, packet, hook);
     count_rule(rule, hook, length, sent);
     action
+}
+
+/// The packet's length with all of its tags: one that the kernel or the device keeps in the
+/// buffer's metadata is on the wire, and XDP and captures count it.
+#[inline(always)]
+fn wire_length(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the program's run.
+    let tags = unsafe { (*ctx.skb.skb).vlan_present };
+    ctx.len() + TAG * tags
 }
 
 /// Finds the rule that decides a packet.
