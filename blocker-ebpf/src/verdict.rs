@@ -111,7 +111,8 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         return NEXT;
     };
     let passes_reset = rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST);
-    if passes_reset || packet.is_neighbour_discovery() {
+    let audited = rule.mode == mode::AUDIT && audited(ctx);
+    if passes_reset || audited || packet.is_neighbour_discovery() {
         if passes_reset {
             note(&flow(packet, hook), hook == Hook::Ingress);
         }
@@ -123,7 +124,11 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     }
     let length = wire_length(ctx);
     let (action, sent) = match rule.mode {
-        mode::AUDIT => (NEXT, reply::Sent::default()),
+        mode::AUDIT => {
+            // SAFETY: as above. The field is the buffer's own, and traffic control's alone.
+            unsafe { (*skb).tc_index = maps::audited() };
+            (NEXT, reply::Sent::default())
+        }
         mode::RESET | mode::REJECT => {
             let reply = reply::Reply {
                 skb: ctx.skb.skb,
@@ -142,6 +147,14 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     record(rule, packet, hook);
     count_rule(rule, hook, length, sent);
     action
+}
+
+/// Whether audit has counted a packet before: on a port, and now on its bridge. A block would have
+/// ended it there.
+#[inline(always)]
+fn audited(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the program's run.
+    unsafe { (*ctx.skb.skb).tc_index == maps::audited() }
 }
 
 /// The packet's length with all of its tags: one that the kernel or the device keeps in the
