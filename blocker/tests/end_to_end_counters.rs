@@ -97,7 +97,7 @@ struct Start {
 }
 
 impl Scene {
-    fn new(hook: &'static str, modes: &[&str]) -> Result<Self> {
+    fn new(hook: &'static str, xdp: Option<&str>) -> Result<Self> {
         let routed = Routed::new()?;
         let programs = Programs::under_test()?;
         let daemon = Daemon::start(&routed.router, &programs, &format!("hook: {hook}\n"))?;
@@ -108,7 +108,11 @@ impl Scene {
                 .run(&["ethtool", "-K", device, "gro", "off"])?;
         }
         let (_, attached) = tally::hooks(&daemon, DEVICE)?;
-        assert_eq!(attached, modes, "hook: {hook}");
+        // The others are TC's two: of which kind is the kernel's matter.
+        let by_xdp = attached
+            .iter()
+            .find(|mode| matches!(mode.as_str(), "native" | "generic"));
+        assert_eq!(by_xdp.map(String::as_str), xdp, "hook: {hook}");
         Ok(Self {
             at_server: Capture::start(&routed.server, "eth0", "")?,
             at_client: Capture::start(&routed.client, "eth0", "")?,
@@ -326,9 +330,9 @@ fn send_datagrams(from: &UdpSocket, to: &UdpSocket) -> Result<()> {
     Ok(())
 }
 
-/// The whole table with this `hook` in the configuration, which attaches in these ways.
-fn table(hook: &'static str, modes: &[&str]) -> Result<()> {
-    let scene = Scene::new(hook, modes)?;
+/// The whole table with this `hook` in the configuration, which attaches XDP in this way.
+fn table(hook: &'static str, xdp: Option<&str>) -> Result<()> {
+    let scene = Scene::new(hook, xdp)?;
     let mut total = Sum::default();
     for (client, server) in FAMILIES {
         for sender in [Sender::Server, Sender::Client] {
@@ -366,15 +370,15 @@ fn table(hook: &'static str, modes: &[&str]) -> Result<()> {
 
 #[test]
 fn they_are_what_tcpdump_saw_with_xdp_in_the_driver() -> Result<()> {
-    table("auto", &["native", "tcx", "tcx"])
+    table("auto", Some("native"))
 }
 
 #[test]
 fn they_are_what_tcpdump_saw_with_generic_xdp() -> Result<()> {
-    table("xdp-generic", &["generic", "tcx", "tcx"])
+    table("xdp-generic", Some("generic"))
 }
 
 #[test]
 fn they_are_what_tcpdump_saw_with_tc_alone() -> Result<()> {
-    table("tc", &["tcx", "tcx"])
+    table("tc", None)
 }
