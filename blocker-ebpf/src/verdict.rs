@@ -26,6 +26,9 @@ const NEXT: i32 = -1;
 /// Both `TCX_DROP` and `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 
+/// Length of a VLAN tag.
+const TAG: u32 = 4;
+
 /// What is done with a packet.
 enum Verdict {
     /// No rule decides it.
@@ -117,7 +120,8 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         return NEXT;
     };
     let passes_reset = rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST);
-    if passes_reset || packet.is_neighbour_discovery() {
+    let audited = rule.mode == mode::AUDIT && audited(ctx);
+    if passes_reset || audited || packet.is_neighbour_discovery() {
         if passes_reset {
             note(&flow(packet, hook), hook == Hook::Ingress);
         }
@@ -127,9 +131,13 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         });
         return NEXT;
     }
-    let length = ctx.len();
+    let length = wire_length(ctx);
     let (action, sent) = match rule.mode {
-        mode::AUDIT => (NEXT, reply::Sent::default()),
+        mode::AUDIT => {
+            // SAFETY: as above. The field is the buffer's own, and traffic control's alone.
+            unsafe { (*skb).tc_index = maps::audited() };
+            (NEXT, reply::Sent::default())
+        }
         mode::RESET | mode::REJECT => {
             let reply = reply::Reply {
                 skb: ctx.skb.skb,
@@ -167,6 +175,23 @@ fn fate(rule: &Rule, sent: reply::Sent) -> u8 {
         mode::REJECT if sent.replies > 0 => fate::REJECTED,
         _ => fate::DROPPED,
     }
+}
+
+/// Whether audit has counted a packet before: on a port, and now on its bridge. A block would have
+/// ended it there.
+#[inline(always)]
+fn audited(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the program's run.
+    unsafe { (*ctx.skb.skb).tc_index == maps::audited() }
+}
+
+/// The packet's length with all of its tags: one that the kernel or the device keeps in the
+/// buffer's metadata is on the wire, and XDP and captures count it.
+#[inline(always)]
+fn wire_length(ctx: &TcContext) -> u32 {
+    // SAFETY: the context is valid for the program's run.
+    let tags = unsafe { (*ctx.skb.skb).vlan_present };
+    ctx.len() + TAG * tags
 }
 
 /// Finds the rule that decides a packet.

@@ -284,6 +284,8 @@ fn vlan_tags_are_kept_wherever_they_are() -> Result<()> {
                         [SEQ + 1, SEQ].map(|seq| packet.rst(RST | ACK, seq, ACKED).bytes());
                     let crossed = bench.cross(program, &packet.bytes())?;
                     assert_eq!(crossed.counted.rules[0].replies, 3, "{what}");
+                    let length = packet.bytes().len() as u64;
+                    assert_eq!(crossed.counted.rules[0].bytes, length, "{what}");
                     if program.is_egress() {
                         assert_eq!(crossed.received, [back], "{what}");
                         assert_eq!(crossed.sent, onward, "{what}");

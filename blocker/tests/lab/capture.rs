@@ -32,6 +32,9 @@ impl Capture {
         command
             // -Z: as root, so that it may write into our directory.
             .args(["-n", "-U", "--immediate-mode", "-c", "100000", "-Z", "root"])
+            // In immediate mode each packet has a slot of the most that is kept of any. By default
+            // there is room for eight, and what finds none is lost.
+            .args(["-s", "70000", "-B", "8192"])
             .args(["-i", device, "-w"])
             .arg(directory.path().join("pcap"))
             .arg(filter)

@@ -1,0 +1,99 @@
+//! Counters where a packet meets two attached devices, one upon the other: a packet is counted
+//! once, on the device that it meets first, and audit counts what a block would have hit.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Result, ensure};
+
+mod lab;
+mod scene;
+mod tally;
+
+use lab::{Capture, Daemon, Namespace, Pair, Programs, join, poll};
+use scene::{PATIENCE, Scene, udp};
+use tally::{Frame, Hooks, Sum};
+
+const RULE: &str = "counted";
+const A: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const B: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+const DATAGRAMS: [usize; 5] = [0, 1, 99, 1000, 1400];
+
+/// A and B, and a daemon in A, whose address is on a bridge of which its device is a port.
+fn bridged(hook: &str) -> Result<Scene> {
+    let pair = Pair {
+        a: Namespace::new("a")?,
+        b: Namespace::new("b")?,
+    };
+    join((&pair.a, "eth0"), (&pair.b, "eth0"))?;
+    for words in [
+        "ip link add upper type bridge",
+        "ip link set eth0 master upper",
+        "ip link set upper up",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        pair.a.run(&words)?;
+    }
+    for (host, address, device) in [(&pair.a, A, "upper"), (&pair.b, B, "eth0")] {
+        let address = format!("{address}/24");
+        host.run(&["ip", "address", "add", &address, "dev", device])?;
+    }
+    let config = format!("hook: {hook}\n");
+    let daemon = Daemon::start(&pair.a, &Programs::under_test()?, &config)?;
+    Ok(Scene { daemon, pair })
+}
+
+/// Sends the datagrams from one host to the other, and waits until the rule counted as many, at
+/// least; gives what it counted of that direction.
+fn send(scene: &Scene, from: (&Namespace, IpAddr), to: IpAddr, direction: usize) -> Result<Sum> {
+    let socket = udp(from.0, from.1, None)?;
+    for length in DATAGRAMS {
+        let sent = socket.send_to(&vec![7; length], (to, 9))?;
+        ensure!(sent == length, "sent {sent} of {length} bytes");
+    }
+    poll("all datagrams to be counted", PATIENCE, || {
+        let counted = tally::rule(&scene.daemon, RULE).ok()?[direction].decided;
+        (counted.packets >= DATAGRAMS.len() as u64).then_some(counted)
+    })
+}
+
+#[test]
+fn a_bridge_and_its_port_count_once() -> Result<()> {
+    for hook in ["auto", "tc"] {
+        let scene = bridged(hook)?;
+        let pair = &scene.pair;
+        // Where datagrams end up that pass, so that no error is sent for them.
+        let _sinks = [udp_at(&pair.a, A)?, udp_at(&pair.b, B)?];
+        for mode in ["drop", "reset", "reject", "audit"] {
+            let what = format!("hook {hook}, {mode}");
+            let wire = Capture::start(&pair.b, "eth0", "udp and src host 192.0.2.2")?;
+            scene.add(&[&B.to_string(), "--mode", mode, "--id", RULE])?;
+            let hooks =
+                |device: &str| Ok::<_, anyhow::Error>(tally::hooks(&scene.daemon, device)?.0);
+            let before = [hooks("eth0")?, hooks("upper")?];
+            let came = send(&scene, (&pair.b, B), A, 0)?;
+            let went = send(&scene, (&pair.a, A), B, 1)?;
+
+            let sent = wire.wait_for(DATAGRAMS.len(), PATIENCE)?;
+            let sent: Vec<Frame> = sent.iter().map(|bytes| Frame::read(bytes)).collect();
+            let sent: Sum = sent.iter().collect();
+            assert_eq!(came, sent, "{what}: came");
+            // The same datagrams, from a socket: what it sent, and the headers.
+            assert_eq!(went, sent, "{what}: went");
+            let after = [hooks("eth0")?, hooks("upper")?];
+            let [port, bridge] = [0, 1].map(|at| after[at] - before[at]);
+            let coming = |hooks: Hooks| hooks.xdp.decided() + hooks.ingress.decided();
+            assert_eq!([coming(port), coming(bridge)], [sent.packets, 0], "{what}");
+            let going = [port, bridge].map(|hooks| hooks.egress.decided());
+            assert_eq!(going, [0, sent.packets], "{what}");
+            // Nothing that was on its way still is counted later.
+            let rule = tally::rule(&scene.daemon, RULE)?.map(|rule| rule.decided);
+            assert_eq!(rule, [came, went], "{what}");
+            scene.del(&[RULE])?;
+        }
+    }
+    Ok(())
+}
+
+fn udp_at(host: &Namespace, address: IpAddr) -> Result<std::net::UdpSocket> {
+    Ok(host.enter(|| std::net::UdpSocket::bind((address, 9)))??)
+}
