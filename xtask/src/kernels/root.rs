@@ -15,7 +15,8 @@ use super::{Built, TASK};
 use crate::command::{self, find, line};
 
 /// What tests, and the daemon, call. The kernel itself calls modprobe.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
+    "ss",
     "ip",
     "tc",
     "iptables",
