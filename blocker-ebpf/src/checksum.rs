@@ -82,14 +82,24 @@ fn sum_packet(ctx: &TcContext, offset: u32, length: u32, seed: u32) -> Option<u3
 /// Loads `length` bytes, at least 1 and at most `most`, in a way that the verifier can follow.
 #[inline(always)]
 pub fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32, most: u32) -> Option<()> {
-    // Opaque: what the compiler knows of the length already, the verifier must still be shown.
-    let length = opaque(length as usize) as u32;
-    if length == 0 || length > most {
-        return None;
-    }
+    let length = between_one_and(length, most)?;
     // SAFETY: callers give a buffer of at least `most` bytes.
     let result = unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), length) };
     (result == 0).then_some(())
+}
+
+/// The same number, if it is at least 1 and at most `most`, in a way that the verifier can follow.
+///
+/// Opaque, since what the compiler knows of the number already, the verifier must still be shown.
+/// And one less is compared, in 64 bits: that a number is not 0 taught the verifier nothing before
+/// Linux 6.8 (seen on 5.10 and 6.1), and the compiler makes a comparison with 0 of one with 1.
+#[inline(always)]
+pub fn between_one_and(number: u32, most: u32) -> Option<u32> {
+    let less = opaque((number as usize).wrapping_sub(1));
+    if less >= most as usize {
+        return None;
+    }
+    Some(less as u32 + 1)
 }
 
 #[inline(always)]

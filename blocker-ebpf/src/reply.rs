@@ -11,9 +11,9 @@ use aya_log_ebpf::warn;
 use blocker_ebpf::{Hook, mode};
 
 use crate::buffer::check;
-use crate::checksum::{self, Pseudo, add, fold, load, sum_of};
+use crate::checksum::{self, Pseudo, add, between_one_and, fold, load, sum_of};
 use crate::maps::{self, Scratch};
-use crate::packet::{self, Link, Packet, Words, opaque};
+use crate::packet::{self, Link, Packet, Words};
 use crate::{due, verdict};
 
 /// What was sent for a packet.
@@ -280,10 +280,7 @@ impl Reply<'_> {
 
     #[inline(always)]
     fn store_quote(&self, offset: u32, scratch: *mut u8, quoted: u32) -> Result<(), i32> {
-        let quoted = opaque(quoted as usize) as u32;
-        if quoted == 0 || quoted > QUOTE_V6 {
-            return Err(0);
-        }
+        let quoted = between_one_and(quoted, QUOTE_V6).ok_or(0)?;
         // SAFETY: the scratch holds `quoted` bytes.
         check(unsafe { bpf_skb_store_bytes(self.skb, offset, scratch.cast(), quoted, 0) })
     }

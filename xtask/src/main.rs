@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod kernels;
 #[path = "../../blocker/tests/lab/mod.rs"]
 mod lab;
 mod setup;
@@ -57,6 +58,9 @@ enum Task {
     Test {
         /// Only tests whose name contains one of these
         filter: Vec<String>,
+        /// On other kernels, under QEMU: 5.10, 6.1, 6.12, newest; several by commas
+        #[arg(long, value_delimiter = ',', value_name = "VERSION")]
+        kernel: Vec<kernels::Release>,
     },
 }
 
@@ -74,7 +78,8 @@ fn main() -> ExitCode {
         } => bench::run(&what),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
-        Task::Test { filter } => test::run(&filter),
+        Task::Test { filter, kernel } if kernel.is_empty() => test::run(&filter),
+        Task::Test { filter, kernel } => kernels::run(&kernel, &filter),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

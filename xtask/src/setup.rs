@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Demo,
     /// All tests.
     Test,
+    /// Tests on other kernels.
+    Kernels,
 }
 
 /// A program that others of the workspace call, and the package that has it.
@@ -47,7 +49,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 15] = [
     tool(
         "ip",
         "iproute2",
@@ -114,6 +116,24 @@ const TOOLS: [Tool; 12] = [
         "ipset",
         Purpose::Test,
         "a peer in the benchmark, with iptables",
+    ),
+    tool(
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        Purpose::Kernels,
+        "boots other kernels",
+    ),
+    tool(
+        "busybox",
+        "busybox-static",
+        Purpose::Kernels,
+        "the shell of a kernel without a system",
+    ),
+    tool(
+        "depmod",
+        "kmod",
+        Purpose::Kernels,
+        "lets such a kernel load its modules",
     ),
 ];
 

@@ -36,6 +36,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+/// How many times as long everything may take, for machines that are slow (emulated ones).
+const PATIENCE: &str = "BLOCKER_TEST_PATIENCE";
+
 /// Asks again until the answer is there. `what` is what is waited for, for the error.
 ///
 /// # Errors
@@ -45,6 +48,8 @@ pub(crate) fn poll<T>(
     within: Duration,
     mut ask: impl FnMut() -> Option<T>,
 ) -> Result<T> {
+    let patience = std::env::var(PATIENCE).ok();
+    let within = within * patience.and_then(|times| times.parse().ok()).unwrap_or(1);
     let deadline = Instant::now() + within;
     loop {
         if let Some(answer) = ask() {
