@@ -6,6 +6,7 @@
 //! reads. Clients may vanish: what they began is finished.
 
 mod add;
+mod alive;
 mod dataplane;
 mod error;
 mod explain;
@@ -237,12 +238,10 @@ impl Controller {
 
     /// Ends: lifts everything and detaches, or leaves all in force, as the configuration says.
     pub async fn stop(&self) {
-        let _writer = self.0.writer.lock().await;
         if self.live().config.on_stop == OnStop::Keep {
-            self.live().datapath.leave();
-            tracing::info!("stopped: the rules stay in force");
-            return;
+            return self.hand_over().await;
         }
+        let _writer = self.0.writer.lock().await;
         let ending: Vec<Rule> = self
             .live()
             .wanted()
@@ -257,6 +256,13 @@ impl Controller {
             tracing::error!("{error}");
         }
         tracing::info!("stopped: all rules are lifted");
+    }
+
+    /// Ends, and leaves all in force for the daemon that comes next, whatever the configuration says.
+    pub async fn hand_over(&self) {
+        let _writer = self.0.writer.lock().await;
+        self.live().datapath.leave();
+        tracing::info!("stopped: the rules stay in force");
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
