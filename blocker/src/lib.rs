@@ -18,6 +18,7 @@
 //! | [`state`] | API rules across restarts | decide what is in force |
 //! | [`controller`] | the order of things, rollback | talk HTTP |
 //! | [`api`] | HTTP, JSON, errors | decide |
+//! | [`service`] | the service manager's protocols | know what the daemon does |
 //! | [`logging`] | where the log goes, in what form | know what is logged |
 //! | [`metrics`] | names and text of Prometheus' metrics | count |
 
@@ -32,5 +33,6 @@ pub mod metrics;
 pub mod rule;
 pub mod ruleset;
 pub mod safety;
+pub mod service;
 pub mod state;
 pub mod teardown;

@@ -12,8 +12,9 @@ use blocker::datapath::pins::{self, PinDir};
 use blocker::datapath::{Datapath, Diagnostics, Settings};
 use blocker::logging::{self, Format};
 use blocker::metrics::{self, Metrics};
+use blocker::service;
 use clap::{Parser, Subcommand, ValueEnum};
-use sd_notify::NotifyState;
+use futures_util::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Cuts this host off from a peer, and is sure of it.
@@ -29,7 +30,8 @@ enum Command {
     /// Runs the daemon in the foreground.
     ///
     /// SIGHUP reloads the configuration; SIGTERM and SIGINT stop (lifting all rules, or keeping
-    /// them by `on_stop: keep`).
+    /// them by `on_stop: keep`); SIGUSR2 stops and keeps them in any case, for the daemon that
+    /// comes next to take over.
     Run {
         /// The configuration file.
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
@@ -113,7 +115,10 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     let limits = config.limits;
     let control = config.control.clone();
     let pin_dir = PinDir::open(&config.pin_dir)?;
-    let socket = server::bind(&control)?;
+    let socket = match service::passed_socket()? {
+        Some(passed) => server::take(&control, passed)?,
+        None => server::bind(&control)?,
+    };
     let listener = match config.metrics.listen {
         Some(address) => Some(metrics::bind(address)?),
         None => None,
@@ -135,6 +140,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be handled")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let mut hand_over = signal(SignalKind::user_defined2()).context("SIGUSR2 cannot be handled")?;
 
     let started = Controller::start(config, path.to_owned(), datapath).await;
     let controller = or_give_up(started, &pin_dir)?;
@@ -147,7 +153,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     };
     let serving = server::serve(socket, control, controller.clone(), metrics, stopped);
     let serving = tokio::spawn(serving);
-    notify(&[NotifyState::Ready]);
+    service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
     let result = {
@@ -157,34 +163,52 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
         let mut follow = tokio::spawn(async move { following.follow().await });
         let diagnose = diagnose(diagnostics);
         tokio::pin!(diagnose);
+        let watchdog = service::watchdog(async || controller.alive().await);
+        tokio::pin!(watchdog);
         let result = loop {
             tokio::select! {
-                failed = &mut follow => break match failed {
-                    Ok(failed) => failed.map_err(anyhow::Error::from),
+                ended = &mut follow => break match ended {
+                    Ok(ended) => ended.map_err(Into::into).map(|()| Ending::HandOver),
                     Err(error) => Err(error).context("following devices and deadlines failed inside"),
                 },
-                failed = &mut diagnose => break failed,
+                ended = &mut diagnose => break ended.map(|()| Ending::HandOver),
+                never = &mut watchdog => match never {},
                 _ = hangup.recv() => reload(&controller).await,
-                _ = terminate.recv() => break Ok(()),
-                _ = interrupt.recv() => break Ok(()),
+                _ = hand_over.recv() => break Ok(Ending::HandOver),
+                _ = terminate.recv() => break Ok(Ending::AsConfigured),
+                _ = interrupt.recv() => break Ok(Ending::AsConfigured),
             }
         };
         follow.abort();
         result
     };
-    notify(&[NotifyState::Stopping]);
+    service::stopping();
     drop(stop);
     if let Some(scraped) = scraped {
         scraped.abort();
     }
-    controller.stop().await;
+    // A service manager sends SIGTERM on the heels of whatever it was told to send first.
+    let handed_over = hand_over.recv().now_or_never().is_some();
+    match result {
+        Ok(Ending::AsConfigured) if !handed_over => controller.stop().await,
+        // One that fails is replaced by the next, as one that crashes is.
+        Ok(_) | Err(_) => controller.hand_over().await,
+    }
     // A client that holds its connection open must not hold up the end.
     let grace = std::time::Duration::from_secs(2);
     if let Ok(Ok(Err(error))) = tokio::time::timeout(grace, serving).await {
         tracing::error!("the control socket failed: {error}");
     }
     pin_dir.remove_if_empty();
-    result
+    result.map(|_| ())
+}
+
+/// What becomes of the rules at the daemon's end.
+enum Ending {
+    /// What `on_stop` says.
+    AsConfigured,
+    /// They stay in force.
+    HandOver,
 }
 
 /// What was begun, or nothing is left of it.
@@ -198,15 +222,13 @@ fn or_give_up<T, E>(begun: Result<T, E>, pin_dir: &PinDir) -> Result<T, E> {
 }
 
 async fn reload(controller: &Controller) {
-    if let Ok(now) = NotifyState::monotonic_usec_now() {
-        notify(&[NotifyState::Reloading, now]);
-    }
+    service::reloading();
     if let Err(error) = controller.reload().await {
         tracing::error!(
             "the configuration was not reloaded, the one before stays in force: {error}"
         );
     }
-    notify(&[NotifyState::Ready]);
+    service::ready();
 }
 
 /// Logs what the datapath has to say, whenever it has.
@@ -264,12 +286,5 @@ const fn tracing_level(level: Level) -> tracing_subscriber::filter::LevelFilter 
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
-    }
-}
-
-/// Without a service manager there is nobody to tell.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!("the service manager cannot be told: {error}");
     }
 }

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 mod lab;
@@ -140,6 +142,25 @@ fn a_stop_keeps_what_the_configuration_says_and_a_start_takes_over() -> Result<(
     wait_passing(&sink, &source, PATIENCE)?;
     assert_eq!(flow.server.receive(4, PATIENCE)?, b"late");
     Ok(())
+}
+
+#[test]
+fn a_daemon_that_hands_over_keeps_the_rules_whatever_the_configuration_says() -> Result<()> {
+    let Scene { mut daemon, pair } = Scene::new("on_stop: lift\n")?;
+    let (sink, source) = datagrams(&pair)?;
+    let b = Pair::B.to_string();
+    daemon.json(&["add", &b, "--mode", "drop", "--id", "dev01"])?;
+    assert_tight(&sink, &source, || {
+        let pid = Pid::from_raw(daemon.pid().context("it runs")?.try_into()?);
+        kill(pid, Signal::SIGUSR2)?;
+        // As a service manager does, whatever came before.
+        assert!(daemon.stop()?.success());
+        daemon.run(&pair.a)
+    })?;
+    assert_eq!(daemon.json(&["list"])?["rules"][0]["id"], "dev01");
+    assert!(daemon.stop()?.success());
+    wait_passing(&sink, &source, PATIENCE)?;
+    assert_no_trace(&pair.a, &daemon)
 }
 
 #[test]

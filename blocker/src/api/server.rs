@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ use crate::controller::{Asking, Controller, Error, Who};
 use crate::metrics::Metrics;
 use crate::rule::{RuleId, RuleSpec, Target};
 use crate::ruleset::RulesetError;
+use crate::service::Passed;
 
 /// Why the control socket can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +60,23 @@ pub enum ServeError {
         /// Why not.
         source: io::Error,
     },
+    /// The service manager made a socket elsewhere.
+    #[error(
+        "control.socket is {}, but the service manager listens on {}: make them the same (`systemctl edit blocker.socket`), or do without blocker.socket (`systemctl mask --now blocker.socket`)",
+        .configured.display(), .passed.display()
+    )]
+    Elsewhere {
+        /// What the configuration says.
+        configured: PathBuf,
+        /// Where the passed socket is.
+        passed: PathBuf,
+    },
 }
 
-/// The bound control socket; its file goes when it is dropped.
+/// The control socket. Its file goes when it is dropped, if the daemon made it.
 pub struct Socket {
     listener: UnixListener,
-    file: SocketFile,
+    file: Option<SocketFile>,
 }
 
 struct SocketFile(PathBuf);
@@ -103,7 +115,49 @@ pub fn bind(control: &Control) -> Result<Socket, ServeError> {
         chown(path, None, Some(group)).map_err(error)?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(control.mode.bits())).map_err(error)?;
-    Ok(Socket { listener, file })
+    Ok(Socket {
+        listener,
+        file: Some(file),
+    })
+}
+
+/// Takes the control socket that the service manager made. Its mode and group are the service
+/// manager's; where the configuration says otherwise, the log does.
+///
+/// # Errors
+/// If it is not where the configuration says, or can't be served.
+pub fn take(control: &Control, passed: Passed) -> Result<Socket, ServeError> {
+    let path = &control.socket;
+    let error = |source| ServeError::Socket {
+        path: path.clone(),
+        source,
+    };
+    let group = control.group.as_deref().map(find_group).transpose()?;
+    if passed.path != *path {
+        return Err(ServeError::Elsewhere {
+            configured: path.clone(),
+            passed: passed.path,
+        });
+    }
+    let metadata = fs::symlink_metadata(path).map_err(error)?;
+    let mode = metadata.mode() & 0o777;
+    if mode != control.mode.bits() {
+        let wanted = control.mode.bits();
+        tracing::warn!(
+            "control.mode is {wanted:04o}, but the service manager made the socket with mode {mode:04o}: blocker.socket decides"
+        );
+    }
+    if let Some(group) = group.filter(|group| *group != metadata.gid()) {
+        let its = metadata.gid();
+        tracing::warn!(
+            "control.group has gid {group}, but the service manager gave the socket to gid {its}: blocker.socket decides who can connect, control.group who may change rules"
+        );
+    }
+    passed.listener.set_nonblocking(true).map_err(error)?;
+    Ok(Socket {
+        listener: UnixListener::from_std(passed.listener).map_err(error)?,
+        file: None,
+    })
 }
 
 fn find_group(name: &str) -> Result<u32, ServeError> {

@@ -6,6 +6,7 @@
 //! reads. Clients may vanish: what they began is finished.
 
 mod add;
+mod alive;
 mod dataplane;
 mod error;
 mod events;
@@ -276,13 +277,10 @@ impl Controller {
 
     /// Ends: lifts everything and detaches, or leaves all in force, as the configuration says.
     pub async fn stop(&self) {
-        let _writer = self.0.writer.lock().await;
         if self.live().config.on_stop == OnStop::Keep {
-            self.live().datapath.leave();
-            self.0.events.close();
-            tracing::info!("stopped: the rules stay in force");
-            return;
+            return self.hand_over().await;
         }
+        let _writer = self.0.writer.lock().await;
         let ending: Vec<Rule> = self
             .live()
             .wanted()
@@ -299,6 +297,14 @@ impl Controller {
         self.tell_devices();
         self.0.events.close();
         tracing::info!("stopped: all rules are lifted");
+    }
+
+    /// Ends, and leaves all in force for the daemon that comes next, whatever the configuration says.
+    pub async fn hand_over(&self) {
+        let _writer = self.0.writer.lock().await;
+        self.live().datapath.leave();
+        self.0.events.close();
+        tracing::info!("stopped: the rules stay in force");
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

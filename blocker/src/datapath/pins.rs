@@ -34,7 +34,8 @@ impl PinDir {
                 path: path.to_owned(),
             });
         }
-        let made = !path.exists();
+        // The service's user is given the directory, since it may not make it.
+        let made = entries(path)?.is_empty();
         fs::create_dir_all(path).map_err(error)?;
         let directory = File::open(path).map_err(error)?;
         let inode = directory.metadata().map_err(error)?.ino();

@@ -1,0 +1,109 @@
+//! The service manager, as systemd's protocols have it: what it is told, the socket it may pass,
+//! and proof that the daemon is alive.
+//!
+//! Without a service manager all of it does nothing. What is told, and when, is the daemon's.
+
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::future::pending;
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// Why a socket that was passed can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PassedError {
+    /// What was said of it makes no sense.
+    #[error("the service manager passes sockets (LISTEN_FDS) in a way that cannot be read: {0}")]
+    Said(io::Error),
+    /// There is one control socket.
+    #[error(
+        "the service manager passes {0} sockets: leave one ListenStream= in blocker.socket, the control socket"
+    )]
+    TooMany(usize),
+    /// Something else was passed.
+    #[error(
+        "the socket that the service manager passes has no path in the file system: ListenStream= in blocker.socket must be control.socket's"
+    )]
+    NotUnix,
+}
+
+/// A listening socket that the service manager made, and its path.
+#[derive(Debug)]
+pub struct Passed {
+    /// The socket.
+    pub listener: UnixListener,
+    /// Where clients find it.
+    pub path: PathBuf,
+}
+
+/// Takes the control socket, if the service manager passes it (`sd_listen_fds(3)`). To be called
+/// once: what was passed is the caller's from then on.
+///
+/// # Errors
+/// If something else was passed.
+pub fn passed_socket() -> Result<Option<Passed>, PassedError> {
+    let mut descriptors = sd_notify::listen_fds().map_err(PassedError::Said)?;
+    let Some(descriptor) = descriptors.next() else {
+        return Ok(None);
+    };
+    if descriptors.len() > 0 {
+        return Err(PassedError::TooMany(descriptors.len() + 1));
+    }
+    // SAFETY: the service manager opened it for this process alone (LISTEN_PID is our pid), and
+    // nothing else in it takes passed descriptors.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let listener = UnixListener::from(descriptor);
+    // Of a socket of another family there is no such address.
+    let address = listener.local_addr().map_err(|_| PassedError::NotUnix)?;
+    let path = address.as_pathname().ok_or(PassedError::NotUnix)?;
+    let path = path.to_owned();
+    Ok(Some(Passed { listener, path }))
+}
+
+/// Says that the daemon serves.
+pub fn ready() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Says that the configuration is read again; [`ready`] ends it.
+pub fn reloading() {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+}
+
+/// Says that the daemon is about to end.
+pub fn stopping() {
+    notify(&[NotifyState::Stopping]);
+}
+
+/// Tells the watchdog that the daemon is alive for as long as `alive` says so; never ends. Where
+/// no watchdog waits, nothing is asked.
+///
+/// `alive` is asked three times in the watchdog's time. What it does not answer is not told, so
+/// that a daemon that hangs is killed and replaced.
+pub async fn watchdog<E: Display>(alive: impl AsyncFn() -> Result<(), E>) -> Infallible {
+    let Some(within) = sd_notify::watchdog_enabled() else {
+        return pending().await;
+    };
+    let mut tick = tokio::time::interval((within / 3).max(Duration::from_millis(1)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match alive().await {
+            Ok(()) => notify(&[NotifyState::Watchdog]),
+            Err(error) => tracing::error!("the watchdog is not told that all is well: {error}"),
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("the service manager cannot be told: {error}");
+    }
+}
