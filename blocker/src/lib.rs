@@ -20,6 +20,7 @@
 //! | [`api`] | HTTP, JSON, errors | decide |
 //! | [`service`] | the service manager's protocols | know what the daemon does |
 //! | [`logging`] | where the log goes, in what form | know what is logged |
+//! | [`manual`] | man pages, completions | know what the commands are |
 //! | [`metrics`] | names and text of Prometheus' metrics | count |
 
 pub mod api;
@@ -29,6 +30,7 @@ pub mod controller;
 pub mod datapath;
 pub mod lists;
 pub mod logging;
+pub mod manual;
 pub mod metrics;
 pub mod rule;
 pub mod ruleset;

@@ -11,9 +11,10 @@ use blocker::controller::Controller;
 use blocker::datapath::pins::{self, PinDir};
 use blocker::datapath::{Datapath, Diagnostics, Settings};
 use blocker::logging::{self, Format};
+use blocker::manual;
 use blocker::metrics::{self, Metrics};
 use blocker::service;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use futures_util::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -61,6 +62,12 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         pin_dir: Option<PathBuf>,
     },
+    /// Writes man pages and completions into a directory, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -100,6 +107,8 @@ async fn main() -> ExitCode {
         },
         Command::Check { config } => return check(&config),
         Command::Unload { config, pin_dir } => unload(&config, pin_dir).await,
+        Command::Manual { directory } => manual::write(Cli::command(), &directory)
+            .with_context(|| format!("cannot write to {}", directory.display())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

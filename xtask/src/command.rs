@@ -32,6 +32,21 @@ pub(crate) fn rustc() -> PathBuf {
     env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from)
 }
 
+/// The platform that is built on.
+///
+/// # Errors
+/// The compiler does not say.
+pub(crate) fn host() -> Result<String> {
+    let output = Command::new(rustc())
+        .arg("-vV")
+        .current_dir(workspace())
+        .output()
+        .context("`rustc -vV` cannot be started")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("`rustc -vV` names no host")
+}
+
 /// Runs a command to its end, with our own output and without input.
 ///
 /// # Errors

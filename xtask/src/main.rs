@@ -9,8 +9,10 @@ mod demo;
 mod kernels;
 #[path = "../../blocker/tests/lab/mod.rs"]
 mod lab;
+mod package;
 mod setup;
 mod test;
+mod test_package;
 #[path = "../../blocker/build/toolchain.rs"]
 mod toolchain;
 
@@ -54,6 +56,14 @@ enum Task {
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
+    /// Build a Debian package, and have lintian look at it
+    Package {
+        /// Build the programs without shared libraries instead
+        #[arg(long = "static")]
+        fixed: bool,
+    },
+    /// Install, use, upgrade and purge the Debian package in a booted system
+    TestPackage(test_package::Packages),
     /// Run all tests, those that need root and a kernel included
     Test {
         /// Only tests whose name contains one of these
@@ -78,6 +88,9 @@ fn main() -> ExitCode {
         } => bench::run(&what),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
+        Task::Package { fixed: false } => package::deb(),
+        Task::Package { fixed: true } => package::fixed(),
+        Task::TestPackage(packages) => test_package::run(packages),
         Task::Test { filter, kernel } if kernel.is_empty() => test::run(&filter),
         Task::Test { filter, kernel } => kernels::run(&kernel, &filter),
     };

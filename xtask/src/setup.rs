@@ -3,7 +3,7 @@
 //! Idempotent, and quick when nothing is missing. Installs by `rustup`, `apt-get` and
 //! `cargo install` only; where it may not, it names the one command that would.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +13,8 @@ use crate::toolchain::{self, BPF_LINKER, Missing};
 
 const TASK: &str = "setup";
 
-/// What the set-up is for: each purpose includes those before it.
+/// What the set-up is for: each purpose includes those before it, but that a package needs no
+/// tests.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Building the two programs.
@@ -24,6 +25,17 @@ pub(crate) enum Purpose {
     Test,
     /// Tests on other kernels.
     Kernels,
+    /// Making a Debian package, and testing it.
+    Package,
+}
+
+impl Purpose {
+    fn needs(self, tool: &Tool) -> bool {
+        match self {
+            Self::Package => tool.purpose <= Self::Demo || tool.purpose == Self::Package,
+            _ => tool.purpose <= self,
+        }
+    }
 }
 
 /// A program that others of the workspace call, and the package that has it.
@@ -49,7 +61,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 18] = [
     tool(
         "ip",
         "iproute2",
@@ -135,7 +147,28 @@ const TOOLS: [Tool; 15] = [
         Purpose::Kernels,
         "lets such a kernel load its modules",
     ),
+    tool(
+        "lintian",
+        "lintian",
+        Purpose::Package,
+        "knows what a Debian package must be",
+    ),
+    tool(
+        "debootstrap",
+        "debootstrap",
+        Purpose::Package,
+        "makes the system that the package is installed on",
+    ),
+    tool(
+        "systemd-nspawn",
+        "systemd-container",
+        Purpose::Package,
+        "boots it",
+    ),
 ];
+
+/// The version of cargo-deb that makes the package.
+const CARGO_DEB: &str = "3.8.0";
 
 /// Debian starts it as a service when it is installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
@@ -218,8 +251,12 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         stop_service(PROMETHEUS);
     }
     if missing_parts().contains(&Missing::Linker) {
-        bpf_linker()?;
+        install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;
         done.push(format!("bpf-linker {BPF_LINKER}"));
+    }
+    if purpose == Purpose::Package && cargo_deb().is_none() {
+        install_program("cargo-deb", CARGO_DEB, cargo_deb_cache().as_deref())?;
+        done.push(format!("cargo-deb {CARGO_DEB}"));
     }
     if done.is_empty() {
         say(TASK, "nothing to install");
@@ -234,7 +271,7 @@ fn missing_parts() -> Vec<Missing> {
 }
 
 fn missing_tools(purpose: Purpose) -> Vec<&'static Tool> {
-    let needed = TOOLS.iter().filter(|tool| tool.purpose <= purpose);
+    let needed = TOOLS.iter().filter(|tool| purpose.needs(tool));
     needed.filter(|tool| find(tool.program).is_none()).collect()
 }
 
@@ -312,12 +349,22 @@ fn stop_service(name: &str) {
     }
 }
 
-/// Builds bpf-linker into the cache. It takes a minute or two, once.
-fn bpf_linker() -> Result<()> {
+/// The cargo-deb of our version, if it is there.
+pub(crate) fn cargo_deb() -> Option<PathBuf> {
+    let cached = cargo_deb_cache()?.join("bin/cargo-deb");
+    cached.is_file().then_some(cached)
+}
+
+fn cargo_deb_cache() -> Option<PathBuf> {
+    Some(toolchain::cache()?.with_file_name(format!("cargo-deb-{CARGO_DEB}")))
+}
+
+/// Builds a program of crates.io into the cache. It takes some minutes, once.
+fn install_program(name: &str, version: &str, cache: Option<&Path>) -> Result<()> {
     let mut install = cargo();
-    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
-    if let Some(cache) = toolchain::cache() {
-        // On the PATH, or cargo warns that it is not; the build finds it by itself.
+    install.args(["install", name, "--version", version, "--locked"]);
+    if let Some(cache) = cache {
+        // On the PATH, or cargo warns that it is not; who uses it finds it by itself.
         let mut path = cache.join("bin").into_os_string();
         path.push(":");
         path.push(command::search_path());
@@ -325,7 +372,7 @@ fn bpf_linker() -> Result<()> {
     }
     say(
         TASK,
-        &format!("building bpf-linker {BPF_LINKER}; this takes a minute or two, once"),
+        &format!("building {name} {version}; this takes some minutes, once"),
     );
     // Its own flags are its own business.
     install
@@ -334,7 +381,7 @@ fn bpf_linker() -> Result<()> {
     let by_hand = line(&install);
     command::run(TASK, &mut install).map_err(|error| {
         error.context(format!(
-            "bpf-linker could not be built; with the network there, run: {by_hand}"
+            "{name} could not be built; with the network there, run: {by_hand}"
         ))
     })
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{self, cargo, line, rustc, say, search_path};
+use crate::command::{self, cargo, line, say, search_path};
 use crate::setup;
 
 const TASK: &str = "test";
@@ -142,14 +142,7 @@ fn has_integration_tests() -> bool {
 
 /// The name of the variable by which cargo runs test binaries through another program.
 pub(crate) fn runner_variable() -> Result<String> {
-    let output = Command::new(rustc())
-        .arg("-vV")
-        .current_dir(command::workspace())
-        .output()
-        .context("`rustc -vV` cannot be started")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("`rustc -vV` names no host")?;
+    let host = command::host()?;
     let triple = host.to_uppercase().replace('-', "_");
     Ok(format!("CARGO_TARGET_{triple}_RUNNER"))
 }

@@ -35,6 +35,7 @@ use std::process::ExitCode;
 use blocker::api::client::{Change, Client};
 use blocker::api::types::Account;
 use blocker::lists::List;
+use blocker::manual;
 use clap::{CommandFactory as _, Parser as _};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -223,6 +224,12 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "blockctl", &mut script);
             Ok(Done::new(String::from_utf8_lossy(&script).into_owned()))
+        }
+        Command::Manual { directory } => {
+            manual::write(Cli::command(), directory).map_err(|error| {
+                Failure::Output(format!("cannot write to {}: {error}", directory.display()))
+            })?;
+            Ok(Done::new(String::new()))
         }
     }
 }
