@@ -35,7 +35,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     pack(None)
 }
 
-/// Packs what [`build`] has made once more, as another version.
+/// Packs what [`build()`] has made once more, as another version.
 ///
 /// # Errors
 /// cargo-deb fails.

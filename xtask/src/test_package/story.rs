@@ -342,7 +342,7 @@ impl Story {
             self.machine.file(CONFIG).exists(),
             "the configuration is gone"
         );
-        let pins = self.ok(&["find", "/sys/fs/bpf/blocker", "-mindepth", "1"])?;
+        let pins = self.ok(&["find", "/sys/fs/bpf", "-path", "/sys/fs/bpf/blocker/*"])?;
         ensure!(pins.is_empty(), "left: {pins}");
         Ok(())
     }
