@@ -2,7 +2,7 @@
 //! watches.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use anyhow::Result;
 use blocker::datapath::Settings;
@@ -12,6 +12,8 @@ use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, tag, verdict};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+#[path = "../../xtask/src/bench/bpf.rs"]
+mod bpf;
 mod lab;
 mod packets;
 
@@ -382,15 +384,27 @@ fn no_packet_of_a_flow_is_missed_by_two_cpus_at_once() -> Result<()> {
     const REPEAT: u32 = 20_000;
     Bench::with(SETTINGS, |bench| {
         bench.enforce(&[rule("r", REMOTES, "{mode: drop}")], &[])?;
-        let program = bench.datapath.object().xdp()?.fd()?.try_clone()?;
-        let program = program.as_fd();
+        // aya's call needs the program for itself.
+        let program = bench
+            .datapath
+            .object()
+            .xdp()?
+            .fd()?
+            .as_fd()
+            .try_clone_to_owned()?;
+        let program = bpf::Program::from(program);
         for round in 0..ROUNDS {
             let packet = tcp(ACK).remote_port(u16::try_from(20_000 + round)?);
             let frame = packet.bytes();
             std::thread::scope(|scope| {
                 let run = |cpu| {
-                    let frame = &frame;
-                    scope.spawn(move || repeat_on(cpu, program, frame, REPEAT))
+                    let (program, frame) = (&program, &frame);
+                    scope.spawn(move || -> Result<()> {
+                        let mut set = CpuSet::new();
+                        set.set(cpu)?;
+                        sched_setaffinity(Pid::from_raw(0), &set)?;
+                        program.run(frame, REPEAT).map(drop)
+                    })
                 };
                 let runs = [run(0), run(1)];
                 runs.map(|run| run.join().expect("no panic"))
@@ -415,47 +429,4 @@ fn no_packet_of_a_flow_is_missed_by_two_cpus_at_once() -> Result<()> {
         assert_eq!(counted, ROUNDS * each);
         Ok(())
     })
-}
-
-/// Runs a program on a frame over and over, on one CPU. aya's call needs the program for itself.
-fn repeat_on(cpu: usize, program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<()> {
-    const BPF_PROG_TEST_RUN: libc::c_long = 10;
-    /// `union bpf_attr`'s part for `BPF_PROG_TEST_RUN`.
-    #[repr(C)]
-    struct Run {
-        fd: u32,
-        retval: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        rest: [u64; 6],
-    }
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set)?;
-    let mut run = Run {
-        fd: program.as_raw_fd().cast_unsigned(),
-        retval: 0,
-        size_in: u32::try_from(frame.len())?,
-        size_out: 0,
-        data_in: frame.as_ptr() as u64,
-        data_out: 0,
-        repeat,
-        duration: 0,
-        rest: [0; 6],
-    };
-    // SAFETY: the frame is only read, and outlives the call; no output is asked for.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_TEST_RUN,
-            &raw mut run,
-            size_of::<Run>(),
-        )
-    };
-    nix::errno::Errno::result(result)?;
-    Ok(())
 }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 #[path = "../../xtask/src/bench/bpf.rs"]
-#[allow(dead_code)] // the benchmark uses the rest
 mod bpf;
 mod flood;
 mod lab;

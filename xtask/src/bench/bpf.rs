@@ -2,7 +2,9 @@
 //! one as a source of packets.
 //!
 //! Raw, since these programs are a few instructions each and no ELF object. Knows nothing of what
-//! they are for.
+//! they are for. blocker's own benchmark, and its tests that need more than aya's call, use it too.
+
+#![allow(dead_code)] // each of them uses a part of it
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -127,11 +129,11 @@ impl Map {
     }
 }
 
-/// A loaded XDP program.
+/// A loaded program.
 pub(super) struct Program(OwnedFd);
 
 impl Program {
-    /// Loads these instructions (`struct bpf_insn`).
+    /// Loads these instructions (`struct bpf_insn`) as an XDP program.
     ///
     /// # Errors
     /// The verifier refuses them.
@@ -192,26 +194,6 @@ impl Program {
     /// # Errors
     /// The kernel refuses, or a signal came.
     pub(super) fn emit(&self, frame: &[u8], count: u32, batch: u32) -> Result<()> {
-        #[repr(C)]
-        #[derive(Default)]
-        struct TestRun {
-            program: u32,
-            answer: u32,
-            size_in: u32,
-            size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            context_size_in: u32,
-            context_size_out: u32,
-            context_in: u64,
-            context_out: u64,
-            flags: u32,
-            cpu: u32,
-            batch: u32,
-            rest: [u32; 5],
-        }
         let mut run = TestRun {
             program: self.0.as_raw_fd().cast_unsigned(),
             size_in: u32::try_from(frame.len())?,
@@ -226,6 +208,63 @@ impl Program {
             .context("BPF_PROG_TEST_RUN on live frames (Linux 5.18 and later have it)")?;
         Ok(())
     }
+
+    /// Runs it on a packet so many times.
+    ///
+    /// # Errors
+    /// The kernel refuses, or a signal came.
+    pub(super) fn run(&self, packet: &[u8], repeat: u32) -> Result<Ran> {
+        let mut run = TestRun {
+            program: self.0.as_raw_fd().cast_unsigned(),
+            size_in: u32::try_from(packet.len())?,
+            data_in: packet.as_ptr() as u64,
+            repeat,
+            ..TestRun::default()
+        };
+        // SAFETY: as in `emit`.
+        unsafe { bpf(BPF_PROG_TEST_RUN, &mut run) }.context("BPF_PROG_TEST_RUN")?;
+        Ok(Ran {
+            answer: run.answer,
+            nanoseconds: run.duration,
+        })
+    }
+}
+
+impl From<OwnedFd> for Program {
+    /// A program that somebody else has loaded.
+    fn from(program: OwnedFd) -> Self {
+        Self(program)
+    }
+}
+
+/// What a program that was run says.
+pub(super) struct Ran {
+    /// What it answered the last time.
+    pub(super) answer: u32,
+    /// How long a run took.
+    pub(super) nanoseconds: u32,
+}
+
+/// `union bpf_attr`'s part for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    answer: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    rest: [u32; 5],
 }
 
 /// # Safety
