@@ -6,19 +6,17 @@
 //! as does the row of the empty program beside which they stand.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use blocker::config::HookChoice;
+use anyhow::{Context, Result, ensure};
 use blocker::datapath::{Datapath, Settings};
 use blocker_ebpf::programs;
 use serde_json::{Value, json};
 
 use crate::frame::{Addresses, LENGTH, frame};
 use crate::kernel::{Action, Program};
-use crate::{HERE, REPEAT, best, snapshot};
+use crate::{HERE, Pins, REPEAT, best, loaded};
 
 /// Flows in turn: as many as there is room for unless configured.
 const FLOWS: usize = 65_536;
@@ -26,7 +24,7 @@ const FLOWS: usize = 65_536;
 const REST: Duration = Duration::from_millis(1);
 
 /// Measures; a row each.
-pub(crate) fn measure(pins: &Path) -> Result<Vec<Value>> {
+pub(crate) fn measure(pins: &Pins) -> Result<Vec<Value>> {
     let addresses = Addresses::new(1);
     let blocked = frame(addresses.blocked[0], HERE);
     let passing = frame(addresses.outside[0], HERE);
@@ -58,13 +56,16 @@ pub(crate) fn measure(pins: &Path) -> Result<Vec<Value>> {
     let drops_once = one_by_one(&drops, &frames)?;
     let new = best(|| {
         let mut datapath = loaded(settings()?, pins, &addresses)?;
-        one_by_one(&Program::of(&mut datapath, programs::XDP)?, &frames)
+        let cost = one_by_one(&Program::of(&mut datapath, programs::XDP)?, &frames)?;
+        all_new(&datapath)?;
+        Ok(cost)
     })?;
     row("blocked, new flows over their rate", new, drops_once);
 
     let mut datapath = loaded(everything, pins, &addresses)?;
     let xdp = Program::of(&mut datapath, programs::XDP)?;
     let new = one_by_one(&xdp, &frames)?;
+    all_new(&datapath)?;
     row("blocked, new flows, all recorded", new, drops_once);
     let one = best(|| one_by_one(&xdp, &vec![blocked; FLOWS]))?;
     row("blocked, one by one", one, drops_once);
@@ -85,13 +86,6 @@ fn settings() -> Result<Settings> {
     )?)
 }
 
-fn loaded(settings: Settings, pins: &Path, addresses: &Addresses) -> Result<Datapath> {
-    let snapshot = snapshot(addresses, &settings.limits)?;
-    let mut datapath = Datapath::load(settings, pins, HookChoice::Auto)?;
-    datapath.switch(&snapshot)?;
-    Ok(datapath)
-}
-
 /// Packets of one remote, a flow each.
 fn flows(remote: Ipv4Addr) -> Vec<[u8; LENGTH]> {
     let ports = 0..=u16::MAX;
@@ -101,6 +95,14 @@ fn flows(remote: Ipv4Addr) -> Vec<[u8; LENGTH]> {
         frame
     };
     ports.map(of_port).collect()
+}
+
+/// Checks that no flow was known before.
+fn all_new(datapath: &Datapath) -> Result<()> {
+    let tally = datapath.seen().tally()?;
+    let new = tally.created + tally.not_recorded;
+    ensure!(new == FLOWS as u64, "{new} of {FLOWS} flows were new");
+    Ok(())
 }
 
 /// The mean of single runs.

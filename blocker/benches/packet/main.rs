@@ -13,6 +13,7 @@ mod frame;
 mod kept;
 mod kernel;
 
+use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -63,9 +64,7 @@ fn main() -> Result<()> {
             1_000,
             log::LevelFilter::Off,
         )?;
-        let snapshot = snapshot(&addresses, &settings.limits)?;
-        let mut datapath = Datapath::load(settings, &pins.0, HookChoice::Auto)?;
-        datapath.switch(&snapshot)?;
+        let mut datapath = loaded(settings, &pins, &addresses)?;
         for (packet, remotes, xdp, tc) in [
             ("blocked", &addresses.blocked, 1, 2),
             ("not blocked", &addresses.outside, 2, u32::MAX),
@@ -91,7 +90,7 @@ fn main() -> Result<()> {
         "kernel": nix::sys::utsname::uname()?.release().to_string_lossy(),
         "processor": processor(),
         "program": program,
-        "kept": kept::measure(&pins.0)?,
+        "kept": kept::measure(&pins)?,
     });
     println!("{result:#}");
     Ok(())
@@ -104,6 +103,14 @@ fn best(mut measure: impl FnMut() -> Result<u32>) -> Result<u32> {
         least = least.min(measure()?);
     }
     Ok(least)
+}
+
+/// A datapath that drops what is from the blocked addresses, and has seen nothing yet.
+fn loaded(settings: Settings, pins: &Pins, addresses: &Addresses) -> Result<Datapath> {
+    let snapshot = snapshot(addresses, &settings.limits)?;
+    let mut datapath = Datapath::load(settings, &pins.fresh()?, HookChoice::Auto)?;
+    datapath.switch(&snapshot)?;
+    Ok(datapath)
 }
 
 /// One rule that drops all the blocked addresses.
@@ -139,8 +146,11 @@ fn processor() -> String {
     model.unwrap_or("unknown").to_owned()
 }
 
-/// A directory for pins, gone when dropped.
-struct Pins(PathBuf);
+/// Directories for pins, gone when dropped.
+struct Pins {
+    path: PathBuf,
+    made: Cell<u32>,
+}
 
 impl Pins {
     fn new() -> Result<Self> {
@@ -148,12 +158,21 @@ impl Pins {
         let path = PathBuf::from("/sys/fs/bpf").join(name);
         std::fs::create_dir_all(&path)
             .with_context(|| format!("{} cannot be made", path.display()))?;
-        Ok(Self(path))
+        let made = Cell::new(0);
+        Ok(Self { path, made })
+    }
+
+    /// A directory of its own for a datapath: in that of another one it finds what that one counted.
+    fn fresh(&self) -> Result<PathBuf> {
+        self.made.set(self.made.get() + 1);
+        let path = self.path.join(self.made.get().to_string());
+        std::fs::create_dir(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+        Ok(path)
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
