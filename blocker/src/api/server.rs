@@ -32,7 +32,7 @@ use super::types::{
     RulesetRequest, SSH_CONNECTION_HEADER,
 };
 use crate::config::{Control, ReadAccess};
-use crate::controller::{Asking, Controller, Error, Who};
+use crate::controller::{Asking, Controller, Error, Who, beside};
 use crate::metrics::Metrics;
 use crate::rule::{RuleId, RuleSpec, Target};
 use crate::ruleset::RulesetError;
@@ -389,16 +389,6 @@ async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> 
 
 async fn stats(State(controller): State<Controller>) -> Answer<impl Serialize> {
     Ok(Json(beside(move || controller.stats()).await?))
-}
-
-/// Reads what is asked for again and again on a thread that may wait: what is in force is locked
-/// while a change compiles, and those that serve must go on.
-async fn beside<T: Send + 'static>(
-    read: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|error| Error::Inside(error.to_string()))?
 }
 
 async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Result<Response, Failure> {

@@ -9,11 +9,9 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::events::rule_change;
 use super::lift::Change;
 use super::requests::{facts, finished};
-use super::{Asking, Controller, Error, Who, journal, lock, status};
-use crate::api::types::event::RuleFate;
+use super::{Asking, Controller, Error, Who, lock, status};
 use crate::api::types::{Account, AddResponse, Carved};
 use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
 use crate::safety;
@@ -26,11 +24,11 @@ pub(super) struct Waiting {
 }
 
 /// A rule as it is asked for, every default explicit and nothing in it that is refused.
-struct Asked {
-    rule: Rule,
+pub(super) struct Asked {
+    pub(super) rule: Rule,
     /// Whether its id was given, not made up.
-    named: bool,
-    carved: Vec<Carved>,
+    pub(super) named: bool,
+    pub(super) carved: Vec<Carved>,
 }
 
 /// A rule that may be added.
@@ -112,18 +110,49 @@ impl Controller {
 
     /// The rule that is asked for, whatever is in force.
     fn review(&self, spec: RuleSpec, asking: &Asking, now: Timestamp) -> Result<Asked, Error> {
-        let named = spec.id.is_some();
+        self.reviewer(asking, now)(spec)
+    }
+
+    /// The rules that are asked for as one set, whatever is in force.
+    pub(super) fn review_all(
+        &self,
+        specs: Vec<RuleSpec>,
+        asking: &Asking,
+        now: Timestamp,
+    ) -> Result<Vec<Asked>, Error> {
+        let review = self.reviewer(asking, now);
+        let of = specs.len();
+        let reviewed = (1..).zip(specs).map(|(place, spec)| {
+            review(spec).map_err(|error| match error {
+                Error::Rule(source) => Error::RuleOf { place, of, source },
+                error => error,
+            })
+        });
+        reviewed.collect()
+    }
+
+    /// Makes every default of a rule explicit, and refuses what the caller may not want. What that
+    /// takes to know is found out once.
+    fn reviewer<'a>(
+        &'a self,
+        asking: &'a Asking,
+        now: Timestamp,
+    ) -> impl Fn(RuleSpec) -> Result<Asked, Error> + use<'a> {
         let (defaults, protect) = {
             let live = self.live();
             (live.config.defaults, live.protect())
         };
-        let mut rule = spec.resolve(|| self.fresh_id(), defaults, now)?;
-        let carved = safety::review(&mut rule, &facts(asking), &protect, asking.force)?;
-        Ok(Asked {
-            rule,
-            named,
-            carved,
-        })
+        let facts = facts(asking);
+        move |spec| {
+            let named = spec.id.is_some();
+            let mut rule = spec.resolve(|| self.fresh_id(), defaults, now)?;
+            let carved = safety::review(&mut rule, &facts, &protect, asking.force)?;
+            Ok(Asked {
+                rule,
+                named,
+                carved,
+            })
+        }
     }
 
     /// The rule that is to be in force, considering those that are, and whether it is a new one.
@@ -254,14 +283,7 @@ impl Controller {
             rule, created, who, ..
         } in rules
         {
-            journal::added(*who, rule, *created);
-            let fate = if *created {
-                RuleFate::Added
-            } else {
-                RuleFate::Changed
-            };
-            let change = rule_change(fate, rule, &Owner::Api, Some(*who));
-            self.0.events.rules(vec![change]);
+            self.tell_added(*who, rule, &Owner::Api, *created);
         }
         Ok(account)
     }

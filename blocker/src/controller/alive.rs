@@ -1,6 +1,6 @@
 //! Whether the controller answers: what the service manager's watchdog is told.
 
-use super::{Controller, Error};
+use super::{Controller, Error, beside};
 
 impl Controller {
     /// Has what is in force, and reads a counter of the datapath. Returns late, or not at all, where
@@ -11,7 +11,7 @@ impl Controller {
     pub async fn alive(&self) -> Result<(), Error> {
         let controller = self.clone();
         // As requests do: what is in force may be locked for a moment.
-        tokio::task::spawn_blocking(move || {
+        beside(move || {
             let live = controller.live();
             let attached = live.datapath.attached();
             let mut hooks = attached.iter().flat_map(|attached| {
@@ -24,6 +24,5 @@ impl Controller {
             Ok(())
         })
         .await
-        .map_err(|error| Error::Inside(error.to_string()))?
     }
 }

@@ -12,9 +12,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast};
 
-use super::Who;
 use super::names::{is_in, is_protocol};
-use super::{Controller, Observer, lock};
+use super::{Controller, Observer, Who, journal, lock};
 use crate::api::types::event::{
     DeviceChange, DeviceFate, Event, EventKind, Killed, Lost, LostAt, Reloaded, RuleChange,
     RuleFate, What,
@@ -245,6 +244,19 @@ pub(super) fn rule_change(
 }
 
 impl Controller {
+    /// Tells, by the log and by events, of a rule that was added, or found there already.
+    pub(super) fn tell_added(&self, who: Who, rule: &Rule, owner: &Owner, created: bool) {
+        journal::added(who, rule, created);
+        let fate = if created {
+            RuleFate::Added
+        } else {
+            RuleFate::Changed
+        };
+        self.0
+            .events
+            .rules(vec![rule_change(fate, rule, owner, Some(who))]);
+    }
+
     /// A new watcher of what happens; none once the daemon stops.
     #[must_use]
     pub fn watch(&self, request: EventsRequest) -> Option<Watcher> {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use blocker_ebpf::{FlowId, FlowRecord};
 
 use super::names::{self, Clock};
-use super::{Controller, Error};
+use super::{Controller, Error, beside};
 use crate::api::types::{FlowOrder, FlowView, FlowsRequest, FlowsResponse};
 
 type Flow = (FlowId, FlowRecord);
@@ -19,9 +19,7 @@ impl Controller {
     pub async fn flows(&self, request: FlowsRequest) -> Result<FlowsResponse, Error> {
         let this = self.clone();
         // A large table takes a while to read.
-        tokio::task::spawn_blocking(move || this.flows_now(&request))
-            .await
-            .map_err(|error| Error::Inside(error.to_string()))?
+        beside(move || this.flows_now(&request)).await
     }
 
     fn flows_now(&self, request: &FlowsRequest) -> Result<FlowsResponse, Error> {

@@ -7,81 +7,56 @@ use crate::datapath::attach::{Attached, hook_name};
 use crate::rule::{Rule, RuleId};
 use crate::ruleset::Diff;
 
-/// A rule, as far as the log is concerned: its targets may be a million.
-pub(super) struct Told {
-    id: RuleId,
-    mode: crate::rule::Mode,
-    targets: usize,
-    expires: Option<jiff::Timestamp>,
-    comment: Option<String>,
-}
-
-impl Told {
-    pub(super) fn of(rule: &Rule) -> Self {
-        Self {
-            id: rule.id.clone(),
-            mode: rule.mode,
-            targets: rule.targets.len(),
-            expires: rule.expires,
-            comment: rule.comment.clone(),
-        }
-    }
-
-    pub(super) fn all<'r>(rules: impl IntoIterator<Item = &'r Rule>) -> Vec<Self> {
-        rules.into_iter().map(Self::of).collect()
-    }
-}
-
 /// A line on a rule.
 macro_rules! tell {
-    ($who:expr, $told:expr, $what:expr $(, $field:ident = $value:expr)*) => {{
-        let (who, Told { id, mode, targets, expires, comment }) = ($who, $told);
+    ($who:expr, $rule:expr, $what:expr $(, $field:ident = $value:expr)*) => {{
+        let (who, rule): (Who, &Rule) = ($who, $rule);
         tracing::info!(
-            uid = who.uid, pid = who.pid, rule = %id, mode = %mode, targets,
-            expires = expires.map(tracing::field::display), comment = comment.as_deref() $(, $field = $value)*,
-            $what
+            uid = who.uid, pid = who.pid, rule = %rule.id, mode = %rule.mode,
+            targets = rule.targets.len(), expires = rule.expires.map(tracing::field::display),
+            comment = rule.comment.as_deref() $(, $field = $value)*, $what
         );
     }};
 }
 
 /// A rule was added, or found there already.
 pub(super) fn added(who: Who, rule: &Rule, created: bool) {
-    tell!(who, &Told::of(rule), "rule added", created = created);
+    tell!(who, rule, "rule added", created = created);
 }
 
 /// Rules, or some targets of them (`narrowed`), were lifted. The targets counted are those lifted.
-pub(super) fn lifted(who: Who, rules: &[Told], narrowed: &[RuleId]) {
-    for told in rules {
-        if narrowed.contains(&told.id) {
-            tell!(who, told, "targets lifted, the rule lives on");
+pub(super) fn lifted(who: Who, rules: &[Rule], narrowed: &[RuleId]) {
+    for rule in rules {
+        if narrowed.contains(&rule.id) {
+            tell!(who, rule, "targets lifted, the rule lives on");
         } else {
-            tell!(who, told, "rule lifted");
+            tell!(who, rule, "rule lifted");
         }
     }
 }
 
 /// A rule was confirmed.
 pub(super) fn confirmed(who: Who, rule: &Rule) {
-    tell!(who, &Told::of(rule), "rule confirmed");
+    tell!(who, rule, "rule confirmed");
 }
 
 /// Rules ended by their deadline.
-pub(super) fn expired(rules: &[Told]) {
-    for told in rules {
-        tell!(Who::default(), told, "rule expired");
+pub(super) fn expired(rules: &[Rule]) {
+    for rule in rules {
+        tell!(Who::default(), rule, "rule expired");
     }
 }
 
 /// All rules of an owner were replaced.
 pub(super) fn replaced(who: Who, diff: &Diff) {
     for rule in &diff.removed {
-        tell!(who, &Told::of(rule), "rule lifted");
+        tell!(who, rule, "rule lifted");
     }
     for rule in &diff.added {
-        tell!(who, &Told::of(rule), "rule added", created = true);
+        tell!(who, rule, "rule added", created = true);
     }
     for (_, rule) in &diff.changed {
-        tell!(who, &Told::of(rule), "rule changed");
+        tell!(who, rule, "rule changed");
     }
 }
 

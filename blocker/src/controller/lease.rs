@@ -12,16 +12,13 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::events::rule_change;
 use super::lift::Change;
 use super::live::Wanted;
-use super::requests::{Keep, facts, finished};
-use super::{Asking, Controller, Error, Who, journal, status};
-use crate::api::types::event::RuleFate;
+use super::requests::{Keep, finished};
+use super::{Asking, Controller, Error, Who, status};
 use crate::api::types::{Carved, Held, LeaseLine};
 use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec};
 use crate::ruleset::RulesetError;
-use crate::safety;
 
 /// How far away the deadline of a lease's rules is at most.
 const TERM: SignedDuration = SignedDuration::from_secs(30);
@@ -102,9 +99,7 @@ impl Controller {
             ended: false,
         };
         for rule in &rules {
-            journal::added(asking.who, rule, true);
-            let change = rule_change(RuleFate::Added, rule, &lease.owner, Some(asking.who));
-            self.0.events.rules(vec![change]);
+            self.tell_added(asking.who, rule, &lease.owner, true);
         }
         drop(writer);
         let resets = self.kill_resets(rules.clone()).await;
@@ -124,18 +119,11 @@ impl Controller {
         asking: &Asking,
         now: Timestamp,
     ) -> Result<(Vec<Rule>, Vec<Carved>), Error> {
-        let (defaults, protect) = {
-            let live = self.live();
-            (live.config.defaults, live.protect())
-        };
-        let facts = facts(asking);
         let of = specs.len();
         let mut rules: Vec<Rule> = Vec::with_capacity(of);
         let mut carved = Vec::new();
-        for (place, spec) in (1..).zip(specs) {
-            let mut rule = spec
-                .resolve(|| self.fresh_id(), defaults, now)
-                .map_err(|source| Error::RuleOf { place, of, source })?;
+        for (place, asked) in (1..).zip(self.review_all(specs, asking, now)?) {
+            let rule = asked.rule;
             if rule.unconfirmed.is_some() {
                 let source = RuleError::Contradiction {
                     option: "confirm_within",
@@ -153,7 +141,7 @@ impl Controller {
                     owner: old.owner.clone(),
                 });
             }
-            carved.extend(safety::review(&mut rule, &facts, &protect, asking.force)?);
+            carved.extend(asked.carved);
             rules.push(rule);
         }
         Ok((rules, carved))

@@ -12,10 +12,9 @@ use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
 
 use super::events::rule_change;
-use super::journal::{self, Told};
 use super::live::{Wanted, boot_time};
 use super::requests::Keep;
-use super::{Asking, Controller, Error, kept, lock, status};
+use super::{Asking, Controller, Error, journal, kept, lock, status};
 use crate::api::types::event::{RuleChange, RuleFate};
 use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
@@ -93,9 +92,7 @@ impl Controller {
         self.spare_protected(&mut rules);
         let beside = self.beside(&rules);
         let settings = self.teardown_settings();
-        tokio::task::spawn_blocking(move || teardown::list_with(&rules, &beside, &settings))
-            .await
-            .map_err(|error| Error::Inside(error.to_string()))
+        super::beside(move || Ok(teardown::list_with(&rules, &beside, &settings))).await
     }
 
     /// Excepts protected prefixes, as the datapath does: rules of the configuration don't, nor do
@@ -260,9 +257,9 @@ impl Controller {
                 }
             }
         }
-        let told = Told::all(&change.ending);
+        let ending = change.ending.clone();
         response.teardown = self.change(change, now).await?;
-        journal::lifted(asking.who, &told, &response.narrowed);
+        journal::lifted(asking.who, &ending, &response.narrowed);
         self.0.events.rules(news);
         Ok(response)
     }
@@ -309,7 +306,7 @@ impl Controller {
         }
         let mut wanted = self.live().wanted();
         wanted.retain(|wanted| !ending.iter().any(|rule| rule.id == wanted.rule.id));
-        let told = Told::all(&ending);
+        let ended = ending.clone();
         let news = self.expired(&ending);
         match self
             .change(
@@ -323,7 +320,7 @@ impl Controller {
         {
             Ok(_) => {
                 self.0.events.rules(news);
-                journal::expired(&told);
+                journal::expired(&ended);
             }
             Err(error) => {
                 tracing::error!("expired rules cannot be removed, but no longer match: {error}");
@@ -350,7 +347,7 @@ impl Controller {
             rules = ending.len(),
             "rules expired while no daemon was there"
         );
-        journal::expired(&Told::all(&ending));
+        journal::expired(&ending);
         let wanted = self.live().wanted();
         let staying = wanted.clone();
         let done = self

@@ -312,6 +312,18 @@ impl Controller {
     }
 }
 
+/// Does what may wait for a lock or the kernel on a thread that may: those that serve must go on.
+///
+/// # Errors
+/// Those of the work, or that it panicked.
+pub async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Inside(error.to_string()))?
+}
+
 /// The keys that differ and that a running daemon can't change.
 fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [

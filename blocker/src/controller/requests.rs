@@ -13,8 +13,8 @@ use crate::api::types::{
 };
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets, Unconfirmed};
 use crate::ruleset::{self, Diff};
+use crate::safety::HostFacts;
 use crate::safety::facts::{self, Caller, Places};
-use crate::safety::{self, HostFacts};
 
 impl Controller {
     /// Deletes a rule.
@@ -162,27 +162,18 @@ impl Controller {
     ) -> Result<RulesetResponse, Error> {
         let writer = self.0.writer.lock().await;
         let now = Timestamp::now();
-        let (defaults, protect) = {
-            let live = self.live();
-            (live.config.defaults, live.protect())
-        };
-        let facts = facts(asking);
-        let of = specs.len();
-        let named: Vec<bool> = specs.iter().map(|spec| spec.id.is_some()).collect();
         let mut carved: Vec<Carved> = Vec::new();
-        let mut rules: Vec<Rule> = Vec::with_capacity(of);
-        for (place, spec) in (1..).zip(specs) {
-            let mut rule = spec
-                .resolve(|| self.fresh_id(), defaults, now)
-                .map_err(|source| Error::RuleOf { place, of, source })?;
-            carved.extend(safety::review(&mut rule, &facts, &protect, asking.force)?);
-            rules.push(rule);
-        }
-        // A rule without an id is the one that is there already, if one does the same.
-        for (rule, named) in rules.iter_mut().zip(named) {
-            if !named && let Some(old) = self.same(rule) {
+        let mut rules: Vec<Rule> = Vec::with_capacity(specs.len());
+        for asked in self.review_all(specs, asking, now)? {
+            let mut rule = asked.rule;
+            // A rule without an id is the one that is there already, if one does the same.
+            if !asked.named
+                && let Some(old) = self.same(&rule)
+            {
                 rule.id = old.id;
             }
+            carved.extend(asked.carved);
+            rules.push(rule);
         }
         let diff = ruleset::diff(self.live().ruleset(), &Owner::Api, &rules)?;
         let mut response = RulesetResponse {
