@@ -239,3 +239,36 @@ fn status_says_how_xdp_is_attached_and_why_over_changes_of_the_configuration() -
     }
     Ok(())
 }
+
+/// Devices with the highest indexes share their hooks' counters: what is counted there stays when one
+/// of them goes.
+#[test]
+fn a_device_that_goes_takes_nothing_from_what_others_counted() -> Result<()> {
+    let scene = Scene::new("")?;
+    let add = |name: &str, index: &str| {
+        let peer = format!("{name}p");
+        let words = ["ip", "link", "add", name, "index", index, "type", "veth"];
+        scene
+            .pair
+            .a
+            .run(&[&words[..], &["peer", "name", &peer]].concat())?;
+        for device in [name, &peer] {
+            scene.pair.a.run(&["ip", "link", "set", device, "up"])?;
+        }
+        anyhow::Ok(())
+    };
+    add("stays", "5000")?;
+    add("goes", "5001")?;
+    let seen = || -> Result<u64> {
+        let device = devices(&scene)?.remove("stays").context("it is there")?;
+        let hooks = device["hooks"].as_array().context("hooks")?.clone();
+        Ok(hooks.iter().filter_map(|hook| hook["seen"].as_u64()).sum())
+    };
+    // Their own kernel's neighbour discovery is enough.
+    poll("packets", PATIENCE, || seen().ok().filter(|seen| *seen > 0))?;
+    let before = seen()?;
+    scene.pair.a.run(&["ip", "link", "delete", "goes"])?;
+    wait_for(&scene, &["eth0", "stays", "staysp"])?;
+    assert!(seen()? >= before, "{before} packets were counted");
+    Ok(())
+}

@@ -31,8 +31,8 @@ pub trait Dataplane: Send {
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error>;
     /// The rules that are tried on packets of a remote, in their order.
     fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error>;
-    /// The rules that there are counters of, and their slots.
-    fn counted(&self) -> Result<Vec<(RuleId, u32)>, Error>;
+    /// The rules that a daemon before this one counted for, and their slots.
+    fn counted(&self) -> Vec<(RuleId, u32)>;
     /// Zeroes a slot for a new rule, and makes it the rule's.
     fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error>;
     /// Makes a slot nobody's.
@@ -121,8 +121,8 @@ impl Dataplane for Datapath {
         Self::lookup(self, remote)
     }
 
-    fn counted(&self) -> Result<Vec<(RuleId, u32)>, Error> {
-        Self::counted(self)
+    fn counted(&self) -> Vec<(RuleId, u32)> {
+        Self::counted(self).to_vec()
     }
 
     fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error> {

@@ -102,15 +102,15 @@ impl Plan {
 }
 
 impl Live {
-    pub(super) fn new(config: Config, datapath: Box<dyn Dataplane>) -> Result<Self, Error> {
-        Ok(Self {
+    pub(super) fn new(config: Config, datapath: Box<dyn Dataplane>) -> Self {
+        Self {
             config,
-            counted: datapath.counted()?.into_iter().collect(),
+            counted: datapath.counted().into_iter().collect(),
             datapath,
             ruleset: Ruleset::new(),
             devices: Vec::new(),
             fill: Fill::default(),
-        })
+        }
     }
 
     pub(super) const fn ruleset(&self) -> &Ruleset {

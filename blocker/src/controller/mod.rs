@@ -154,7 +154,7 @@ impl Controller {
             .map(|wanted| wanted.rule.clone())
             .filter(Rule::kills)
             .collect();
-        let live = Live::new(config, Box::new(datapath))?;
+        let live = Live::new(config, Box::new(datapath));
         let controller = Self(Arc::new(Inner {
             writer: tokio::sync::Mutex::new(()),
             waiting: Mutex::default(),

@@ -1,5 +1,6 @@
 //! Reading counters: per CPU in the kernel, summed here.
 
+use aya::Pod;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use blocker_ebpf::{self as abi, Hook, hook_slot, maps};
@@ -31,6 +32,26 @@ pub struct Totals {
     pub suppressed: u64,
 }
 
+/// Sets a place of a map on all CPUs.
+fn set_all<T: Copy>(
+    map: &mut PerCpuArray<MapData, Plain<T>>,
+    name: &'static str,
+    place: u32,
+    value: T,
+    cpus: usize,
+) -> Result<(), Error>
+where
+    Plain<T>: Pod,
+{
+    let values =
+        PerCpuValues::try_from(vec![Plain(value); cpus]).map_err(|source| Error::Cpus {
+            file: "possible CPUs".to_owned(),
+            source,
+        })?;
+    map.set(place, values, 0)
+        .map_err(|source| Error::Map { map: name, source })
+}
+
 const fn names_error(source: MapError) -> Error {
     Error::Map {
         map: maps::RULE_NAMES,
@@ -57,6 +78,8 @@ pub struct CounterMaps {
     names: Array<MapData, Plain<abi::RuleName>>,
     hooks: PerCpuArray<MapData, Plain<abi::HookCounters>>,
     tags: Tags,
+    /// The rules that had a slot when the maps were taken.
+    counted: Vec<(RuleId, u32)>,
     cpus: usize,
 }
 
@@ -75,6 +98,7 @@ impl CounterMaps {
             })?,
             names: Array::try_from(object.map(maps::RULE_NAMES)?).map_err(names_error)?,
             tags: Tags::default(),
+            counted: Vec::new(),
             hooks: PerCpuArray::try_from(object.map(maps::HOOKS)?).map_err(|source| {
                 Error::Map {
                     map: maps::HOOKS,
@@ -87,8 +111,11 @@ impl CounterMaps {
             })?,
         };
         for slot in 0..counters.names.len() {
-            let incarnation = counters.name_of(slot)?.incarnation;
-            counters.tags.set(slot, incarnation as u16);
+            let Plain(name) = counters.names.get(&slot, 0).map_err(names_error)?;
+            counters.tags.set(slot, name.incarnation as u16);
+            let id = name.id.split(|byte| *byte == 0).next().unwrap_or_default();
+            let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+            counters.counted.extend(id.map(|id| (id, slot)));
         }
         Ok(counters)
     }
@@ -117,19 +144,9 @@ impl CounterMaps {
         }))
     }
 
-    /// The rules that have a slot.
-    ///
-    /// # Errors
-    /// If the map can't be read.
-    pub fn names(&self) -> Result<Vec<(RuleId, u32)>, Error> {
-        let mut names = Vec::new();
-        for slot in 0..self.names.len() {
-            let name = self.name_of(slot)?;
-            let id = name.id.split(|byte| *byte == 0).next().unwrap_or_default();
-            let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
-            names.extend(id.map(|id| (id, slot)));
-        }
-        Ok(names)
+    /// The rules that had a slot when the maps were taken, of a daemon before this one.
+    pub fn counted(&self) -> &[(RuleId, u32)] {
+        &self.counted
     }
 
     /// How the rules of slots are named in what is recorded of them.
@@ -158,11 +175,6 @@ impl CounterMaps {
         self.name(slot, [0; 64])
     }
 
-    fn name_of(&self, slot: u32) -> Result<abi::RuleName, Error> {
-        let Plain(name) = self.names.get(&slot, 0).map_err(names_error)?;
-        Ok(name)
-    }
-
     fn name(&mut self, slot: u32, id: [u8; 64]) -> Result<(), Error> {
         let incarnation = u32::from(self.tags.incarnation(slot));
         let name = Plain(abi::RuleName { id, incarnation });
@@ -170,52 +182,35 @@ impl CounterMaps {
     }
 
     fn clear_rule(&mut self, slot: u32) -> Result<(), Error> {
-        let error = |source| Error::Map {
-            map: maps::COUNTERS,
-            source,
-        };
-        let zero = Plain(abi::Counters {
+        let zero = abi::Counters {
             packets: 0,
             bytes: 0,
             replies: 0,
             suppressed: 0,
-        });
-        for place in [slot * 2, slot * 2 + 1] {
-            let values =
-                PerCpuValues::try_from(vec![zero; self.cpus]).map_err(|source| Error::Cpus {
-                    file: "possible CPUs".to_owned(),
-                    source,
-                })?;
-            self.rules.set(place, values, 0).map_err(error)?;
-        }
-        Ok(())
+        };
+        [slot * 2, slot * 2 + 1]
+            .into_iter()
+            .try_for_each(|place| set_all(&mut self.rules, maps::COUNTERS, place, zero, self.cpus))
     }
 
-    /// Forgets what was seen on a device.
+    /// Forgets what was seen on a device. What those with higher indexes share is not one device's.
     ///
     /// # Errors
     /// If the map can't be written.
     pub fn clear_device(&mut self, ifindex: u32) -> Result<(), Error> {
-        let zero = Plain(abi::HookCounters {
+        if ifindex >= abi::HOOK_DEVICES {
+            return Ok(());
+        }
+        let zero = abi::HookCounters {
             seen: 0,
             passed: 0,
             malformed: 0,
             own: 0,
-        });
-        for hook in [Hook::Xdp, Hook::Ingress, Hook::Egress] {
-            let values =
-                PerCpuValues::try_from(vec![zero; self.cpus]).map_err(|source| Error::Cpus {
-                    file: "possible CPUs".to_owned(),
-                    source,
-                })?;
-            self.hooks
-                .set(hook_slot(hook, ifindex), values, 0)
-                .map_err(|source| Error::Map {
-                    map: maps::HOOKS,
-                    source,
-                })?;
-        }
-        Ok(())
+        };
+        [Hook::Xdp, Hook::Ingress, Hook::Egress]
+            .into_iter()
+            .map(|hook| hook_slot(hook, ifindex))
+            .try_for_each(|place| set_all(&mut self.hooks, maps::HOOKS, place, zero, self.cpus))
     }
 
     /// Forgets what was seen on all devices but these.

@@ -376,12 +376,10 @@ impl Datapath {
         self.counters.rule(slot)
     }
 
-    /// The rules that there are counters of, and their slots: those of a daemon before this one, too.
-    ///
-    /// # Errors
-    /// If the names can't be read.
-    pub fn counted(&self) -> Result<Vec<(RuleId, u32)>, Error> {
-        self.counters.names()
+    /// The rules that a daemon before this one counted for, and their slots.
+    #[must_use]
+    pub fn counted(&self) -> &[(RuleId, u32)] {
+        self.counters.counted()
     }
 
     /// Zeroes a slot for a new rule, and makes it the rule's.
