@@ -129,7 +129,9 @@ impl Lists {
     /// Has targets in a file when this returns, for `rules.json` to name.
     pub(super) fn keep(&mut self, targets: Targets) -> Result<Kept, StateError> {
         let count = targets.len() as u64;
-        let known = || self.named.iter().chain(&self.next);
+        // Somebody may have taken a file away.
+        let is_there = |list: &&List| self.dir.join(&list.file).is_file();
+        let known = || self.named.iter().chain(&self.next).filter(is_there);
         // Most are the very same; only those that were read or sent again need a closer look.
         let same = known().find(|list| list.targets.is_same(&targets));
         let list = match same.or_else(|| known().find(|list| list.targets == targets)) {

@@ -271,6 +271,21 @@ fn a_save_that_fails_leaves_the_targets_that_were_saved() {
 }
 
 #[test]
+fn targets_that_were_taken_away_are_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let (mut store, _) = Store::open(&state, now());
+    let one = large("one", 0x0a00_0000);
+    save(&mut store, std::slice::from_ref(&one)).unwrap();
+    fs::remove_dir_all(&state).unwrap();
+    let rules = [one, stored("small", "{}")];
+    save(&mut store, &rules).unwrap();
+    let loaded = load(&state, now());
+    assert_eq!(loaded.problem, None);
+    assert_eq!(loaded.rules, rules);
+}
+
+#[test]
 fn targets_that_no_rule_has_are_cleared_away_unless_what_was_put_aside_may_name_them() {
     let dir = tempfile::tempdir().unwrap();
     save_all(dir.path(), &[large("a", 0x0a00_0000)]).unwrap();

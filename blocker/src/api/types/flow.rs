@@ -81,7 +81,7 @@ pub struct FlowsResponse {
     pub flows: Vec<FlowView>,
     /// How many more there are, left out by the limit.
     pub truncated: u64,
-    /// How many flows, of all rules, were forgotten to make room since the daemon's start.
+    /// How many flows, of all rules, were forgotten to make room.
     pub evicted: u64,
     /// How many packets, of all rules, are in no flow: they came while too many new flows did.
     pub not_recorded: u64,
