@@ -172,8 +172,11 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
         let mut follow = tokio::spawn(async move { following.follow().await });
         let diagnose = diagnose(diagnostics);
         tokio::pin!(diagnose);
-        let watchdog = service::watchdog(async || controller.alive().await);
-        tokio::pin!(watchdog);
+        // One, too: a reload that takes its time is no reason to be killed.
+        let watched = controller.clone();
+        let watchdog = tokio::spawn(async move {
+            service::watchdog(|| watched.alive()).await;
+        });
         let result = loop {
             tokio::select! {
                 ended = &mut follow => break match ended {
@@ -181,7 +184,6 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
                     Err(error) => Err(error).context("following devices and deadlines failed inside"),
                 },
                 ended = &mut diagnose => break ended.map(|()| Ending::HandOver),
-                never = &mut watchdog => match never {},
                 _ = hangup.recv() => reload(&controller).await,
                 _ = hand_over.recv() => break Ok(Ending::HandOver),
                 _ = terminate.recv() => break Ok(Ending::AsConfigured),
@@ -189,6 +191,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
             }
         };
         follow.abort();
+        watchdog.abort();
         result
     };
     service::stopping();

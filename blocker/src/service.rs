@@ -87,7 +87,10 @@ pub fn stopping() {
 ///
 /// `alive` is asked three times in the watchdog's time. What it does not answer is not told, so
 /// that a daemon that hangs is killed and replaced.
-pub async fn watchdog<E: Display>(alive: impl AsyncFn() -> Result<(), E>) -> Infallible {
+pub async fn watchdog<E: Display, F>(alive: impl Fn() -> F) -> Infallible
+where
+    F: Future<Output = Result<(), E>>,
+{
     let Some(within) = sd_notify::watchdog_enabled() else {
         return pending().await;
     };
