@@ -57,6 +57,6 @@ fn unicast(address: &Words, v6: bool) -> bool {
 /// Takes a token, if there is one. A flow under teardown needs none: the daemon bounds those.
 #[inline(always)]
 pub fn within_rate(packet: &Packet, hook: Hook) -> bool {
-    rate::take(bucket::REPLIES, maps::replies_per_second(), packet.clock())
+    rate::take(bucket::REPLIES, maps::replies_per_second(), packet.time())
         || maps::KILLS.get_ptr(verdict::flow(packet, hook)).is_some()
 }

@@ -70,10 +70,15 @@ pub mod maps {
     /// `LRU_HASH` of [`FlowId`](crate::FlowId) to [`FlowRecord`](crate::FlowRecord): every flow
     /// that a rule decided.
     pub const FLOWS: &str = "FLOWS";
+    /// `PERCPU_ARRAY` of [`KNOWN_BLOCKS`](crate::KNOWN_BLOCKS) [`KnownBlock`](crate::KnownBlock)s,
+    /// private to the datapath.
+    pub const KNOWN: &str = "KNOWN";
     /// `RINGBUF` of [`Event`](crate::Event)s: packets that rules decided, while somebody watches.
     pub const EVENTS: &str = "EVENTS";
     /// `PERCPU_ARRAY` of one [`Tally`](crate::Tally): what was recorded, and what was not.
     pub const TALLY: &str = "TALLY";
+    /// `PERCPU_ARRAY` of one [`Tick`](crate::Tick), private to the datapath.
+    pub const TICK: &str = "TICK";
     /// `PERCPU_ARRAY` of one scratch buffer, private to the datapath.
     pub const SCRATCH: &str = "SCRATCH";
 }
@@ -131,6 +136,11 @@ pub const NEVER: u64 = u64::MAX;
 pub const V6_FANOUT: usize = 8;
 /// The most levels of the IPv6 tree: 8^8 ranges.
 pub const V6_LEVELS: usize = 8;
+
+/// Blocks of [`maps::KNOWN`](crate::maps::KNOWN), on each CPU.
+pub const KNOWN_BLOCKS: u32 = 16;
+/// Words of a block: with its counter, 4 KiB, since a value on each CPU may not be larger than 32 KiB.
+pub const KNOWN_WORDS: usize = 511;
 
 /// Declares types that are shared as plain memory.
 ///
@@ -299,6 +309,14 @@ shared! {
         pub tokens: u64,
     }
 
+    /// What the clock said in the current tick of the kernel's timer, on one CPU.
+    pub struct Tick {
+        /// The tick's number.
+        pub jiffies: u64,
+        /// The time of the first packet in it.
+        pub time: u64,
+    }
+
     /// What was recorded of what rules decided, on one CPU.
     pub struct Tally {
         /// Flows recorded anew.
@@ -351,6 +369,14 @@ shared! {
         pub hook: u8,
         /// Fills the word.
         pub reserved: u16,
+    }
+
+    /// A part of what a CPU remembers of the flows that have a record.
+    pub struct KnownBlock {
+        /// Flows that were remembered in it.
+        pub learnt: u64,
+        /// Two generations of bits, and the number of the younger one, each.
+        pub words: [u64; KNOWN_WORDS],
     }
 
     /// A packet that a rule decided. IPv4 addresses are v4-mapped.

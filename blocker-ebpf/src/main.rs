@@ -19,6 +19,7 @@ mod checksum;
 #[cfg(target_arch = "bpf")]
 mod due;
 #[cfg(target_arch = "bpf")]
+mod known;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;

@@ -9,8 +9,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use blocker_ebpf::{
     Bank, Bucket, Counters, FlowId, FlowKey, FlowRecord, HookCounters, Index, InterfaceKey,
-    LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule, RuleList, RuleName, State, Tally, V6Node,
-    bucket, local_set,
+    KNOWN_BLOCKS, KnownBlock, LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule, RuleList,
+    RuleName, State, Tally, Tick, V6Node, bucket, local_set,
 };
 
 use crate::packet::Packet;
@@ -48,9 +48,13 @@ pub static ESTABLISHED: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(
 #[map]
 pub static FLOWS: LruHashMap<FlowId, FlowRecord> = LruHashMap::with_max_entries(1, 0);
 #[map]
+pub static KNOWN: PerCpuArray<KnownBlock> = PerCpuArray::with_max_entries(KNOWN_BLOCKS, 0);
+#[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
 pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]

@@ -7,9 +7,11 @@
 
 use core::cell::Cell;
 
-use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_skb_pull_data};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_pull_data};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use blocker_ebpf::Hook;
+use blocker_ebpf::{Hook, Tick};
+
+use crate::maps;
 
 pub const TCP: u16 = 6;
 pub const UDP: u16 = 17;
@@ -348,6 +350,13 @@ pub struct Packet {
     time: Time,
 }
 
+/// The time.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes no arguments and can't fail.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
 /// When a packet came, once somebody asked; 0 before.
 struct Time(Cell<u64>);
 
@@ -516,18 +525,40 @@ impl Packet {
         }
     }
 
-    /// When it came: `CLOCK_BOOTTIME`. Reading the clock takes as long as all counting, so it is
-    /// read once, and not at all for a packet that nothing wants to know it of.
+    /// When it came, exactly: `CLOCK_BOOTTIME`. Reading the clock takes as long as all counting, so
+    /// it is read once, and not at all for a packet that no deadline depends on.
     #[inline(always)]
     pub fn clock(&self) -> u64 {
         let time = self.time.0.get();
         if time != 0 {
             return time;
         }
-        // SAFETY: the helper takes no arguments and can't fail.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let now = now();
         self.time.0.set(now);
         now
+    }
+
+    /// When it came, to a tick of the kernel's timer (1 to 10 ms), and never in the future: the first
+    /// packet of each tick on each CPU reads the clock for all others.
+    #[inline(always)]
+    pub fn time(&self) -> u64 {
+        let time = self.time.0.get();
+        if time != 0 {
+            return time;
+        }
+        let Some(tick) = maps::TICK.get_ptr_mut(0) else {
+            return self.clock();
+        };
+        // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one. The
+        // helper takes no arguments and can't fail.
+        let (tick, jiffies) = unsafe { (&mut *tick, bpf_jiffies64()) };
+        if tick.jiffies != jiffies {
+            *tick = Tick {
+                jiffies,
+                time: now(),
+            };
+        }
+        tick.time
     }
 
     /// Whether it is a TCP segment with all of the given flags.

@@ -13,10 +13,13 @@ pub fn take(bucket: u32, rate: u64, now: u64) -> bool {
     // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one.
     let bucket = unsafe { &mut *bucket };
     let idle = now.saturating_sub(bucket.filled).min(BURST_NANOSECONDS);
-    let fresh = idle * rate / 1_000_000_000;
-    if fresh > 0 {
-        bucket.tokens = (bucket.tokens + fresh).min(rate);
-        bucket.filled = now;
+    // Most packets of a flood are of one tick, and need no division.
+    if idle > 0 {
+        let fresh = idle * rate / 1_000_000_000;
+        if fresh > 0 {
+            bucket.tokens = (bucket.tokens + fresh).min(rate);
+            bucket.filled = now;
+        }
     }
     if bucket.tokens == 0 {
         return false;

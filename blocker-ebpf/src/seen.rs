@@ -4,11 +4,12 @@
 //! All of it is after the verdict: a packet that passes pays for nothing here. Records of flows are
 //! one map for all CPUs, and so exact only with atomic additions; making a new one takes ten times
 //! as long as finding one, so a flood of ever new flows is recorded up to a rate, and the rest is
-//! counted.
+//! counted. Of most flows without a record a sketch says so, and nothing is looked for.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use blocker_ebpf::{Event, FlowId, FlowRecord, Hook, Rule, Tally, bucket, flag};
 
+use crate::known::Place;
 use crate::packet::{self, Fragment, Packet};
 use crate::{maps, rate, verdict};
 
@@ -33,8 +34,15 @@ pub fn keep(decided: &Decided<'_>) {
         rule: decided.rule.counter,
     };
     note_established(decided, &id);
-    record(decided, &id);
-    if maps::watching() {
+    let watched = maps::watching();
+    if watched {
+        // Events are in order by their times, so these are exact; the record has the same then.
+        decided.packet.clock();
+    }
+    if maps::new_flows_per_second() > 0 {
+        record(decided, &id);
+    }
+    if watched {
         tell(decided, &id);
     }
 }
@@ -63,12 +71,19 @@ fn note_established(decided: &Decided<'_>, id: &FlowId) {
 /// Adds the packet to its flow's record.
 #[inline(always)]
 fn record(decided: &Decided<'_>, id: &FlowId) {
-    let now = decided.packet.clock();
-    if add_to(decided, id, now) {
+    let Some(place) = Place::of(id) else {
+        return;
+    };
+    let now = decided.packet.time();
+    if place.is_known() && add_to(decided, id, now) {
         return;
     }
     if !rate::take(bucket::FLOWS, maps::new_flows_per_second(), now) {
         return tally(|tally| tally.not_recorded += 1);
+    }
+    place.learn();
+    if add_to(decided, id, now) {
+        return;
     }
     let record = FlowRecord {
         packets: 1,
@@ -103,7 +118,10 @@ fn add_to(decided: &Decided<'_>, id: &FlowId, now: u64) -> bool {
     unsafe {
         add(&raw mut (*record).packets, 1);
         add(&raw mut (*record).bytes, u64::from(decided.length));
-        (*record).last_seen = now;
+        // Another CPU's tick may be further.
+        if now > (*record).last_seen {
+            (*record).last_seen = now;
+        }
         (*record).ifindex = decided.ifindex;
         (*record).verdict = decided.fate;
         (*record).hook = decided.hook as u8;

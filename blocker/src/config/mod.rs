@@ -103,8 +103,9 @@ pub struct Limits {
     #[serde(deserialize_with = "values::whole::<1, 65_536, _>")]
     pub rules: u32,
     /// Flows that are remembered: those that rules decided, and as many that are to be killed at
-    /// the end of rules with `on_lift: reset`; the oldest give way.
-    #[serde(deserialize_with = "values::whole::<1, 1_048_576, _>")]
+    /// the end of rules with `on_lift: reset`; the oldest give way. 0: none of the former, and the
+    /// default of the latter.
+    #[serde(deserialize_with = "values::whole::<0, 1_048_576, _>")]
     pub flows: u32,
     /// Replies (RST, ICMP) a second on each CPU; 0: none.
     #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]

@@ -66,6 +66,8 @@ pub trait Dataplane: Send {
 /// What a datapath keeps of packets that rules decided. Methods do what those of [`Seen`] do.
 #[expect(clippy::missing_errors_doc, reason = "the methods of `Seen` say it")]
 pub trait Observer: Send + Sync {
+    /// Whether flows are recorded.
+    fn is_recording(&self) -> bool;
     /// Shows every flow, and gives how many there are.
     fn flows(&self, see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, Error>;
     /// What was recorded and what was not.
@@ -79,6 +81,10 @@ pub trait Observer: Send + Sync {
 }
 
 impl Observer for Seen {
+    fn is_recording(&self) -> bool {
+        Self::is_recording(self)
+    }
+
     fn flows(&self, see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, Error> {
         Self::flows(self, see)
     }

@@ -41,6 +41,7 @@ impl Controller {
         })?;
         let (flows, truncated) = top.end();
         Ok(FlowsResponse {
+            recording: seen.is_recording(),
             flows: flows.iter().map(|flow| self.flow(flow, clock)).collect(),
             truncated,
             evicted: tally.created.saturating_sub(present),

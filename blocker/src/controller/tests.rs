@@ -184,6 +184,10 @@ impl Dataplane for Fake {
 }
 
 impl Observer for Fake {
+    fn is_recording(&self) -> bool {
+        true
+    }
+
     fn flows(&self, _see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> Result<u64, datapath::Error> {
         Ok(0)
     }

@@ -13,6 +13,7 @@ use aya::maps::{MapData, MapType};
 use blocker_ebpf::{self as abi, maps};
 
 use super::Error;
+use super::load::FLOWS;
 
 /// A map that is kept, as it must be to be of use.
 #[derive(Debug, Clone, Copy)]
@@ -25,8 +26,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The maps of a datapath for so many rules and flows.
+    /// The maps of a datapath for so many rules and flows. No map is of size 0.
     pub(super) fn all(rules: u32, flows: u32) -> [Self; 6] {
+        let established = if flows == 0 { FLOWS } else { flows };
+        let flows = flows.max(1);
         let array = |name, kind, value, entries| Self {
             name,
             kind,
@@ -71,7 +74,7 @@ impl Kept {
                 kind: MapType::LruHash,
                 key: size_of::<abi::FlowKey>(),
                 value: size_of::<u32>(),
-                entries: flows,
+                entries: established,
             },
         ]
     }

@@ -24,7 +24,7 @@ pub struct Settings {
     /// Replies a second, on each CPU.
     pub replies_per_second: u32,
     /// Flows that are remembered: those that rules decided, and once more those that are killed
-    /// when their rule ends.
+    /// when their rule ends. 0 keeps none of the former, and [`FLOWS`] of the latter.
     pub flows: u32,
     /// Flows a second, on each CPU, that are recorded anew.
     pub new_flows_per_second: u32,
@@ -93,6 +93,10 @@ impl Object {
     /// What the kernel said, with the verifier's log if it was the verifier.
     pub fn load(settings: &Settings, pin_dir: &Path) -> Result<Self, Error> {
         let limits = &settings.limits;
+        let new_flows_per_second = match settings.flows {
+            0 => 0,
+            _ => settings.new_flows_per_second,
+        };
         let kept = Kept::all(limits.rules, settings.flows);
         let places = kept::prepare(pin_dir, &kept)?;
         let level = match settings.log {
@@ -109,11 +113,7 @@ impl Object {
                 &settings.replies_per_second,
                 true,
             )
-            .override_global(
-                globals::NEW_FLOWS_PER_SECOND,
-                &settings.new_flows_per_second,
-                true,
-            )
+            .override_global(globals::NEW_FLOWS_PER_SECOND, &new_flows_per_second, true)
             .override_global(
                 globals::EVENTS_PER_SECOND,
                 &settings.events_per_second,

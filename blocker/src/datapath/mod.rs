@@ -284,7 +284,7 @@ impl Datapath {
     ) -> Result<Self, Error> {
         let mut object = Object::load(&settings, pin_dir)?;
         // First: it maps a map that the banks take.
-        let seen = Arc::new(Seen::new(&mut object)?);
+        let seen = Arc::new(Seen::new(&mut object, settings.flows > 0)?);
         Ok(Self {
             seen,
             banks: banks::Banks::new(&mut object, settings.limits)?,

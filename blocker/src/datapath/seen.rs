@@ -16,6 +16,7 @@ use super::{Error, Plain, batch};
 /// The maps of flows and events.
 pub struct Seen {
     flows: HashMap<MapData, Plain<FlowId>, Plain<FlowRecord>>,
+    recording: bool,
     tally: PerCpuArray<MapData, Plain<Tally>>,
     ring: Mutex<RingBuf<MapData>>,
     /// The same memory as the banks'; only the word that says whether anybody watches is written.
@@ -48,10 +49,11 @@ const NO_FLOW: (FlowId, FlowRecord) = (
 
 impl Seen {
     /// Takes the maps from a loaded object, and maps [`maps::STATE`], which the banks take later.
+    /// `recording` is whether the object's programs record flows.
     ///
     /// # Errors
     /// If a map is missing or can't be mapped.
-    pub fn new(object: &mut Object) -> Result<Self, Error> {
+    pub fn new(object: &mut Object, recording: bool) -> Result<Self, Error> {
         let error = |map| move |source| Error::Map { map, source };
         let Map::Array(state) = object.peek(maps::STATE)? else {
             return Err(Error::Missing { what: maps::STATE });
@@ -62,12 +64,18 @@ impl Seen {
         })?;
         Ok(Self {
             flows: HashMap::try_from(object.map(maps::FLOWS)?).map_err(error(maps::FLOWS))?,
+            recording,
             tally: PerCpuArray::try_from(object.map(maps::TALLY)?).map_err(error(maps::TALLY))?,
             ring: Mutex::new(
                 RingBuf::try_from(object.map(maps::EVENTS)?).map_err(error(maps::EVENTS))?,
             ),
             state: Mutex::new(state),
         })
+    }
+
+    /// Whether flows are recorded.
+    pub fn is_recording(&self) -> bool {
+        self.recording
     }
 
     /// Shows every flow that rules decided, and gives how many there are.

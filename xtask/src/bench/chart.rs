@@ -118,6 +118,7 @@ fn panel(
 fn color(filter: Filter) -> RGBColor {
     match filter {
         Filter::BlockerXdp => RGBColor(31, 90, 180),
+        Filter::BlockerBare => RGBColor(80, 155, 215),
         Filter::BlockerTc => RGBColor(130, 180, 240),
         Filter::XdpTools => RGBColor(60, 150, 80),
         Filter::NftHash => RGBColor(240, 170, 60),

@@ -33,6 +33,8 @@ const XDP_FILTER_MOST: usize = 10_000;
 pub(super) enum Filter {
     /// blocker with native XDP in front of TC.
     BlockerXdp,
+    /// The same without records of flows, which no peer keeps.
+    BlockerBare,
     /// blocker with TC alone.
     BlockerTc,
     /// xdp-filter in native mode: hosts only.
@@ -48,8 +50,9 @@ pub(super) enum Filter {
 
 impl Filter {
     /// All of them, blocker's first.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::BlockerXdp,
+        Self::BlockerBare,
         Self::BlockerTc,
         Self::XdpTools,
         Self::NftHash,
@@ -61,6 +64,7 @@ impl Filter {
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::BlockerXdp => "blocker, XDP native",
+            Self::BlockerBare => "blocker, XDP, no flow records",
             Self::BlockerTc => "blocker, TC alone",
             Self::XdpTools => "xdp-filter, native (hosts)",
             Self::NftHash => "nft ingress, hash set (hosts)",
@@ -71,7 +75,7 @@ impl Filter {
 
     /// Whether it is a program of this workspace.
     pub(super) fn is_blocker(self) -> bool {
-        matches!(self, Self::BlockerXdp | Self::BlockerTc)
+        matches!(self, Self::BlockerXdp | Self::BlockerBare | Self::BlockerTc)
     }
 
     /// The prefixes that it takes.
@@ -118,8 +122,9 @@ impl Filter {
             memory: None,
         };
         match self {
-            Self::BlockerXdp => loaded.blocker(programs, "xdp-native", set, count, files.path())?,
-            Self::BlockerTc => loaded.blocker(programs, "tc", set, count, files.path())?,
+            Self::BlockerXdp | Self::BlockerBare | Self::BlockerTc => {
+                loaded.blocker(programs, set, count, files.path())?;
+            }
             Self::XdpTools => loaded.xdp_filter(set)?,
             Self::NftHash | Self::NftInterval => loaded.nft(set, count, files.path())?,
             Self::Ipset => loaded.ipset(set, count, files.path())?,
@@ -145,18 +150,24 @@ impl Loaded<'_> {
     fn blocker(
         &mut self,
         programs: &Programs,
-        hook: &str,
         set: &Set,
         count: usize,
         files: &Path,
     ) -> Result<()> {
         let prefixes = (count + ROOM).max(1_000_000);
-        let limits = match self.family {
-            Family::V4 => format!("{{prefixes: {prefixes}}}"),
-            Family::V6 => format!("{{prefixes: {prefixes}, prefixes_v6: {prefixes}}}"),
+        let mut limits = format!("prefixes: {prefixes}");
+        if self.family == Family::V6 {
+            let _ = write!(limits, ", prefixes_v6: {prefixes}");
+        }
+        if self.filter == Filter::BlockerBare {
+            limits.push_str(", flows: 0");
+        }
+        let hook = match self.filter {
+            Filter::BlockerTc => "tc",
+            _ => "xdp-native",
         };
         let config = format!(
-            "interfaces: [{}]\nhook: {hook}\nlimits: {limits}\n",
+            "interfaces: [{}]\nhook: {hook}\nlimits: {{{limits}}}\n",
             self.wire.device
         );
         let daemon = Daemon::start(&self.wire.receiver, programs, &config)?;
@@ -290,7 +301,7 @@ impl Loaded<'_> {
         let address = address.to_string();
         let start = Instant::now();
         match self.filter {
-            Filter::BlockerXdp | Filter::BlockerTc => {
+            Filter::BlockerXdp | Filter::BlockerBare | Filter::BlockerTc => {
                 let daemon = self.daemon.as_ref().context("the daemon is not there")?;
                 daemon.blockctl(&["-q", "add", &address])?.success()?;
             }

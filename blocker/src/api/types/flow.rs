@@ -77,6 +77,8 @@ impl Default for FlowsRequest {
 /// The answer to `GET /v1/flows`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowsResponse {
+    /// Whether flows are recorded at all: `limits.flows` is not 0.
+    pub recording: bool,
     /// The flows that were asked for, in the order that was.
     pub flows: Vec<FlowView>,
     /// How many more there are, left out by the limit.

@@ -9,6 +9,10 @@ use crate::rule::Direction;
 struct Nothing(Mutex<bool>);
 
 impl Observer for Nothing {
+    fn is_recording(&self) -> bool {
+        true
+    }
+
     fn flows(
         &self,
         _see: &mut dyn FnMut(&blocker_ebpf::FlowId, &blocker_ebpf::FlowRecord),

@@ -26,7 +26,9 @@ const COLUMNS: &[Column] = &[
 
 /// The flows that rules decided, a line each, and what is not among them.
 pub(crate) fn flows(answer: &FlowsResponse, view: View) -> String {
-    let mut out = if answer.flows.is_empty() {
+    let mut out = if !answer.recording {
+        "flows are not recorded: limits.flows is 0\n".to_owned()
+    } else if answer.flows.is_empty() {
         "no such flows: no rule decided a packet of one\n".to_owned()
     } else {
         let rows = answer.flows.iter().map(|flow| row(flow, view.now));

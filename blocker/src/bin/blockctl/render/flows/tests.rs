@@ -28,7 +28,7 @@ fn answer() -> FlowsResponse {
             flow("udp", "2001:db8:1234:5678:9abc:def0:1234:5678", "2001:db8::7", 123_456, "dropped", "b7f3a2"),
             flow("icmp", "192.0.2.7", "10.48.22.7", 1, "audited", "watch-v4"),
         ],
-        "truncated": 0, "evicted": 0, "not_recorded": 0,
+        "recording": true, "truncated": 0, "evicted": 0, "not_recorded": 0,
     }))
     .unwrap()
 }
@@ -58,6 +58,7 @@ fn flows_in_a_pipe_cut_nothing() {
 #[test]
 fn what_is_not_there_is_said() {
     let answer = FlowsResponse {
+        recording: true,
         flows: Vec::new(),
         truncated: 7,
         evicted: 12_345,
@@ -69,4 +70,16 @@ fn what_is_not_there_is_said() {
     12,345 flows forgotten to make room (limits.flows)
     1 packet in no flow: too many new flows came at once
     ");
+}
+
+#[test]
+fn flows_that_nobody_records_are_no_empty_list() {
+    let answer = FlowsResponse {
+        recording: false,
+        flows: Vec::new(),
+        truncated: 0,
+        evicted: 0,
+        not_recorded: 0,
+    };
+    insta::assert_snapshot!(bare(&flows(&answer, view(Some(80)))), @"flows are not recorded: limits.flows is 0");
 }
