@@ -61,7 +61,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 18] = [
+const TOOLS: &[Tool] = &[
     tool(
         "ip",
         "iproute2",
@@ -122,6 +122,9 @@ const TOOLS: [Tool; 18] = [
         Purpose::Test,
         "scrapes the daemon's metrics; promtool is with it",
     ),
+    tool("curl", "curl", Purpose::Test, "asks the control API"),
+    tool("jq", "jq", Purpose::Test, "reads what it answers"),
+    tool("python3", "python3", Purpose::Test, "asks it, too"),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
         "ipset",

@@ -1,7 +1,8 @@
 //! The control API: HTTP/1.1 and JSON over a Unix socket, versioned under `/v1`.
 //!
-//! [`types`] is what travels, [`server`] answers, [`client`] asks.
+//! [`types`] is what travels, [`server`] answers, [`client`] asks, [`openapi`] describes.
 
 pub mod client;
+pub mod openapi;
 pub mod server;
 pub mod types;

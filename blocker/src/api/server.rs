@@ -24,9 +24,12 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures_util::stream;
 use nix::unistd::{Group, User};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::UnixListener;
 
+use super::openapi;
 use super::types::{
     BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, LeaseRequest, Problem,
     RulesetRequest, SSH_CONNECTION_HEADER,
@@ -233,6 +236,7 @@ fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router
         .route("/v1/events", get(events))
         .route(EXPLAIN, post(explain))
         .with_state(controller)
+        .route("/openapi.json", get(openapi))
         .route("/metrics", get(scrape).with_state(metrics.clone()))
         .fallback(no_such_endpoint)
         .method_not_allowed_fallback(no_such_method)
@@ -347,24 +351,29 @@ async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> 
     response
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[derive(Default)]
-struct ChangeOptions {
+pub(super) struct ChangeOptions {
+    /// Does it though it may cut off the caller or the host.
     force: bool,
+    /// Changes nothing, and says what would be.
     dry_run: bool,
 }
 
-#[derive(Debug, Deserialize, Default)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct LeaseOptions {
+pub(super) struct LeaseOptions {
+    /// Does it though it may cut off the caller or the host.
     force: bool,
 }
 
-#[derive(Debug, Deserialize, Default)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct DeleteOptions {
+pub(super) struct DeleteOptions {
+    /// Lifts this target only, from every rule that has exactly it.
+    #[schemars(with = "Option<Target>")]
     target: Option<String>,
+    /// The configuration's rules, too, until the next reload.
     all: bool,
 }
 
@@ -395,6 +404,10 @@ async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Result<Re
     let scrape = metrics.scrape(&headers).await?;
     let response = ([(header::CONTENT_TYPE, scrape.content_type)], scrape.body);
     Ok(response.into_response())
+}
+
+async fn openapi() -> Json<&'static Value> {
+    Json(openapi::document())
 }
 
 async fn flows(

@@ -5,12 +5,14 @@ pub mod event;
 mod explain;
 mod flow;
 mod lease;
+mod schema;
 mod status;
 
 use std::net::IpAddr;
 use std::ops::Add;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use explain::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
@@ -24,6 +26,7 @@ pub use flow::{Decision, FLOWS_LIMIT, FlowOrder, FlowView, FlowsRequest, FlowsRe
 pub use lease::{Held, LeaseLine, LeaseRequest};
 
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target};
+use schema::Moment;
 
 /// The largest request body that the daemon reads, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024 * 1024;
@@ -40,7 +43,7 @@ pub const SSH_CONNECTION_HEADER: &str = "blocker-ssh-connection";
 pub type AddRequest = RuleSpec;
 
 /// The answer to `POST /v1/rules`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AddResponse {
     /// The rule as it now is.
     pub rule: Rule,
@@ -57,7 +60,7 @@ pub struct AddResponse {
 }
 
 /// An address or prefix that a rule's targets cover and the rule spares.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Carved {
     /// What is spared.
     pub target: Target,
@@ -66,7 +69,7 @@ pub struct Carved {
 }
 
 /// A live flow and who owns it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LiveFlow {
     /// `tcp`, `udp`, …
     pub protocol: String,
@@ -89,7 +92,7 @@ pub struct LiveFlow {
 }
 
 /// The account of a teardown.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Account {
     /// Flows found.
     pub found: u64,
@@ -105,7 +108,7 @@ pub struct Account {
 }
 
 /// A flow that a teardown could not kill.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Left {
     /// The flow.
     #[serde(flatten)]
@@ -115,14 +118,14 @@ pub struct Left {
 }
 
 /// `GET /v1/rules`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ListResponse {
     /// The rules, by id.
     pub rules: Vec<RuleView>,
 }
 
 /// A rule and how it fares; `GET /v1/rules/{id}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RuleView {
     /// The rule.
     #[serde(flatten)]
@@ -130,6 +133,7 @@ pub struct RuleView {
     /// Who put it there.
     pub owner: Owner,
     /// When it was put there.
+    #[schemars(with = "Moment")]
     pub created: Timestamp,
     /// Seconds until its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -145,7 +149,7 @@ pub struct RuleView {
 }
 
 /// What a rule did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counters {
     /// Packets that it decided.
     pub packets: u64,
@@ -171,7 +175,7 @@ impl Add for Counters {
 }
 
 /// The answer to `POST /v1/rules/{id}/confirm`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ConfirmResponse {
     /// The rule as it now is.
     pub rule: Rule,
@@ -182,7 +186,7 @@ pub struct ConfirmResponse {
 /// `DELETE /v1/rules/{id}`, and `DELETE /v1/rules?target=ADDRESS` for every rule that has exactly
 /// that target, and `DELETE /v1/rules` for all that the API owns (flush; `?all=true`: the
 /// configuration's too, until the next reload).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteResponse {
     /// The rules that are gone.
     pub removed: Vec<RuleId>,
@@ -194,7 +198,7 @@ pub struct DeleteResponse {
 }
 
 /// `PUT /v1/ruleset`: replaces all rules of owner `api`, atomically. Query: `force`, `dry_run`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RulesetRequest {
     /// All the rules that are to be.
@@ -202,7 +206,7 @@ pub struct RulesetRequest {
 }
 
 /// The answer to `PUT /v1/ruleset`: what changed, or would.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RulesetResponse {
     /// Rules that were not there.
     pub added: Vec<Rule>,
@@ -222,7 +226,7 @@ pub struct RulesetResponse {
 }
 
 /// A rule that a ruleset changed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Changed {
     /// As it was.
     pub before: Rule,
@@ -231,7 +235,7 @@ pub struct Changed {
 }
 
 /// An error: RFC 9457 problem details, with a stable `code`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// `about:blank`: `code` tells problems apart.
     #[serde(rename = "type")]
@@ -247,7 +251,7 @@ pub struct Problem {
 }
 
 /// Stable codes of [`Problem`]s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// The request could not be read, or a rule in it is wrong (400).

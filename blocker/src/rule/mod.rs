@@ -7,6 +7,7 @@
 
 mod error;
 mod parts;
+mod schema;
 mod target;
 mod targets;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use error::RuleError;
@@ -27,7 +29,7 @@ pub use targets::Targets;
 pub use words::{Direction, Established, Mode, OnLift, Owner};
 
 /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleSpec {
     /// Its name; made up if absent.
@@ -75,6 +77,7 @@ pub struct RuleSpec {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "percentage"
     )]
+    #[schemars(range(min = 1, max = 100))]
     pub percent: Option<u64>,
     /// What becomes of established flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +90,7 @@ pub struct RuleSpec {
     pub lifetime: Option<Lifetime>,
     /// When the rule ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires: Option<Timestamp>,
     /// How long the rule lives unless it is confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,7 +158,7 @@ impl Default for Defaults {
 ///
 /// `targets` and `except` are sorted and free of duplicates; equal rules mean the same. Copies share
 /// their targets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Its name.
@@ -193,6 +197,7 @@ pub struct Rule {
     pub on_lift: OnLift,
     /// When the rule ends (wall clock; the datapath keeps boot time).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires: Option<Timestamp>,
     /// That it is yet to be confirmed: `expires` is when it ends if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,11 +208,12 @@ pub struct Rule {
 }
 
 /// What becomes of a rule once it is confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unconfirmed {
     /// When it ends then (wall clock).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires: Option<Timestamp>,
 }
 

@@ -312,7 +312,7 @@ impl Drop for Daemon {
 }
 
 /// Runs a command to its end.
-pub(super) fn output(command: &mut Command) -> Result<Output> {
+pub(crate) fn output(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()

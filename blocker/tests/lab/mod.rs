@@ -22,7 +22,7 @@ pub(crate) use capture::Capture;
 #[allow(unused_imports)]
 pub(crate) use connection::{Connection, Death, End, Listener, connect_timed, wait_dead};
 #[allow(unused_imports)]
-pub(crate) use daemon::{Daemon, Output, Programs};
+pub(crate) use daemon::{Daemon, Output, Programs, output};
 #[allow(unused_imports)]
 pub(crate) use leftovers::clean_up;
 #[allow(unused_imports)]

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::commas;
 use super::flow::Decision;
+use super::schema::Moment;
 use crate::rule::text::{text_serde, words};
 use crate::rule::{Direction, Mode, Owner, Protocol, RuleError, RuleId, Target};
 
@@ -33,29 +35,34 @@ words! {
 /// Which events: the query of `GET /v1/events`. What is left out narrows nothing; an event that has
 /// not what is asked for (a rule change has no remote) is not one of them. That events were lost is
 /// always told.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventsRequest {
     /// Of these kinds.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<EventKind>")]
     pub kind: Vec<EventKind>,
     /// Of these rules.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<RuleId>")]
     pub rule: Vec<RuleId>,
     /// With a remote in one of these.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<Target>")]
     pub remote: Vec<Target>,
     /// Of this protocol.
     pub protocol: Protocol,
     /// Of packets that one of these became of.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<Decision>")]
     pub verdict: Vec<Decision>,
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// When.
+    #[schemars(with = "Moment")]
     pub time: Timestamp,
     /// What.
     #[serde(flatten)]
@@ -63,7 +70,7 @@ pub struct Event {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum What {
     /// A rule decided a packet.
@@ -96,7 +103,7 @@ impl What {
 }
 
 /// A packet that a rule decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Packet {
     /// The device.
     pub interface: String,
@@ -147,7 +154,7 @@ words! {
 }
 
 /// A rule that changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleChange {
     /// How.
     pub change: RuleFate,
@@ -163,6 +170,7 @@ pub struct RuleChange {
     pub targets_total: u64,
     /// Its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
     pub expires: Option<Timestamp>,
     /// Its comment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,7 +181,7 @@ pub struct RuleChange {
 }
 
 /// Established flows that were killed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Killed {
     /// The rules for which they were.
     pub rules: Vec<RuleId>,
@@ -188,7 +196,7 @@ pub struct Killed {
 }
 
 /// The configuration, read again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
     /// Why it was refused; the one before is in force then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,7 +214,7 @@ words! {
 }
 
 /// A device that changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceChange {
     /// How.
     pub change: DeviceFate,
@@ -229,7 +237,7 @@ words! {
 }
 
 /// Events that were lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Lost {
     /// How many, before any filter.
     pub events: u64,

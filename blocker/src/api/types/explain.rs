@@ -1,11 +1,12 @@
 //! `POST /v1/explain`: what becomes of a packet, and which rules have a say in it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rule::{Direction, Mode, Protocol, RuleId, Target};
 
 /// A packet, as far as it is known. What is left out may be anything.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
     /// The remote: one address.
@@ -34,7 +35,7 @@ pub struct ExplainRequest {
 }
 
 /// The answer, from what the datapath holds at that moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainResponse {
     /// The remote.
     pub address: Target,
@@ -50,7 +51,7 @@ pub struct ExplainResponse {
 }
 
 /// A rule that leaves an address alone that its targets cover.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spared {
     /// The rule.
     pub rule: RuleId,
@@ -61,7 +62,7 @@ pub struct Spared {
 }
 
 /// What becomes of a packet that goes one way, on devices that treat it alike.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// `ingress` or `egress`.
     pub direction: Direction,
@@ -86,7 +87,7 @@ pub struct Explanation {
 }
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// No rule takes it.
@@ -104,7 +105,7 @@ pub enum Fate {
 }
 
 /// A rule that is tried on a packet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TriedRule {
     /// Its id.
     pub id: RuleId,
@@ -123,7 +124,7 @@ pub struct TriedRule {
 }
 
 /// What becomes of the trial of a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It decides all that comes to it.

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::commas;
+use super::schema::Moment;
 use crate::rule::text::{text_serde, words};
 use crate::rule::{Protocol, RuleError, RuleId, Target};
 
@@ -45,14 +47,16 @@ words! {
 pub const FLOWS_LIMIT: u32 = 1_000;
 
 /// Which flows: the query of `GET /v1/flows`. What is left out narrows nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowsRequest {
     /// Of these rules.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<RuleId>")]
     pub rule: Vec<RuleId>,
     /// With a remote in one of these.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<Target>")]
     pub remote: Vec<Target>,
     /// Of this protocol.
     pub protocol: Protocol,
@@ -75,7 +79,7 @@ impl Default for FlowsRequest {
 }
 
 /// The answer to `GET /v1/flows`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsResponse {
     /// Whether flows are recorded at all: `limits.flows` is not 0.
     pub recording: bool,
@@ -90,7 +94,7 @@ pub struct FlowsResponse {
 }
 
 /// A flow that a rule decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowView {
     /// The rule, which may be gone since; left out if not even its name is known any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,8 +119,10 @@ pub struct FlowView {
     /// Their bytes, with link-layer header.
     pub bytes: u64,
     /// When the first of them came.
+    #[schemars(with = "Moment")]
     pub first_seen: Timestamp,
     /// When the last of them came.
+    #[schemars(with = "Moment")]
     pub last_seen: Timestamp,
     /// What became of the last of them.
     pub last_verdict: Decision,

@@ -1,5 +1,6 @@
 //! Leases: rules that hold as long as the connection that asked for them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Account, Carved};
@@ -9,7 +10,7 @@ use crate::rule::{Rule, RuleSpec};
 ///
 /// The answer is a stream of [`LeaseLine`]s, a line of JSON each, that goes on as long as the rules
 /// hold. Whoever closes the connection gives them up; so does whoever dies.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseRequest {
     /// The rules, all of which are new.
@@ -17,7 +18,7 @@ pub struct LeaseRequest {
 }
 
 /// A line of the answer to `POST /v1/leases`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum LeaseLine {
     /// The first: the rules are in force.
@@ -30,7 +31,7 @@ pub enum LeaseLine {
 }
 
 /// Rules that are held.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Held {
     /// The lease: the rules' owner is `lease:ID`.
     pub lease: String,

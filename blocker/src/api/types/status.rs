@@ -1,13 +1,15 @@
 //! What the daemon tells of itself: `status` and `stats`.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::schema::Moment;
 use super::{Account, Counters};
 use crate::rule::{Mode, Owner, RuleId};
 
 /// `GET /v1/status`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
@@ -18,6 +20,7 @@ pub struct Status {
     /// The kernel's release.
     pub kernel: String,
     /// When the daemon started.
+    #[schemars(with = "Moment")]
     pub started: Timestamp,
     /// Seconds since then.
     pub uptime_seconds: u64,
@@ -49,7 +52,7 @@ pub struct Status {
 }
 
 /// A teardown under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Teardown {
     /// Flows found so far.
     pub found: u64,
@@ -58,7 +61,7 @@ pub struct Teardown {
 }
 
 /// What teardowns came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TeardownTotals {
     /// Flows found.
     pub found: u64,
@@ -78,11 +81,13 @@ impl TeardownTotals {
 }
 
 /// How the configuration was last loaded.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Reload {
     /// When.
+    #[schemars(with = "Moment")]
     pub at: Timestamp,
     /// When the configuration that is in force was loaded.
+    #[schemars(with = "Moment")]
     pub in_force_since: Timestamp,
     /// What was wrong, if it was refused; the configuration before it is in force then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,7 +95,7 @@ pub struct Reload {
 }
 
 /// Something with a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Used.
     pub used: u64,
@@ -99,7 +104,7 @@ pub struct Usage {
 }
 
 /// A device and its hooks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -113,7 +118,7 @@ pub struct InterfaceStatus {
 }
 
 /// An attached hook.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HookStatus {
     /// `xdp`, `tc-ingress` or `tc-egress`.
     pub hook: String,
@@ -131,7 +136,7 @@ pub struct HookStatus {
 }
 
 /// A map in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MapStatus {
     /// Its name: `v4_ranges`, `counters`, …
     pub name: String,
@@ -144,9 +149,10 @@ pub struct MapStatus {
 
 /// `GET /v1/stats`: totals, to make rates of. Carries no targets, so it stays small whatever the
 /// rules hold.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// The wall clock when they were read.
+    #[schemars(with = "Moment")]
     pub at: Timestamp,
     /// `CLOCK_BOOTTIME` when they were read, in nanoseconds: rates are over differences of it.
     pub boot_ns: u64,
@@ -157,7 +163,7 @@ pub struct Stats {
 }
 
 /// What a rule did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleStats {
     /// Its id.
     pub id: RuleId,
@@ -166,9 +172,11 @@ pub struct RuleStats {
     /// What it does.
     pub mode: Mode,
     /// When it was put there. One that was lifted and put back counts from 0.
+    #[schemars(with = "Moment")]
     pub created: Timestamp,
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
     pub expires: Option<Timestamp>,
     /// What came from the remotes.
     pub ingress: Counters,

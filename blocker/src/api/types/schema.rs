@@ -1,0 +1,67 @@
+//! JSON Schema of what is text with a grammar.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::event::{DeviceFate, EventKind, LostAt, RuleFate};
+use super::{Decision, FlowOrder};
+use crate::rule::{Owner, Target, Targets};
+
+macro_rules! words_schemas {
+    ($($name:ident)+) => {$(
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let words: Vec<&str> = Self::ALL.iter().map(|value| value.word()).collect();
+                json_schema!({"type": "string", "enum": words})
+            }
+        }
+    )+};
+}
+
+/// A moment: RFC 3339, in UTC.
+pub(super) struct Moment;
+
+impl JsonSchema for Moment {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Moment".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
+words_schemas!(Decision DeviceFate EventKind FlowOrder LostAt RuleFate);
+
+impl JsonSchema for Owner {
+    fn schema_name() -> Cow<'static, str> {
+        "Owner".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "Who put a rule there: config, api, or what holds it.",
+            "examples": ["config", "api", "lease:7f3a"],
+        })
+    }
+}
+
+impl JsonSchema for Targets {
+    fn schema_name() -> Cow<'static, str> {
+        "Targets".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Vec::<Target>::json_schema(generator)
+    }
+}
