@@ -28,6 +28,10 @@ pub fn holds(ctx: &TcContext, packet: &Packet) -> bool {
     if unsafe { bpf_csum_level(ctx.skb.skb, u64::from(BPF_CSUM_LEVEL_QUERY)) } >= 0 {
         return true;
     }
+    let length = packet.length.saturating_sub(packet.l4 - packet.l3);
+    if at + 2 > length {
+        return false;
+    }
     let Some(field) = ctx.read::<[u8; 2]>(packet.l4 + at) else {
         return false;
     };
@@ -35,7 +39,6 @@ pub fn holds(ctx: &TcContext, packet: &Packet) -> bool {
     if packet.protocol == packet::UDP && field == 0 && !packet.v6 {
         return true;
     }
-    let length = packet.length.saturating_sub(packet.l4 - packet.l3);
     if packet.protocol == packet::ICMP {
         // It covers no pseudo-header (RFC 792).
         return sum_packet(ctx, packet.l4, length, 0).is_some_and(|sum| fold(sum) == 0xffff);

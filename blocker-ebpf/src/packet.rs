@@ -443,7 +443,8 @@ impl Packet {
             let step = match next {
                 // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
                 0 | 43 | 60 | 135 | 139 | 140 => {
-                    let Some([following, length]) = source.read::<[u8; 2]>(offset) else {
+                    let Some([following, length]) = self.inside::<_, [u8; 2]>(source, offset)
+                    else {
                         return Ok(());
                     };
                     next = following;
@@ -451,7 +452,8 @@ impl Packet {
                 }
                 // Authentication header: its length counts 4 bytes (RFC 4302).
                 51 => {
-                    let Some([following, length]) = source.read::<[u8; 2]>(offset) else {
+                    let Some([following, length]) = self.inside::<_, [u8; 2]>(source, offset)
+                    else {
                         return Ok(());
                     };
                     next = following;
@@ -459,8 +461,8 @@ impl Packet {
                 }
                 44 => {
                     let (Some([following, _]), Some(field)) = (
-                        source.read::<[u8; 2]>(offset),
-                        source.read::<Be16>(offset + 2),
+                        self.inside::<_, [u8; 2]>(source, offset),
+                        self.inside::<_, Be16>(source, offset + 2),
                     ) else {
                         return Ok(());
                     };
@@ -482,13 +484,26 @@ impl Packet {
             offset += step;
             if self.fragment == Fragment::Later || offset > MAX_OFFSET {
                 // In a later fragment, `next` begins the fragmented part, which is elsewhere.
-                if !matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
+                if !is_extension(next) {
                     self.protocol = u16::from(next);
                 }
                 return Ok(());
             }
         }
+        if !is_extension(next) {
+            self.protocol = u16::from(next);
+            self.l4 = offset;
+        }
         Ok(())
+    }
+
+    /// Reads a `T` of the IP packet, which may end before the frame does: Ethernet pads.
+    #[inline(always)]
+    fn inside<S: Source, T: Bytes>(&self, source: &S, offset: u32) -> Option<T> {
+        if offset + size_of::<T>() as u32 > self.l3 + self.length {
+            return None;
+        }
+        source.read(offset)
     }
 
     #[inline(always)]
@@ -499,8 +514,8 @@ impl Packet {
         match self.protocol {
             TCP | UDP => {
                 let (Some(from), Some(to)) = (
-                    source.read::<Be16>(self.l4),
-                    source.read::<Be16>(self.l4 + 2),
+                    self.inside::<_, Be16>(source, self.l4),
+                    self.inside::<_, Be16>(source, self.l4 + 2),
                 ) else {
                     return;
                 };
@@ -520,7 +535,9 @@ impl Packet {
                     }
                 }
             }
-            ICMP | ICMPV6 => self.icmp_type = source.read::<u8>(self.l4).unwrap_or(0xff),
+            ICMP | ICMPV6 => {
+                self.icmp_type = self.inside::<_, u8>(source, self.l4).unwrap_or(0xff);
+            }
             _ => {}
         }
     }
@@ -576,6 +593,12 @@ impl Packet {
             && self.hop_limit == 255
             && (self.icmp_type == 135 || self.icmp_type == 136)
     }
+}
+
+/// IPv6 extension headers (RFC 8200 section 4, and IANA's "IPv6 Extension Header Types").
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
 
 #[inline(always)]

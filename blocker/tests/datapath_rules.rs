@@ -221,6 +221,10 @@ fn protocols_are_told_apart() -> Result<()> {
         Some("udp"),
     ));
     table.push((
+        (0..8).fold(udp(b"hello").v6(), |p, _| p.extension(60, 8)),
+        Some("udp"),
+    ));
+    table.push((
         (0..9).fold(udp(b"hello").v6(), |p, _| p.extension(60, 8)),
         Some("gre"),
     ));
@@ -269,6 +273,8 @@ fn ports_are_the_remotes_the_local_or_either() -> Result<()> {
         (&either, datagram(5, 80), true),
         (&either, datagram(5, 79), false),
         (&local, at(5, 22), true),
+        // What Ethernet pads with is no port.
+        (&local, udp(b"").transport(&[0, 5]).trailer(20), true),
         (&local, at(22, 5), false),
         (&local, at(5, 999), false),
         (&local, at(5, 1_000), true),

@@ -15,6 +15,9 @@ use crate::setup;
 
 const TASK: &str = "test";
 
+/// Variables that reach tests that run as root.
+const KEPT: &str = "RUST_BACKTRACE,BLOCKER_FUZZ_SEED,BLOCKER_FUZZ_PACKETS";
+
 /// What `cargo test` counted, over all test binaries.
 #[derive(Default)]
 struct Tally {
@@ -59,10 +62,10 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
             .env("PATH", search_path());
         if let (true, Some(sudo)) = (root, &sudo) {
             // sudo's own PATH has the administrator's directories; nothing else of the
-            // environment is needed, but for what makes a panic readable.
+            // environment is needed, but for what makes a panic readable, and fuzzing repeatable.
             command.env(
                 runner_variable()?,
-                format!("{} --preserve-env=RUST_BACKTRACE", sudo.display()),
+                format!("{} --preserve-env={KEPT}", sudo.display()),
             );
         }
         if !one(&mut command, &mut tally)? {

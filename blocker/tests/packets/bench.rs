@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::programs::{TcAttachType, TestRun, TestRunOptions};
-use blocker::compile::{self, Input, Limits, RuleInput};
+use blocker::compile::{self, Input, Limits, RuleInput, Snapshot};
 use blocker::config::HookChoice;
 use blocker::datapath::{Datapath, HookTotals, Settings, Totals};
 use blocker::rule::{Defaults, Rule, RuleSpec};
@@ -195,8 +195,13 @@ impl Bench {
             protect: &protect,
         };
         let snapshot = compile::compile(&input, &self.datapath.settings().limits)?;
-        self.datapath.switch(&snapshot)?;
-        self.rules = u32::try_from(rules.len())?;
+        self.switch(&snapshot)
+    }
+
+    /// Makes a snapshot live.
+    pub(crate) fn switch(&mut self, snapshot: &Snapshot) -> Result<()> {
+        self.datapath.switch(snapshot)?;
+        self.rules = u32::try_from(snapshot.rules.len())?;
         Ok(())
     }
 
@@ -257,7 +262,7 @@ impl Bench {
         let mut crossed = Crossed {
             sent: self.peer.collect(self.collections)?,
             received: self.own.collect(self.collections)?,
-            counted: difference(self.counted(program)?, before),
+            counted: self.counted(program)?.since(before),
         };
         if self.attached && program != Program::Xdp {
             // The frame that ended the collection was seen too.
@@ -269,7 +274,17 @@ impl Bench {
 
     /// Runs a program for its verdict alone.
     pub(crate) fn verdict(&mut self, program: Program, frame: &[u8]) -> Result<i32> {
-        Ok(self.test_run(program, frame, Sight::default())?.0)
+        self.verdict_on(program, frame, Sight::default())
+    }
+
+    /// Runs a program for its verdict alone, on a frame that the kernel tells these things about.
+    pub(crate) fn verdict_on(
+        &mut self,
+        program: Program,
+        frame: &[u8],
+        sight: Sight,
+    ) -> Result<i32> {
+        Ok(self.test_run(program, frame, sight)?.0)
     }
 
     fn test_run(
@@ -308,7 +323,8 @@ impl Bench {
         Ok((result.return_value.cast_signed(), out, mark))
     }
 
-    fn counted(&self, program: Program) -> Result<Counted> {
+    /// What was counted so far at a program's hook, and by the rules in its direction.
+    pub(crate) fn counted(&self, program: Program) -> Result<Counted> {
         // A test run of XDP is on the loopback device, unless another has a program attached.
         let ifindex = if program == Program::Xdp {
             1
@@ -340,25 +356,29 @@ pub(crate) fn input(number: u32, rule: &Rule) -> RuleInput<'_> {
     }
 }
 
-fn difference(after: Counted, before: &Counted) -> Counted {
-    let rule = |(after, before): (Totals, &Totals)| Totals {
-        packets: after.packets - before.packets,
-        bytes: after.bytes - before.bytes,
-        replies: after.replies - before.replies,
-        suppressed: after.suppressed - before.suppressed,
-    };
-    Counted {
-        rules: after
-            .rules
-            .into_iter()
-            .zip(&before.rules)
-            .map(rule)
-            .collect(),
-        hook: HookTotals {
-            seen: after.hook.seen - before.hook.seen,
-            passed: after.hook.passed - before.hook.passed,
-            malformed: after.hook.malformed - before.hook.malformed,
-            own: after.hook.own - before.hook.own,
-        },
+impl Counted {
+    /// What was counted since something else was.
+    pub(crate) fn since(self, before: &Self) -> Self {
+        let after = self;
+        let rule = |(after, before): (Totals, &Totals)| Totals {
+            packets: after.packets - before.packets,
+            bytes: after.bytes - before.bytes,
+            replies: after.replies - before.replies,
+            suppressed: after.suppressed - before.suppressed,
+        };
+        Counted {
+            rules: after
+                .rules
+                .into_iter()
+                .zip(&before.rules)
+                .map(rule)
+                .collect(),
+            hook: HookTotals {
+                seen: after.hook.seen - before.hook.seen,
+                passed: after.hook.passed - before.hook.passed,
+                malformed: after.hook.malformed - before.hook.malformed,
+                own: after.hook.own - before.hook.own,
+            },
+        }
     }
 }
