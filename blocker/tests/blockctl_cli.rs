@@ -116,7 +116,16 @@ fn flows_that_are_left_exit_6() {
 fn quiet_prints_the_id_and_nothing_else() {
     let daemon = Daemon::start()
         .on("POST /v1/rules", &added(3, &json!([])))
-        .on("DELETE /v1/rules", &lifted(&["a"]));
+        .on("DELETE /v1/rules", &lifted(&["a"]))
+        .on(
+            "GET /v1/rules",
+            &json!({"rules": [view("a", &["10.48.22.221"]), view("b", &["10.48.22.0/24"])]}),
+        );
+    let ran = daemon.run(&["-q", "list"]);
+    assert_eq!(
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
+        (0, "a\nb\n", "")
+    );
     let ran = daemon.run(&["-q", "add", "10.48.22.221"]);
     assert_eq!(
         (ran.code, ran.out.as_str(), ran.err.as_str()),

@@ -125,6 +125,12 @@ const TOOLS: &[Tool] = &[
     tool("curl", "curl", Purpose::Test, "asks the control API"),
     tool("jq", "jq", Purpose::Test, "reads what it answers"),
     tool("python3", "python3", Purpose::Test, "asks it, too"),
+    tool(
+        "fail2ban-server",
+        FAIL2BAN,
+        Purpose::Test,
+        "bans by our action for it",
+    ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
         "ipset",
@@ -173,8 +179,9 @@ const TOOLS: &[Tool] = &[
 /// The version of cargo-deb that makes the package.
 const CARGO_DEB: &str = "3.8.0";
 
-/// Debian starts it as a service when it is installed; the tests run their own.
+/// Debian starts these as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
+const FAIL2BAN: &str = "fail2ban";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -250,8 +257,10 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
     }
-    if packages.contains(&PROMETHEUS) {
-        stop_service(PROMETHEUS);
+    for service in [PROMETHEUS, FAIL2BAN] {
+        if packages.contains(&service) {
+            stop_service(service);
+        }
     }
     if missing_parts().contains(&Missing::Linker) {
         install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;

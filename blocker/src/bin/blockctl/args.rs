@@ -123,7 +123,7 @@ pub(crate) struct Global {
         default_value_t = Color::Auto
     )]
     pub(crate) color: Color,
-    /// Print nothing but errors; `add` prints the rule's id alone.
+    /// Print nothing but errors; `add` and `list` print ids alone, one a line.
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 }

@@ -154,6 +154,13 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
         }
         Command::List => {
             let answer = client.list().await?;
+            if global.quiet {
+                let ids = answer
+                    .rules
+                    .iter()
+                    .map(|view| format!("{}\n", view.rule.id));
+                return Ok(Done::new(ids.collect()));
+            }
             Ok(Done::new(form(global, &answer, || {
                 render::list(&answer, view)
             })?))
