@@ -61,7 +61,20 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 18] = [
+const TOOLS: [Tool; 23] = [
+    tool(
+        "protoc",
+        "protobuf-compiler",
+        Purpose::Build,
+        "turns etcd's interface into code",
+    ),
+    // No program, and found all the same: an absolute path stands for itself.
+    tool(
+        "/usr/include/google/protobuf/descriptor.proto",
+        "libprotobuf-dev",
+        Purpose::Build,
+        "what etcd's interface rests on",
+    ),
     tool(
         "ip",
         "iproute2",
@@ -122,6 +135,24 @@ const TOOLS: [Tool; 18] = [
         Purpose::Test,
         "scrapes the daemon's metrics; promtool is with it",
     ),
+    tool(
+        "etcd",
+        ETCD,
+        Purpose::Test,
+        "rules for many hosts come through it",
+    ),
+    tool(
+        "etcdctl",
+        "etcd-client",
+        Purpose::Test,
+        "sets up its users, and looks at it from outside",
+    ),
+    tool(
+        "openssl",
+        "openssl",
+        Purpose::Test,
+        "makes certificates for it",
+    ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
         "ipset",
@@ -170,8 +201,9 @@ const TOOLS: [Tool; 18] = [
 /// The version of cargo-deb that makes the package.
 const CARGO_DEB: &str = "3.8.0";
 
-/// Debian starts it as a service when it is installed; the tests run their own.
+/// Debian starts them as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
+const ETCD: &str = "etcd-server";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -247,8 +279,10 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
     }
-    if packages.contains(&PROMETHEUS) {
-        stop_service(PROMETHEUS);
+    for (package, service) in [(PROMETHEUS, "prometheus"), (ETCD, "etcd")] {
+        if packages.contains(&package) {
+            stop_service(service);
+        }
     }
     if missing_parts().contains(&Missing::Linker) {
         install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;
