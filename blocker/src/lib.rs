@@ -11,6 +11,7 @@
 //! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |
 //! | [`ruleset`] | all rules, their diff | know the kernel |
+//! | [`fleet`] | rules for many hosts, through etcd | enforce them |
 //! | [`safety`] | what a rule may not touch | match packets |
 //! | [`compile`] | ruleset → snapshot, pure | write maps |
 //! | [`datapath`] | programs, maps, links, pins | know why a rule is there |
@@ -28,6 +29,7 @@ pub mod compile;
 pub mod config;
 pub mod controller;
 pub mod datapath;
+pub mod fleet;
 pub mod lists;
 pub mod logging;
 pub mod manual;

@@ -10,6 +10,8 @@ use blocker::config::Config;
 use blocker::controller::Controller;
 use blocker::datapath::pins::{self, PinDir};
 use blocker::datapath::{Datapath, Diagnostics, Settings};
+#[cfg(feature = "fleet")]
+use blocker::fleet::daemon::Following;
 use blocker::logging::{self, Format};
 use blocker::manual;
 use blocker::metrics::{self, Metrics};
@@ -162,6 +164,8 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     };
     let serving = server::serve(socket, control, controller.clone(), metrics, stopped);
     let serving = tokio::spawn(serving);
+    #[cfg(feature = "fleet")]
+    let mut fleet = Following::start(controller.clone()).await;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
@@ -184,7 +188,11 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
                     Err(error) => Err(error).context("following devices and deadlines failed inside"),
                 },
                 ended = &mut diagnose => break ended.map(|()| Ending::HandOver),
-                _ = hangup.recv() => reload(&controller).await,
+                _ = hangup.recv() => {
+                    reload(&controller).await;
+                    #[cfg(feature = "fleet")]
+                    fleet.adapt().await;
+                }
                 _ = hand_over.recv() => break Ok(Ending::HandOver),
                 _ = terminate.recv() => break Ok(Ending::AsConfigured),
                 _ = interrupt.recv() => break Ok(Ending::AsConfigured),
@@ -195,6 +203,8 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
         result
     };
     service::stopping();
+    #[cfg(feature = "fleet")]
+    fleet.stop().await;
     drop(stop);
     if let Some(scraped) = scraped {
         scraped.abort();

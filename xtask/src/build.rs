@@ -5,12 +5,22 @@ use anyhow::Result;
 use crate::command::{cargo, run, say, workspace};
 use crate::setup;
 
+/// The feature that what is installed has.
+pub(crate) const FLEET: &str = "--features=blocker/fleet";
+
 /// Sets up and builds with the release profile.
 pub(crate) fn release() -> Result<()> {
     setup::install(setup::Purpose::Build)?;
     run(
         "build",
-        cargo().args(["build", "--release", "--package", "blocker", "--bins"]),
+        cargo().args([
+            "build",
+            "--release",
+            "--package",
+            "blocker",
+            "--bins",
+            FLEET,
+        ]),
     )?;
     let programs = target_directory().join("release");
     say("build", &format!("{}", programs.join("blocker").display()));

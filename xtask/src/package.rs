@@ -94,7 +94,14 @@ pub(crate) fn fixed() -> Result<()> {
     // Named, the target's flags do not reach build scripts and procedural macros.
     let mut command = cargo();
     command
-        .args(["build", "--release", "--package", "blocker", "--bins"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "blocker",
+            "--bins",
+            build::FLEET,
+        ])
         .args(["--target", &host])
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     run(TASK, &mut command)?;

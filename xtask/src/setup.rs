@@ -63,6 +63,19 @@ const fn tool(
 /// Every program that is called, in Debian's packages.
 const TOOLS: &[Tool] = &[
     tool(
+        "protoc",
+        "protobuf-compiler",
+        Purpose::Build,
+        "turns etcd's interface into code",
+    ),
+    // No program, and found all the same: an absolute path stands for itself.
+    tool(
+        "/usr/include/google/protobuf/descriptor.proto",
+        "libprotobuf-dev",
+        Purpose::Build,
+        "what etcd's interface rests on",
+    ),
+    tool(
         "ip",
         "iproute2",
         Purpose::Demo,
@@ -131,6 +144,24 @@ const TOOLS: &[Tool] = &[
         Purpose::Test,
         "bans by our action for it",
     ),
+    tool(
+        "etcd",
+        ETCD,
+        Purpose::Test,
+        "rules for many hosts come through it",
+    ),
+    tool(
+        "etcdctl",
+        "etcd-client",
+        Purpose::Test,
+        "sets up its users, and looks at it from outside",
+    ),
+    tool(
+        "openssl",
+        "openssl",
+        Purpose::Test,
+        "makes certificates for it",
+    ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
         "ipset",
@@ -182,6 +213,7 @@ const CARGO_DEB: &str = "3.8.0";
 /// Debian starts these as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
 const FAIL2BAN: &str = "fail2ban";
+const ETCD: &str = "etcd-server";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -257,8 +289,12 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
     }
-    for service in [PROMETHEUS, FAIL2BAN] {
-        if packages.contains(&service) {
+    for (package, service) in [
+        (PROMETHEUS, "prometheus"),
+        (FAIL2BAN, "fail2ban"),
+        (ETCD, "etcd"),
+    ] {
+        if packages.contains(&package) {
             stop_service(service);
         }
     }

@@ -3,6 +3,7 @@
 mod commas;
 pub mod event;
 mod explain;
+mod fleet;
 mod flow;
 mod lease;
 mod schema;
@@ -22,6 +23,7 @@ pub use status::{
 };
 
 pub use event::EventsRequest;
+pub use fleet::{FleetRefusal, FleetState, FleetStatus};
 pub use flow::{Decision, FLOWS_LIMIT, FlowOrder, FlowView, FlowsRequest, FlowsResponse};
 pub use lease::{Held, LeaseLine, LeaseRequest};
 

@@ -5,6 +5,7 @@
 //! line and the column, what was found there and what is expected.
 
 mod error;
+mod fleet;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_yaml::Spanned;
 
 pub use error::ConfigError;
+pub use fleet::{Fleet, OnLoss, Tls};
 pub use values::{DeviceName, HookChoice, Interfaces, Namespaces, OnStop, ReadAccess, SocketMode};
 
 use crate::rule::{Defaults, RuleSpec, Target};
@@ -48,6 +50,8 @@ pub struct Config {
     pub limits: Limits,
     /// Prefixes that no rule may touch.
     pub protect: Vec<Target>,
+    /// The etcd that rules for many hosts come from; `None`: none.
+    pub fleet: Option<Fleet>,
     /// What rules take that leave it out, those of the API included.
     pub defaults: Defaults,
     /// The rules of owner `config`, as written. [`Config::rules`] makes them explicit.
@@ -141,6 +145,7 @@ impl Default for Config {
             on_stop: OnStop::Lift,
             limits: Limits::default(),
             protect: Vec::new(),
+            fleet: None,
             defaults: Defaults::default(),
             rules: Vec::new(),
         }
@@ -163,6 +168,7 @@ struct Document {
     on_stop: OnStop,
     limits: Limits,
     protect: Vec<Target>,
+    fleet: Option<Spanned<Fleet>>,
     defaults: Defaults,
     rules: Vec<Spanned<RuleSpec>>,
 }
@@ -181,6 +187,7 @@ impl Default for Document {
             on_stop: config.on_stop,
             limits: config.limits,
             protect: config.protect,
+            fleet: None,
             defaults: config.defaults,
             rules: Vec::new(),
         }
@@ -212,6 +219,11 @@ impl Config {
             .map_err(|error| source.yaml_error(&error))?;
         rules::read_lists(&mut document.rules, directory, source)?;
         rules::check(&document.rules, document.defaults, source)?;
+        if let Some(fleet) = &document.fleet {
+            let place = fleet.referenced;
+            let checked = fleet.value.check();
+            checked.map_err(|error| source.error(place, error))?;
+        }
         Ok(Self {
             interfaces: document.interfaces,
             hook: document.hook,
@@ -223,6 +235,7 @@ impl Config {
             on_stop: document.on_stop,
             limits: document.limits,
             protect: document.protect,
+            fleet: document.fleet.map(|fleet| fleet.value),
             defaults: document.defaults,
             rules: document.rules.into_iter().map(|rule| rule.value).collect(),
         })
@@ -262,6 +275,8 @@ impl Config {
             on_stop: OnStop,
             limits: Limits,
             protect: &'a [Target],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            fleet: Option<&'a Fleet>,
             defaults: Defaults,
             rules: Vec<crate::rule::Rule>,
         }
@@ -276,6 +291,7 @@ impl Config {
             on_stop: self.on_stop,
             limits: self.limits,
             protect: &self.protect,
+            fleet: self.fleet.as_ref(),
             defaults: self.defaults,
             rules: rules::resolved(&self.rules, self.defaults)?,
         };

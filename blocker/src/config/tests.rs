@@ -33,6 +33,7 @@ fn the_annotated_example_is_valid_and_shows_every_key() {
         in_rules |= line == "#rules:";
         let bare = line.trim_start();
         match bare.strip_prefix('#') {
+            Some(example) if !cfg!(feature = "fleet") && example.starts_with("fleet:") => {}
             Some(example) if in_rules || example.starts_with(|c: char| c.is_ascii_lowercase()) => {
                 all.extend([&line[..line.len() - bare.len()], example]);
             }
@@ -173,7 +174,7 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
     for (text, expected) in [
         (
             "interfaces: auto\nrulez: []\n",
-            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, metrics, state_dir, pin_dir, on_stop, limits, protect, defaults, rules",
+            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, metrics, state_dir, pin_dir, on_stop, limits, protect, fleet, defaults, rules",
         ),
         (
             "metrics: {listen: ':9'}",
@@ -499,4 +500,131 @@ fn a_bad_list_is_told_by_rule_list_and_line() {
         list.display()
     );
     assert!(error.contains(&expected), "{error}");
+}
+
+const FLEET: &str = r#"
+fleet:
+  endpoints: ["https://etcd1.example:2379", "https://[2001:db8::7]:2379"]
+  prefix: /prod/blocker
+  tls: {ca: /etc/ca.pem, cert: /etc/cert.pem, key: /etc/key.pem}
+  user: hosts
+  password_file: /etc/password
+  name: web1.example
+  labels: {role: web, zone: eu-1}
+  on_loss: lift
+  loss_after: 10m
+  max_skew: 2s
+"#;
+
+#[test]
+#[cfg(feature = "fleet")]
+fn every_key_of_the_fleet_is_read_and_printed() {
+    let config = parse(FLEET).unwrap();
+    let fleet = config.fleet.clone().unwrap();
+    assert_eq!(fleet.endpoints.len(), 2);
+    assert_eq!(fleet.prefix, "/prod/blocker");
+    assert_eq!(fleet.tls.as_ref().unwrap().ca, Path::new("/etc/ca.pem"));
+    assert_eq!(fleet.user.as_deref(), Some("hosts"));
+    assert_eq!(fleet.identity().labels["zone"], "eu-1");
+    assert_eq!(fleet.on_loss, OnLoss::Lift);
+    assert_eq!(fleet.loss_after.to_string(), "10m");
+    assert_eq!(fleet.max_skew.to_string(), "2s");
+    let again = parse(&config.effective_yaml().unwrap()).unwrap();
+    assert_eq!(again.fleet, config.fleet);
+    let least = parse("fleet: {endpoints: [\"http://127.0.0.1:2379\"], name: a}").unwrap();
+    let least = least.fleet.unwrap();
+    assert_eq!(
+        (least.prefix.as_str(), least.on_loss),
+        ("/blocker", OnLoss::Keep)
+    );
+    assert!(parse("").unwrap().fleet.is_none());
+}
+
+#[test]
+#[cfg(feature = "fleet")]
+fn what_is_wrong_with_a_fleet_is_told_with_its_place() {
+    for (from, to, place, said) in [
+        (
+            "https://etcd1.example:2379",
+            "etcd1:2379",
+            "3:14:",
+            "expected a URL with a port",
+        ),
+        (
+            "https://etcd1.example:2379",
+            "https://etcd1",
+            "3:14:",
+            "expected a URL with a port",
+        ),
+        (
+            "https://etcd1.example:2379",
+            "http://etcd1:2379",
+            "3:3:",
+            "is not encrypted, but `tls` is set",
+        ),
+        (
+            "  tls: {ca: /etc/ca.pem, cert: /etc/cert.pem, key: /etc/key.pem}\n",
+            "",
+            "3:3:",
+            "needs `tls`",
+        ),
+        (
+            ", key: /etc/key.pem",
+            "",
+            "3:3:",
+            "`tls.cert` and `tls.key` go together",
+        ),
+        (
+            "ca: /etc/ca.pem",
+            "ca: ca.pem",
+            "5:13:",
+            "expected an absolute path",
+        ),
+        (
+            "  user: hosts\n",
+            "",
+            "3:3:",
+            "`user` and `password_file` go together",
+        ),
+        ("/prod/blocker", "prod", "4:11:", "beginning with '/'"),
+        ("/prod/blocker", "/prod/", "4:11:", "not ending with it"),
+        ("web1.example", "web*", "8:9:", "name \"web*\" is not valid"),
+        (
+            "{role: web",
+            "{\"r o\": web",
+            "9:11:",
+            "label \"r o\" is not valid",
+        ),
+        ("{role: web", "{name: web", "9:11:", "is the host's name"),
+        (
+            "on_loss: lift",
+            "on_loss: drop",
+            "10:12:",
+            "expected one of keep, lift",
+        ),
+        ("10m", "0s", "11:15:", "duration \"0s\" is not valid"),
+        ("max_skew", "skew", "12:3:", "unknown key \"skew\""),
+        (
+            "endpoints: [\"https://etcd1.example:2379\", \"https://[2001:db8::7]:2379\"]",
+            "endpoints: []",
+            "3:14:",
+            "found an empty list",
+        ),
+    ] {
+        let text = FLEET.replacen(from, to, 1);
+        assert_ne!(text, FLEET, "{from}");
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains(said), "{said}: {error}");
+        assert!(
+            error.starts_with(&format!("blocker.yaml:{place}")),
+            "{place}: {error}"
+        );
+    }
+}
+
+#[test]
+#[cfg(not(feature = "fleet"))]
+fn a_program_without_the_fleet_says_so() {
+    let error = parse(FLEET).unwrap_err().to_string();
+    assert!(error.contains("built without the fleet"), "{error}");
 }

@@ -210,6 +210,13 @@ pub(super) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pat
     Ok(path)
 }
 
+/// As [`absolute`], or nothing.
+pub(super) fn absolute_if_any<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    absolute(deserializer).map(Some)
+}
+
 /// Reads an address and a port to listen on, or nothing: what is printed is read again.
 pub(super) fn listen<'de, D: Deserializer<'de>>(
     deserializer: D,

@@ -17,6 +17,7 @@ mod lease;
 mod lift;
 mod live;
 mod names;
+mod owned;
 mod requests;
 mod status;
 mod watch;
@@ -32,6 +33,7 @@ use jiff::Timestamp;
 use crate::api::types::{Reload, TeardownTotals};
 use crate::config::{Config, OnStop};
 use crate::datapath::devices;
+use crate::fleet::board::Board;
 use crate::rule::{Owner, Rule};
 use crate::ruleset;
 use crate::state::{Store, Stored};
@@ -44,6 +46,7 @@ pub use dataplane::{Dataplane, Observer};
 pub use error::Error;
 pub use events::Watcher;
 pub use lease::Lease;
+pub use owned::{Owned, Replaced};
 
 /// Who asks, and how much they insist.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +109,8 @@ struct Inner {
     teardown: Mutex<Option<Progress>>,
     /// What all teardowns since the start came to.
     killed: Mutex<TeardownTotals>,
+    /// How the fleet is followed.
+    fleet: Board,
     lacks: Vec<String>,
 }
 
@@ -148,6 +153,9 @@ impl Controller {
                 });
             }
         }
+        if let Some(fleet) = &config.fleet {
+            wanted.extend(owned::kept(fleet, &config, &wanted, now));
+        }
         let rules = wanted.len();
         let killing: Vec<Rule> = wanted
             .iter()
@@ -176,9 +184,10 @@ impl Controller {
             }),
             killed: Mutex::default(),
             started_at: now,
+            fleet: Board::default(),
             lacks: teardown::lacks(),
         }));
-        controller.put(wanted, now)?;
+        controller.put_first(wanted, now)?;
         for error in controller.follow_devices(&devices::list().await?, now) {
             tracing::error!("{error}");
         }

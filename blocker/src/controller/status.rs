@@ -89,6 +89,7 @@ impl Controller {
                 killed: progress.killed,
             }),
             teardowns: *lock(&self.0.killed),
+            fleet: self.0.fleet.read(),
         })
     }
 

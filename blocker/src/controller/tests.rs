@@ -2,6 +2,8 @@
 //! which no kernel can be made to show. That a real one takes a snapshot whole or not at all, keeps
 //! counters by slot and reads only what is live is shown by the tests of the datapath itself.
 
+mod owned;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;

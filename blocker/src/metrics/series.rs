@@ -10,7 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use crate::api::types::{Counters, HookStatus, Stats, Status};
+use crate::api::types::{Counters, FleetState, HookStatus, Stats, Status};
 use crate::rule::Owner;
 
 /// One scrape's facts.
@@ -30,6 +30,7 @@ impl Collector for Series {
         self.configuration(&mut out)?;
         self.fill(&mut out)?;
         self.rules(&mut out)?;
+        self.fleet(&mut out)?;
         self.hooks(&mut out)
     }
 }
@@ -105,7 +106,7 @@ impl Series {
         out.gauges(
             "blocker_rules",
             "Rules in force, by owner.",
-            [Owner::Config, Owner::Api].map(|owner| {
+            [Owner::Config, Owner::Api, Owner::Fleet].map(|owner| {
                 let labels = vec![("owner", owner.to_string())];
                 (labels, owned(&owner) as f64)
             }),
@@ -218,6 +219,66 @@ impl Series {
                 .rules
                 .iter()
                 .filter_map(|rule| Some((labels(rule), seconds(rule.expires?)))),
+        )
+    }
+
+    /// Only where a fleet is configured.
+    fn fleet(&self, out: &mut Out<'_>) -> fmt::Result {
+        let Some(fleet) = &self.status.fleet else {
+            return Ok(());
+        };
+        let following = fleet.state == FleetState::Following;
+        let gauges = [
+            (
+                "blocker_fleet_following",
+                "Whether the fleet's etcd is there.",
+                f64::from(u8::from(following)),
+            ),
+            (
+                "blocker_fleet_stale_seconds",
+                "How long the fleet's etcd was not heard of; a few seconds where all is well.",
+                fleet.stale_seconds,
+            ),
+            (
+                "blocker_fleet_revision",
+                "The revision of the fleet's etcd up to which all changes are applied here.",
+                fleet.revision as f64,
+            ),
+            (
+                "blocker_fleet_rules_refused",
+                "Rules of the fleet that are refused here.",
+                fleet.refused.len() as f64,
+            ),
+            (
+                "blocker_fleet_rules_lifted_by_loss",
+                "Whether rules without a deadline are lifted, because etcd is gone.",
+                f64::from(u8::from(fleet.lifted_by_loss)),
+            ),
+            (
+                "blocker_fleet_reporting",
+                "Whether this host can report itself to the fleet.",
+                f64::from(u8::from(following && fleet.report_error.is_none())),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            out.gauge(name, help, value)?;
+        }
+        if let Some(skew) = fleet.skew_seconds {
+            out.gauge(
+                "blocker_fleet_clock_skew_seconds",
+                "How far this host's clock was ahead of a writer's, with the time that the rule took to come here.",
+                skew,
+            )?;
+        }
+        out.counter(
+            "blocker_fleet_changes",
+            "Changes of the fleet's rules that were applied.",
+            fleet.changes,
+        )?;
+        out.counter(
+            "blocker_fleet_losses",
+            "How many times the fleet's etcd was lost.",
+            fleet.losses,
         )
     }
 

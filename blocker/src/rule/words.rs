@@ -62,6 +62,8 @@ pub enum Owner {
     /// A lease over the control API, by its id: the rule holds as long as whoever asked for it is
     /// there.
     Lease(String),
+    /// The fleet's etcd.
+    Fleet,
 }
 
 impl FromStr for Owner {
@@ -71,12 +73,13 @@ impl FromStr for Owner {
         match text {
             "config" => Ok(Self::Config),
             "api" => Ok(Self::Api),
+            "fleet" => Ok(Self::Fleet),
             _ => match text.strip_prefix("lease:") {
                 Some(id) if !id.is_empty() => Ok(Self::Lease(id.to_owned())),
                 _ => Err(RuleError::Word {
                     what: "owner",
                     found: text.to_owned(),
-                    expected: "config, api or lease:ID",
+                    expected: "config, api, fleet or lease:ID",
                 }),
             },
         }
@@ -88,6 +91,7 @@ impl fmt::Display for Owner {
         match self {
             Self::Config => f.pad("config"),
             Self::Api => f.pad("api"),
+            Self::Fleet => f.pad("fleet"),
             Self::Lease(id) => f.pad(&format!("lease:{id}")),
         }
     }

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::schema::Moment;
-use super::{Account, Counters};
+use super::{Account, Counters, FleetStatus};
 use crate::rule::{Mode, Owner, RuleId};
 
 /// `GET /v1/status`.
@@ -49,6 +49,9 @@ pub struct Status {
     pub teardown: Option<Teardown>,
     /// What all teardowns since the daemon's start came to.
     pub teardowns: TeardownTotals,
+    /// How the fleet is followed, if one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetStatus>,
 }
 
 /// A teardown under way.

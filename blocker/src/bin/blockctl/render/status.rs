@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{InterfaceStatus, MapStatus, Status, Usage};
+use blocker::api::types::{FleetState, FleetStatus, InterfaceStatus, MapStatus, Status, Usage};
 use comfy_table::Color;
 
 use super::View;
 use super::table::{Cell, Column, Fit, draw};
-use super::text::{BAD, WARN, bytes, count, moment, printable, seconds_between, span, styled};
+use super::text::{
+    BAD, WARN, bytes, count, counted, moment, printable, seconds_between, span, styled,
+};
 
 const COLUMNS: &[Column] = &[
     Column::new("INTERFACE", Fit::Whole),
@@ -89,6 +91,11 @@ pub(crate) fn status(status: &Status, view: View) -> String {
         let left = format!("{} flows were left alive: the log says which", killed.left);
         line("", &styled(WARN, &left));
     }
+    if let Some(fleet) = &status.fleet {
+        for (i, text) in followed(fleet).iter().enumerate() {
+            line(if i == 0 { "fleet" } else { "" }, text);
+        }
+    }
     match status.lacks.as_slice() {
         [] => line("lacks", "nothing"),
         lacks => {
@@ -105,6 +112,58 @@ pub(crate) fn status(status: &Status, view: View) -> String {
         out += &maps(&status.maps, view);
     }
     out
+}
+
+/// How the fleet is followed, a line each.
+fn followed(fleet: &FleetStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    let endpoint = printable(fleet.endpoint.as_deref().unwrap_or("etcd"));
+    let rules = counted(usize::try_from(fleet.rules).unwrap_or(usize::MAX), "rule");
+    let stale = span(fleet.stale_seconds as u64);
+    lines.push(match fleet.state {
+        FleetState::Following => format!(
+            "follows {endpoint} as {}: revision {}, {rules}, heard of {stale} ago",
+            fleet.name, fleet.revision
+        ),
+        FleetState::Connecting => styled(
+            WARN,
+            &format!("{endpoint} was not reached yet, for {stale}; {rules} as they were kept"),
+        ),
+        FleetState::Lost => styled(
+            BAD,
+            &format!(
+                "LOST {endpoint}: not heard of for {stale}; {rules} as of revision {}, until their deadlines",
+                fleet.revision
+            ),
+        ),
+    });
+    let mut note = |style, text: &str| lines.push(styled(style, &printable(text)));
+    if let Some(error) = &fleet.error {
+        note(BAD, error);
+    }
+    if fleet.lifted_by_loss {
+        note(
+            WARN,
+            "rules without a deadline are lifted, because etcd is gone (on_loss)",
+        );
+    }
+    if let (true, Some(skew)) = (fleet.skewed, fleet.skew_seconds) {
+        let way = if skew > 0.0 { "ahead of" } else { "behind" };
+        let skew = skew.abs();
+        note(
+            BAD,
+            &format!(
+                "this clock is {skew:.1} s {way} the clock of who wrote a rule: deadlines go by this one"
+            ),
+        );
+    }
+    for refused in &fleet.refused {
+        note(BAD, &format!("refused {}: {}", refused.rule, refused.why));
+    }
+    if let Some(error) = &fleet.report_error {
+        note(WARN, &format!("does not report itself: {error}"));
+    }
+    lines
 }
 
 /// Memory and fill, the largest first: what takes the room.

@@ -1,0 +1,81 @@
+//! What a host tells of the fleet: to `status`, and to the fleet itself.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::Moment;
+
+/// `status`: how a host follows the fleet's etcd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetStatus {
+    /// The host's name in the fleet.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What all keys begin with.
+    pub prefix: String,
+    /// Whether etcd is there.
+    pub state: FleetState,
+    /// The member that is followed, or was tried last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// etcd's revision up to which all changes are applied; 0: none yet.
+    pub revision: i64,
+    /// When etcd was heard of last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub heard: Option<Timestamp>,
+    /// Seconds since then, or since the daemon began to look for it: changes made meanwhile may be
+    /// unknown here.
+    pub stale_seconds: f64,
+    /// The fleet's rules in force here.
+    pub rules: u64,
+    /// What is refused here, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<FleetRefusal>,
+    /// Whether rules without a deadline are lifted, because etcd is gone for too long.
+    pub lifted_by_loss: bool,
+    /// How far this host's clock was ahead of a writer's, when they could be compared last; the time
+    /// that the value took to come here included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skew_seconds: Option<f64>,
+    /// Whether that is more than `max_skew`.
+    pub skewed: bool,
+    /// Changes of the fleet's that were applied since the daemon's start.
+    pub changes: u64,
+    /// How many times etcd was lost since the daemon's start.
+    pub losses: u64,
+    /// Why etcd is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Why this host can't report itself to the fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_error: Option<String>,
+}
+
+/// Whether a host follows etcd.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FleetState {
+    /// It was not reached yet.
+    #[default]
+    Connecting,
+    /// It is there.
+    Following,
+    /// It was there.
+    Lost,
+}
+
+/// A rule of the fleet that a host refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetRefusal {
+    /// The last part of its key: its id, unless that is what is wrong.
+    pub rule: String,
+    /// etcd's revision at which it was written.
+    pub revision: i64,
+    /// Why.
+    pub why: String,
+}

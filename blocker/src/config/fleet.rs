@@ -1,0 +1,230 @@
+//! The key `fleet`: which etcd a host takes rules from, who it is there, and what becomes of its
+//! rules when etcd is gone.
+//!
+//! Nothing here opens a file or asks whether an endpoint answers: certificates are read at each
+//! connection, so that a renewed one is taken without a reload.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::de::{self, Deserializer};
+use serde::{Deserialize, Serialize};
+
+use super::values::{absolute, absolute_if_any};
+use crate::fleet::selector::{Identity, label_key, label_value};
+use crate::rule::Lifetime;
+
+/// Rules through etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fleet {
+    /// URLs of etcd's members. Not empty.
+    #[serde(deserialize_with = "endpoints")]
+    pub endpoints: Vec<String>,
+    /// What all keys begin with; no `/` at its end.
+    #[serde(default = "default_prefix", deserialize_with = "prefix")]
+    pub prefix: String,
+    /// Certificates, for endpoints by https.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// The user, where etcd does not take it from the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The file with the user's password. Absolute.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "absolute_if_any"
+    )]
+    pub password_file: Option<PathBuf>,
+    /// This host's name in the fleet.
+    #[serde(default = "host_name", deserialize_with = "name")]
+    pub name: String,
+    /// What selectors may name it by, beside its name.
+    #[serde(default, deserialize_with = "labels")]
+    pub labels: BTreeMap<String, String>,
+    /// What becomes of rules without a deadline when etcd is gone for `loss_after`.
+    #[serde(default)]
+    pub on_loss: OnLoss,
+    /// How long etcd may be gone before that.
+    #[serde(default = "default_loss_after")]
+    pub loss_after: Lifetime,
+    /// How far this host's clock may be from the clocks of those who write rules, before that is
+    /// reported.
+    #[serde(default = "default_max_skew")]
+    pub max_skew: Lifetime,
+}
+
+/// Certificates, all in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Of the authority that signed etcd's certificates. Absolute.
+    #[serde(deserialize_with = "absolute")]
+    pub ca: PathBuf,
+    /// Our own. Absolute.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "absolute_if_any"
+    )]
+    pub cert: Option<PathBuf>,
+    /// Its key. Absolute.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "absolute_if_any"
+    )]
+    pub key: Option<PathBuf>,
+}
+
+/// What becomes of rules without a deadline when etcd is gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnLoss {
+    /// They stay.
+    #[default]
+    Keep,
+    /// They are lifted, and are back with etcd.
+    Lift,
+}
+
+impl Fleet {
+    /// Who this host is to selectors.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity {
+            name: self.name.clone(),
+            labels: self.labels.clone(),
+        }
+    }
+
+    /// What only the whole section can tell.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if !cfg!(feature = "fleet") {
+            return Err(
+                "this blocker was built without the fleet: use the package's, or build it with `--features fleet`"
+                    .to_owned(),
+            );
+        }
+        let https = |endpoint: &String| endpoint.starts_with("https://");
+        if let Some(endpoint) = self
+            .endpoints
+            .iter()
+            .find(|e| https(e) != self.tls.is_some())
+        {
+            return Err(if self.tls.is_some() {
+                format!(
+                    "endpoint {endpoint:?} is not encrypted, but `tls` is set: write https://, or leave `tls` out"
+                )
+            } else {
+                format!(
+                    "endpoint {endpoint:?} needs `tls`: name at least the authority's certificate, as tls: {{ca: PATH}}"
+                )
+            });
+        }
+        if let Some(tls) = &self.tls
+            && tls.cert.is_some() != tls.key.is_some()
+        {
+            return Err("`tls.cert` and `tls.key` go together: name both, or neither".to_owned());
+        }
+        if self.user.is_some() != self.password_file.is_some() {
+            return Err(
+                "`user` and `password_file` go together: name both, or neither (etcd then takes the user from the certificate)"
+                    .to_owned(),
+            );
+        }
+        if self.name.is_empty() {
+            return Err(
+                "this host's own name is not usable in a fleet: write `name`, of letters, digits, '.', '_' and '-'"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn default_prefix() -> String {
+    "/blocker".to_owned()
+}
+
+fn default_loss_after() -> Lifetime {
+    "1h".parse().expect("\"1h\" follows the grammar")
+}
+
+fn default_max_skew() -> Lifetime {
+    "5s".parse().expect("\"5s\" follows the grammar")
+}
+
+/// The kernel's name of this host; empty if it is none for a fleet.
+fn host_name() -> String {
+    let name = nix::sys::utsname::uname().ok();
+    let name = name.map(|name| name.nodename().to_string_lossy().into_owned());
+    name.filter(|name| label_value(name).is_ok())
+        .unwrap_or_default()
+}
+
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let endpoints = Vec::<String>::deserialize(deserializer)?;
+    if endpoints.is_empty() {
+        return Err(de::Error::custom(
+            "found an empty list, expected etcd's members, such as [\"https://etcd1.example:2379\"]",
+        ));
+    }
+    for endpoint in &endpoints {
+        let rest = endpoint
+            .strip_prefix("https://")
+            .or_else(|| endpoint.strip_prefix("http://"));
+        let port = rest.and_then(|rest| rest.rsplit_once(':'));
+        let valid = port.is_some_and(|(host, port)| {
+            !host.is_empty()
+                && !host.contains(['/', '@', ' '])
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        if !valid {
+            return Err(de::Error::custom(format!(
+                "endpoint {endpoint:?} is not valid: expected a URL with a port, such as https://etcd1.example:2379"
+            )));
+        }
+    }
+    Ok(endpoints)
+}
+
+fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let valid = text.starts_with('/')
+        && text.len() > 1
+        && text.len() <= 255
+        && !text.ends_with('/')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+    valid.then_some(text.clone()).ok_or_else(|| {
+        de::Error::custom(format!(
+            "prefix {text:?} is not valid: expected letters, digits, '.', '_', '-' and '/', beginning with '/' and not ending with it, such as /blocker"
+        ))
+    })
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    label_value(&text).map_err(|error| de::Error::custom(format!("name {error}")))?;
+    Ok(text)
+}
+
+fn labels<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let labels = BTreeMap::<String, String>::deserialize(deserializer)?;
+    for (key, value) in &labels {
+        label_key(key)
+            .and_then(|()| label_value(value))
+            .map_err(|error| de::Error::custom(format!("label {error}")))?;
+        if key == "name" {
+            return Err(de::Error::custom(
+                "label \"name\" is the host's name: write `name` beside `labels`",
+            ));
+        }
+    }
+    Ok(labels)
+}

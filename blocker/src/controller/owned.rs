@@ -1,0 +1,257 @@
+//! All rules of an owner that is neither a person nor the configuration, replaced as one change.
+//!
+//! Nobody waits for the answer who could mend a rule, so each rule stands for itself: one that may
+//! not be here, or for which there is no room, is refused and told of, and the others are put in
+//! force together.
+
+use std::path::Path;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
+
+use super::live::Wanted;
+use super::requests::{facts, finished};
+use super::{Asking, Controller, Error, Who, journal, status};
+use crate::api::types::{Account, AddResponse};
+use crate::config::{Config, Fleet};
+use crate::fleet::board::Board;
+use crate::fleet::held;
+use crate::rule::{Owner, Rule, RuleId, RuleSpec};
+use crate::ruleset;
+use crate::safety::{self, HostFacts};
+
+/// A rule that an owner has.
+#[derive(Debug, Clone)]
+pub struct Owned {
+    /// The rule.
+    pub rule: Rule,
+    /// Whether refusals that may be overridden are.
+    pub force: bool,
+}
+
+/// What came of replacing an owner's rules.
+pub struct Replaced {
+    /// How many are in force.
+    pub in_force: usize,
+    /// Those that started.
+    pub started: Vec<RuleId>,
+    /// Those that may not be here, and why.
+    pub refused: Vec<(RuleId, String)>,
+    /// The account of the flows that were established, once they are killed.
+    pub teardown: JoinHandle<Account>,
+}
+
+impl Controller {
+    /// Makes these rules all that an owner has.
+    ///
+    /// # Errors
+    /// See [`Error`]. A rule that is refused is none.
+    pub async fn replace_owned(&self, owner: Owner, rules: Vec<Owned>) -> Result<Replaced, Error> {
+        let this = self.clone();
+        finished(async move { this.replace_owned_now(&owner, rules).await }).await
+    }
+
+    async fn replace_owned_now(&self, owner: &Owner, rules: Vec<Owned>) -> Result<Replaced, Error> {
+        let writer = self.0.writer.lock().await;
+        if self.0.events.is_closed() {
+            return Err(Error::Inside("it is stopping".to_owned()));
+        }
+        self.lift_due().await;
+        let now = Timestamp::now();
+        let facts = facts(&Asking::default());
+        let protect = self.live().protect();
+        let taken = |id: &RuleId| {
+            let live = self.live();
+            let entry = live.ruleset().get(id);
+            entry
+                .map(|entry| entry.owner.clone())
+                .filter(|of| of != owner)
+        };
+        let (rules, mut refused) = admit(rules, taken, &facts, &protect, now);
+        let mut accepted = rules;
+        let account = match self.replace_with(owner, accepted.clone(), now).await {
+            Err(Error::Compile(_) | Error::TooManyRules { .. }) => {
+                let (fitting, too_much) = self.fitting(owner, accepted, now);
+                refused.extend(too_much);
+                accepted = fitting;
+                self.replace_with(owner, accepted.clone(), now).await
+            }
+            done => done,
+        };
+        let (account, starting) = account?;
+        drop(writer);
+        let started = starting.iter().map(|rule| rule.id.clone()).collect();
+        let this = self.clone();
+        let teardown =
+            tokio::spawn(async move { status::sum(account, this.kill_resets(starting).await) });
+        Ok(Replaced {
+            in_force: accepted.len(),
+            started,
+            refused,
+            teardown,
+        })
+    }
+
+    /// Puts an owner's rules in force. Gives what was killed on the way, and the rules that start.
+    async fn replace_with(
+        &self,
+        owner: &Owner,
+        rules: Vec<Rule>,
+        now: Timestamp,
+    ) -> Result<(Account, Vec<Rule>), Error> {
+        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
+        if diff.is_empty() {
+            return Ok((Account::default(), Vec::new()));
+        }
+        let change = self.replacement(&diff, rules, owner, now);
+        let starting = change.starting.clone();
+        let account = self.change(change, now).await?;
+        self.0.events.replaced(&diff, owner, None);
+        journal::replaced(Who::default(), &diff);
+        Ok((account, starting))
+    }
+
+    /// Puts the rules that a daemon starts with in force. What others than the fleet want must fit;
+    /// the fleet's own wait for etcd if it does not.
+    pub(super) fn put_first(&self, mut wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+        match self.put(wanted.clone(), now) {
+            Err(error) if wanted.iter().any(|wanted| wanted.owner == Owner::Fleet) => {
+                tracing::error!("rules of the fleet wait until etcd is heard from: {error}");
+                wanted.retain(|wanted| wanted.owner != Owner::Fleet);
+                self.put(wanted, now)
+            }
+            done => done,
+        }
+    }
+
+    /// Those of an owner's rules that there is room for: what is in force first, then one by one in
+    /// their order.
+    fn fitting(
+        &self,
+        owner: &Owner,
+        rules: Vec<Rule>,
+        now: Timestamp,
+    ) -> (Vec<Rule>, Vec<(RuleId, String)>) {
+        let there = |rule: &Rule| {
+            let live = self.live();
+            let entry = live.ruleset().get(&rule.id);
+            entry.is_some_and(|entry| entry.rule.same_effect(rule))
+        };
+        let (mut fitting, new): (Vec<Rule>, Vec<Rule>) = rules.into_iter().partition(there);
+        let mut refused = Vec::new();
+        for rule in new {
+            fitting.push(rule);
+            let others = self.live().wanted().into_iter();
+            let others = others.filter(|wanted| wanted.owner != *owner);
+            let ours = fitting.iter().map(|rule| Wanted {
+                rule: rule.clone(),
+                owner: owner.clone(),
+                created: now,
+            });
+            let wanted = others.chain(ours).collect();
+            if let Err(error) = self.check(wanted, now)
+                && let Some(rule) = fitting.pop()
+            {
+                refused.push((rule.id, error.to_string()));
+            }
+        }
+        (fitting, refused)
+    }
+
+    /// Says what adding a rule would do here, whoever it comes from.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn try_rule(&self, spec: RuleSpec, force: bool) -> Result<AddResponse, Error> {
+        let asking = Asking {
+            force,
+            dry_run: true,
+            ..Asking::default()
+        };
+        self.add(spec, asking).await
+    }
+
+    /// Where it is told how the fleet is followed.
+    #[must_use]
+    pub fn fleet_board(&self) -> Board {
+        self.0.fleet.clone()
+    }
+
+    /// The fleet that the configuration in force names, and the state directory.
+    #[must_use]
+    pub fn fleet_config(&self) -> (Option<Fleet>, std::path::PathBuf) {
+        let live = self.live();
+        (live.config.fleet.clone(), live.config.state_dir.clone())
+    }
+}
+
+/// Refuses what may not be here, and carves out of the rest what is to be spared. A rule whose time
+/// is over is neither.
+fn admit(
+    rules: Vec<Owned>,
+    taken: impl Fn(&RuleId) -> Option<Owner>,
+    facts: &HostFacts,
+    protect: &[IpNet],
+    now: Timestamp,
+) -> (Vec<Rule>, Vec<(RuleId, String)>) {
+    let mut admitted: Vec<Rule> = Vec::new();
+    let mut refused = Vec::new();
+    for Owned { mut rule, force } in rules {
+        if rule.expires.is_some_and(|expires| expires <= now) {
+            continue;
+        }
+        if let Some(owner) = taken(&rule.id) {
+            let id = rule.id.clone();
+            refused.push((rule.id, Error::Taken { id, owner }.to_string()));
+            continue;
+        }
+        match safety::review(&mut rule, facts, protect, force) {
+            Ok(carved) => {
+                for carved in carved {
+                    tracing::info!(rule = %rule.id, target = %carved.target, "spared: {}", carved.why);
+                }
+                admitted.push(rule);
+            }
+            Err(refusal) => refused.push((rule.id, refusal.to_string())),
+        }
+    }
+    (admitted, refused)
+}
+
+/// The fleet's rules that a starting daemon goes by until it hears from etcd.
+pub(super) fn kept(
+    fleet: &Fleet,
+    config: &Config,
+    wanted: &[Wanted],
+    now: Timestamp,
+) -> Vec<Wanted> {
+    let directory: &Path = &config.state_dir;
+    let told = held::kept(fleet, directory, now).unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        Vec::new()
+    });
+    if told.is_empty() {
+        return Vec::new();
+    }
+    let rules = told.into_iter().map(|told| Owned {
+        rule: told.rule,
+        force: told.force,
+    });
+    let taken = |id: &RuleId| {
+        let other = wanted.iter().find(|wanted| wanted.rule.id == *id);
+        other.map(|other| other.owner.clone())
+    };
+    let protect: Vec<IpNet> = config.protect.iter().map(|target| target.net()).collect();
+    let facts = facts(&Asking::default());
+    let (admitted, refused) = admit(rules.collect(), taken, &facts, &protect, now);
+    for (rule, why) in refused {
+        tracing::warn!(%rule, "a rule of the fleet is refused: {why}");
+    }
+    let wanted = |rule| Wanted {
+        rule,
+        owner: Owner::Fleet,
+        created: now,
+    };
+    admitted.into_iter().map(wanted).collect()
+}

@@ -1,0 +1,78 @@
+//! How a host follows etcd, as `status` and the metrics tell it. Written by who follows, read by the
+//! controller.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use crate::api::types::{FleetState, FleetStatus};
+use crate::config::Fleet;
+
+/// The board. Cheap to clone; all clones are one. Empty where no fleet is configured.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<Mutex<Option<Posted>>>);
+
+#[derive(Debug)]
+struct Posted {
+    status: FleetStatus,
+    heard: Instant,
+}
+
+impl Board {
+    /// Begins anew for a configured fleet, or with none.
+    pub fn begin(&self, fleet: Option<&Fleet>) {
+        *self.lock() = fleet.map(|fleet| Posted {
+            status: FleetStatus {
+                name: fleet.name.clone(),
+                labels: fleet.labels.clone(),
+                prefix: fleet.prefix.clone(),
+                state: FleetState::Connecting,
+                endpoint: None,
+                revision: 0,
+                heard: None,
+                stale_seconds: 0.0,
+                rules: 0,
+                refused: Vec::new(),
+                lifted_by_loss: false,
+                skew_seconds: None,
+                skewed: false,
+                changes: 0,
+                losses: 0,
+                error: None,
+                report_error: None,
+            },
+            heard: Instant::now(),
+        });
+    }
+
+    /// Notes that etcd was heard of just now.
+    pub fn hear(&self) {
+        if let Some(posted) = &mut *self.lock() {
+            posted.heard = Instant::now();
+            posted.status.heard = Some(Timestamp::now());
+        }
+    }
+
+    /// Changes what is told.
+    pub fn post(&self, change: impl FnOnce(&mut FleetStatus)) {
+        if let Some(posted) = &mut *self.lock() {
+            change(&mut posted.status);
+        }
+    }
+
+    /// What is told now; `None`: no fleet is configured.
+    #[must_use]
+    pub fn read(&self) -> Option<FleetStatus> {
+        let posted = self.lock();
+        let posted = posted.as_ref()?;
+        let mut status = posted.status.clone();
+        status.stale_seconds = posted.heard.elapsed().as_secs_f64();
+        Some(status)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Posted>> {
+        // Changed by assignments that cannot panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

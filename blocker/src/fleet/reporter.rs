@@ -1,0 +1,115 @@
+//! Tells the fleet of this host: one key under a lease, written when something changed, at most once
+//! a second, and now and then so that it can be seen to be fresh.
+//!
+//! A host whose user may not write there enforces its rules all the same, and says so in `status`.
+
+use std::time::Duration;
+
+use etcd_client::{LeaseKeepAliveStream, LeaseKeeper, PutOptions};
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, sleep, sleep_until};
+
+use super::Keys;
+use super::board::Board;
+use super::link::{Link, LinkError};
+use super::report::HostReport;
+
+/// Time to live of the lease, in seconds: so long a dead host's report is there.
+const TTL: i64 = 60;
+/// How often the lease is renewed.
+const RENEWAL: Duration = Duration::from_secs(20);
+/// How many times it is renewed before the report is written again, though nothing changed.
+const RENEWALS: usize = 3;
+/// No two reports follow each other faster.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is tried again after a failure, and where the host may not report.
+const RETRY: Duration = Duration::from_secs(2);
+const DENIED: Duration = Duration::from_secs(60);
+
+/// A host's report, for those who change it and for the one who sends it.
+#[derive(Debug, Clone)]
+pub(super) struct Reports(watch::Sender<HostReport>);
+
+impl Reports {
+    pub(super) fn new(report: HostReport) -> Self {
+        Self(watch::Sender::new(report))
+    }
+
+    /// Changes the report: it is sent soon.
+    pub(super) fn change(&self, change: impl FnOnce(&mut HostReport)) {
+        self.0.send_modify(change);
+    }
+}
+
+/// Reports over a connection until it is dropped.
+pub(super) async fn report(link: Link, keys: Keys, reports: Reports, board: Board) {
+    let mut changed = reports.0.subscribe();
+    loop {
+        let Err(error) = lease(&link, &keys, &mut changed, &board).await;
+        let pause = if error.is_denied() { DENIED } else { RETRY };
+        tracing::warn!("this host cannot report itself to the fleet: {error}");
+        board.post(|status| status.report_error = Some(error.to_string()));
+        sleep(pause).await;
+    }
+}
+
+/// Reports under one lease, as long as it lives.
+async fn lease(
+    link: &Link,
+    keys: &Keys,
+    changed: &mut watch::Receiver<HostReport>,
+    board: &Board,
+) -> Result<std::convert::Infallible, LinkError> {
+    let mut client = link.client.clone();
+    let granted = client.lease_grant(TTL, None);
+    let id = link.ask("asking for a lease", granted).await?.id();
+    let kept = client.lease_keep_alive(id);
+    let (mut keeper, mut answers) = link.ask("keeping a lease", kept).await?;
+    let mut renewal = interval(RENEWAL);
+    renewal.tick().await;
+    loop {
+        // What changes from here on is in the next one.
+        let mut report = changed.borrow_and_update().clone();
+        report.at = Timestamp::now();
+        let text = serde_json::to_vec(&report).unwrap_or_default();
+        let options = PutOptions::new().with_lease(id);
+        let key = keys.status(&report.host.name);
+        let put = client.put(key, text, Some(options));
+        link.ask("writing this host's report", put).await?;
+        board.post(|status| status.report_error = None);
+        let next = Instant::now() + PAUSE;
+        for _renewed in 0..RENEWALS {
+            tokio::select! {
+                _ = changed.changed() => break,
+                _ = renewal.tick() => renew(link, &mut keeper, &mut answers).await?,
+            }
+        }
+        sleep_until(next).await;
+    }
+}
+
+/// Renews a lease that must be there still.
+pub(super) async fn renew(
+    link: &Link,
+    keeper: &mut LeaseKeeper,
+    answers: &mut LeaseKeepAliveStream,
+) -> Result<(), LinkError> {
+    const WHAT: &str = "renewing a lease";
+    link.ask(WHAT, keeper.keep_alive()).await?;
+    let answer = link.ask(WHAT, answers.message()).await?;
+    match answer {
+        Some(answer) if answer.ttl() > 0 => Ok(()),
+        _ => Err(LinkError::Ended {
+            endpoint: link.endpoint.clone(),
+            why: "the lease is over".to_owned(),
+        }),
+    }
+}
+
+/// Takes a report away, now rather than when its lease is over. Best effort: who is gone is gone.
+pub(super) async fn withdraw(link: &Link, keys: &Keys, host: &str) {
+    let mut client = link.client.clone();
+    let gone = client.delete(keys.status(host), None);
+    let _gone = tokio::time::timeout(Duration::from_millis(500), gone).await;
+}
