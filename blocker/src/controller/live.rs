@@ -140,6 +140,10 @@ impl Live {
     /// What it takes to make exactly these rules, no two of one id, the ones in force. A rule that
     /// is there keeps its counters and the time it was made.
     pub(super) fn plan(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<Plan, Error> {
+        // Read in this order: whatever holds us up in between makes deadlines early, not late. What
+        // came before (waiting for a turn, gathering facts) may have taken its time since `now`.
+        let boot = boot_time();
+        let wall = now.max(Timestamp::now());
         let mut free = self.free_slots(&wanted);
         let mut fresh = Vec::new();
         let mut ruleset = Ruleset::new();
@@ -171,7 +175,7 @@ impl Live {
                 }
                 _ => rule
                     .expires
-                    .map(|expires| boot_deadline(&rule, expires, now)),
+                    .map(|expires| boot_deadline(&rule, expires, wall, boot)),
             };
             let created = old.map_or(created, |old| old.created);
             let entry = Entry {
@@ -322,16 +326,17 @@ impl Controller {
     }
 }
 
-/// A rule's deadline as the datapath keeps it: nanoseconds of `CLOCK_BOOTTIME`.
-fn boot_deadline(rule: &Rule, expires: Timestamp, now: Timestamp) -> u64 {
+/// A rule's deadline as the datapath keeps it: nanoseconds of `CLOCK_BOOTTIME`, which is `boot` when the
+/// wall clock is `wall`.
+fn boot_deadline(rule: &Rule, expires: Timestamp, wall: Timestamp, boot: u64) -> u64 {
     let margin = if rule.lifts_by_reset() {
         LIFT_MARGIN
     } else {
         SignedDuration::ZERO
     };
-    let left = expires.duration_since(now).saturating_add(margin);
+    let left = expires.duration_since(wall).saturating_add(margin);
     let left = u64::try_from(left.as_nanos()).unwrap_or(0);
-    boot_time().saturating_add(left)
+    boot.saturating_add(left)
 }
 
 /// `CLOCK_BOOTTIME`, nanoseconds.
