@@ -61,7 +61,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 18] = [
+const TOOLS: [Tool; 21] = [
     tool(
         "ip",
         "iproute2",
@@ -124,6 +124,24 @@ const TOOLS: [Tool; 18] = [
     ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
+        "haproxy",
+        HAPROXY,
+        Purpose::Test,
+        "takes servers that blocker cuts off out of rotation",
+    ),
+    tool(
+        "openssl",
+        "openssl",
+        Purpose::Test,
+        "makes a certificate for it",
+    ),
+    tool(
+        "curl",
+        "curl",
+        Purpose::Test,
+        "asks the control API, and services in runbooks",
+    ),
+    tool(
         "ipset",
         "ipset",
         Purpose::Test,
@@ -170,8 +188,9 @@ const TOOLS: [Tool; 18] = [
 /// The version of cargo-deb that makes the package.
 const CARGO_DEB: &str = "3.8.0";
 
-/// Debian starts it as a service when it is installed; the tests run their own.
+/// Debian starts these as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
+const HAPROXY: &str = "haproxy";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -247,8 +266,10 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
     }
-    if packages.contains(&PROMETHEUS) {
-        stop_service(PROMETHEUS);
+    for service in [PROMETHEUS, HAPROXY] {
+        if packages.contains(&service) {
+            stop_service(service);
+        }
     }
     if missing_parts().contains(&Missing::Linker) {
         install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;

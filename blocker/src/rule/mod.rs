@@ -7,6 +7,7 @@
 
 mod error;
 mod parts;
+mod schema;
 mod target;
 mod targets;
 #[cfg(test)]
@@ -18,16 +19,18 @@ use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use error::RuleError;
 pub use parts::{Lifetime, Ports, Protocol, RuleId};
+pub(crate) use schema::ID_PATTERN;
 pub use target::Target;
 pub use targets::Targets;
 pub use words::{Direction, Established, Mode, OnLift, Owner};
 
 /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleSpec {
     /// Its name; made up if absent.
@@ -75,6 +78,7 @@ pub struct RuleSpec {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "percentage"
     )]
+    #[schemars(range(min = 1, max = 100))]
     pub percent: Option<u64>,
     /// What becomes of established flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,6 +91,7 @@ pub struct RuleSpec {
     pub lifetime: Option<Lifetime>,
     /// When the rule ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires: Option<Timestamp>,
     /// How long the rule lives unless it is confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
