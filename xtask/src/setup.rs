@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::chaostoolkit;
 use crate::command::{self, cargo, find, line, rustc, say};
 use crate::toolchain::{self, BPF_LINKER, Missing};
 
@@ -224,7 +225,14 @@ pub(crate) fn check(purpose: Purpose) -> Result<()> {
     for tool in &tools {
         say(TASK, &format!("missing: {} ({})", tool.program, tool.why));
     }
-    if !parts.is_empty() || !tools.is_empty() {
+    let chaos = tests(purpose) && !chaostoolkit::is_there();
+    if chaos {
+        say(
+            TASK,
+            "missing: chaos (runs the experiments in config/runbooks)",
+        );
+    }
+    if !parts.is_empty() || !tools.is_empty() || chaos {
         bail!("the set-up is incomplete: run `cargo xtask setup`");
     }
     say(TASK, "complete");
@@ -261,6 +269,10 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         say(TASK, &format!("{} is missing ({})", tool.program, tool.why));
     }
     let mut packages: Vec<_> = tools.iter().map(|tool| tool.package).collect();
+    let chaos = tests(purpose) && !chaostoolkit::is_there();
+    if chaos && !chaostoolkit::can_be_made() {
+        packages.push(chaostoolkit::PACKAGE);
+    }
     packages.extend(compiler);
     if !packages.is_empty() {
         apt(&packages, !compiler.is_empty())?;
@@ -279,12 +291,20 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         install_program("cargo-deb", CARGO_DEB, cargo_deb_cache().as_deref())?;
         done.push(format!("cargo-deb {CARGO_DEB}"));
     }
+    if chaos {
+        done.push(chaostoolkit::make()?);
+    }
     if done.is_empty() {
         say(TASK, "nothing to install");
         return Ok(());
     }
     say(TASK, &format!("installed {}", done.join(", ")));
     check(purpose)
+}
+
+/// Whether what the tests need is needed.
+fn tests(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::Test | Purpose::Kernels)
 }
 
 fn missing_parts() -> Vec<Missing> {
