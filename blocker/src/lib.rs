@@ -10,6 +10,8 @@
 //! | [`rule`] | what a rule is, text both ways | know other rules or the host |
 //! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |
+//! | [`yaml`] | errors of YAML files: place, words, lines around | know what a file may say |
+//! | [`runbook`] | the form of experiments for `blockctl run` | carry them out |
 //! | [`ruleset`] | all rules, their diff | know the kernel |
 //! | [`fleet`] | rules for many hosts, through etcd | enforce them |
 //! | [`safety`] | what a rule may not touch | match packets |
@@ -36,7 +38,9 @@ pub mod manual;
 pub mod metrics;
 pub mod rule;
 pub mod ruleset;
+pub mod runbook;
 pub mod safety;
 pub mod service;
 pub mod state;
 pub mod teardown;
+pub mod yaml;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod chaostoolkit;
 mod command;
 mod demo;
 mod kernels;

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::chaostoolkit;
 use crate::command::{self, cargo, find, line, rustc, say};
 use crate::toolchain::{self, BPF_LINKER, Missing};
 
@@ -135,7 +136,12 @@ const TOOLS: &[Tool] = &[
         Purpose::Test,
         "scrapes the daemon's metrics; promtool is with it",
     ),
-    tool("curl", "curl", Purpose::Test, "asks the control API"),
+    tool(
+        "curl",
+        "curl",
+        Purpose::Test,
+        "asks the control API, and services in runbooks",
+    ),
     tool("jq", "jq", Purpose::Test, "reads what it answers"),
     tool("python3", "python3", Purpose::Test, "asks it, too"),
     tool(
@@ -160,9 +166,15 @@ const TOOLS: &[Tool] = &[
         "openssl",
         "openssl",
         Purpose::Test,
-        "makes certificates for it",
+        "makes certificates for it, and for servers",
     ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
+    tool(
+        "haproxy",
+        HAPROXY,
+        Purpose::Test,
+        "takes servers that blocker cuts off out of rotation",
+    ),
     tool(
         "ipset",
         "ipset",
@@ -214,6 +226,7 @@ const CARGO_DEB: &str = "3.8.0";
 const PROMETHEUS: &str = "prometheus";
 const FAIL2BAN: &str = "fail2ban";
 const ETCD: &str = "etcd-server";
+const HAPROXY: &str = "haproxy";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -247,7 +260,14 @@ pub(crate) fn check(purpose: Purpose) -> Result<()> {
     for tool in &tools {
         say(TASK, &format!("missing: {} ({})", tool.program, tool.why));
     }
-    if !parts.is_empty() || !tools.is_empty() {
+    let chaos = tests(purpose) && !chaostoolkit::is_there();
+    if chaos {
+        say(
+            TASK,
+            "missing: chaos (runs the experiments in config/runbooks)",
+        );
+    }
+    if !parts.is_empty() || !tools.is_empty() || chaos {
         bail!("the set-up is incomplete: run `cargo xtask setup`");
     }
     say(TASK, "complete");
@@ -284,6 +304,10 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         say(TASK, &format!("{} is missing ({})", tool.program, tool.why));
     }
     let mut packages: Vec<_> = tools.iter().map(|tool| tool.package).collect();
+    let chaos = tests(purpose) && !chaostoolkit::is_there();
+    if chaos && !chaostoolkit::can_be_made() {
+        packages.push(chaostoolkit::PACKAGE);
+    }
     packages.extend(compiler);
     if !packages.is_empty() {
         apt(&packages, !compiler.is_empty())?;
@@ -293,6 +317,7 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         (PROMETHEUS, "prometheus"),
         (FAIL2BAN, "fail2ban"),
         (ETCD, "etcd"),
+        (HAPROXY, "haproxy"),
     ] {
         if packages.contains(&package) {
             stop_service(service);
@@ -306,12 +331,20 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         install_program("cargo-deb", CARGO_DEB, cargo_deb_cache().as_deref())?;
         done.push(format!("cargo-deb {CARGO_DEB}"));
     }
+    if chaos {
+        done.push(chaostoolkit::make()?);
+    }
     if done.is_empty() {
         say(TASK, "nothing to install");
         return Ok(());
     }
     say(TASK, &format!("installed {}", done.join(", ")));
     check(purpose)
+}
+
+/// Whether what the tests need is needed.
+fn tests(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::Test | Purpose::Kernels)
 }
 
 fn missing_parts() -> Vec<Missing> {

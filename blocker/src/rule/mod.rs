@@ -24,6 +24,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use error::RuleError;
 pub use parts::{Lifetime, Ports, Protocol, RuleId};
+pub(crate) use schema::ID_PATTERN;
 pub use target::Target;
 pub use targets::Targets;
 pub use words::{Direction, Established, Mode, OnLift, Owner};

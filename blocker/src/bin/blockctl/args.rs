@@ -67,6 +67,26 @@ the others.
 The answer is read from what the datapath holds at that moment. What is left out may be anything: \
 where it makes a difference, the answer says on what it depends.";
 
+const RUN_ABOUT: &str = "\
+Carry out an experiment from a file: block, wait, check, lift, step by step.
+
+Whatever happens, every block is lifted: at the end, when a step fails, at SIGINT, SIGTERM and SIGHUP, \
+and when this program is killed. Should the daemon die, the kernel ends the blocks within half a \
+minute. The daemon is asked about every block before the first step.
+
+What happens is told on standard error as it happens, the summary goes to standard output. The file \
+is YAML; `blockctl schema` prints its JSON Schema, for editors.
+
+Exit codes: 0 if all went as the file expects; 1 if a check failed or the deadline passed; 2 if the \
+file is wrong; 3 if the daemon is not reachable; 5 if a block is refused; 6 if all checks passed but \
+some established flows were left, or if a block did not hold until its lift; 128 and the signal's \
+number if one ended the run.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  blockctl run dead-client.yaml --dry-run      is the file right, what would it do, which flows would die?
+  blockctl run dead-client.yaml --report evidence.json";
+
 const STATS_ABOUT: &str = "\
 Show rates of rules and hooks: packets and bits a second, replies, what hooks saw and passed.
 
@@ -158,6 +178,10 @@ pub(crate) enum Command {
     Add(Box<AddArgs>),
     #[command(about = "Block targets while a command runs", long_about = DURING_ABOUT, after_help = DURING_EXAMPLES)]
     During(Box<DuringArgs>),
+    #[command(about = "Carry out an experiment from a file", long_about = RUN_ABOUT, after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Print the JSON Schema of the files that `run` takes.
+    Schema,
     #[command(about = "Lift rules by id, or take targets out of rules", long_about = DEL_ABOUT)]
     Del {
         /// A rule's id, or a target: an address or prefix.
@@ -332,6 +356,23 @@ pub(crate) struct DuringArgs {
     /// The command, and its arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// An experiment.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The experiment, as YAML; - reads standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Check the file, print what would be done and which live flows would die, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Write evidence as JSON: every step, every block, which flows, what was killed.
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub(crate) report: Option<PathBuf>,
+    /// Override the refusals that protect you (never `protect` and loopback).
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// How often, and how many times.

@@ -6,23 +6,22 @@ mod report;
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::Duration;
 
-use blocker::api::client::{Change, Client, ClientError, Lease};
-use blocker::api::types::{
-    Account, Code, DeleteResponse, FlowOrder, FlowsRequest, FlowsResponse, LeaseRequest,
-};
+use blocker::api::client::{Change, Client, Lease};
+use blocker::api::types::LeaseRequest;
 use blocker::rule::{RuleId, RuleSpec};
 
 use crate::args::{DuringArgs, Global, Output};
+use crate::evidence::ReportFile;
 use crate::failure::{Exit, Failure};
+use crate::held::{ended, flows, lift};
 use crate::output;
 use crate::render::{self, View};
-use command::{Ended, Signals};
-use report::{Report, ReportFile};
+use crate::signals::Signals;
+use command::Ended;
+use report::Report;
 
 /// How often counters are shown while there is no command.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How many flows a report names.
-const FLOWS: u32 = 10_000;
 
 /// Blocks, runs the command, lifts. Gives the exit code and what is to be printed.
 pub(crate) async fn during(
@@ -32,7 +31,7 @@ pub(crate) async fn during(
     global: &Global,
     view: View,
 ) -> Result<(u8, String), Failure> {
-    let mut file = args.report.as_deref().map(ReportFile::create).transpose()?;
+    let file = args.report.as_deref().map(ReportFile::create).transpose()?;
     // Before there is anything that a signal must not leave behind.
     let mut signals = Signals::new()?;
     let change = Change {
@@ -70,7 +69,7 @@ pub(crate) async fn during(
     let lifted = lift(client, &id).await;
     drop(lease);
     report.lifted(lifted.as_ref().ok(), flows(client, &id).await);
-    if let Some(file) = &mut file {
+    if let Some(file) = file {
         file.write(&report)?;
     }
     if !global.quiet {
@@ -132,14 +131,6 @@ async fn hold(
     })
 }
 
-/// Why the block ended, once it did.
-async fn ended(lease: &mut Lease) -> String {
-    match lease.ended().await {
-        Ok(()) => "somebody lifted it, its deadline passed, or the daemon stopped".to_owned(),
-        Err(_) => "the daemon is gone; the kernel ends the block within half a minute".to_owned(),
-    }
-}
-
 /// Shows counters as they grow, for ever.
 async fn show(client: &Client, id: &RuleId, shown: bool) {
     let mut ticks = tokio::time::interval(INTERVAL);
@@ -152,31 +143,6 @@ async fn show(client: &Client, id: &RuleId, shown: bool) {
             let _ = write!(stderr(), "\r{}\x1b[K", render::progress(&view.counters));
         }
     }
-}
-
-/// Lifts the rule. One that is gone already is no error: of that the report tells.
-async fn lift(client: &Client, id: &RuleId) -> Result<DeleteResponse, ClientError> {
-    match client.delete(id).await {
-        Err(ClientError::Problem(problem)) if problem.code == Code::NotFound => {
-            Ok(DeleteResponse {
-                removed: Vec::new(),
-                narrowed: Vec::new(),
-                teardown: Account::default(),
-            })
-        }
-        answer => answer,
-    }
-}
-
-/// The flows that the rule decided.
-async fn flows(client: &Client, id: &RuleId) -> Option<FlowsResponse> {
-    let request = FlowsRequest {
-        rule: vec![id.clone()],
-        sort: FlowOrder::Packets,
-        limit: FLOWS,
-        ..FlowsRequest::default()
-    };
-    client.flows(&request).await.ok()
 }
 
 /// Standard output is the command's.

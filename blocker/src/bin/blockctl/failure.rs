@@ -3,6 +3,7 @@
 use blocker::api::client::{Absence, ClientError};
 use blocker::api::types::Code;
 use blocker::rule::RuleId;
+use blocker::runbook::RunbookError;
 
 use crate::input::Flaws;
 use crate::render::printable;
@@ -47,6 +48,8 @@ pub(crate) enum Failure {
     },
     /// The daemon went while it was watched.
     Gone,
+    /// A runbook cannot be read; nothing was done.
+    Runbook(RunbookError),
     /// The command of `during` could not be started; the block is lifted.
     Command {
         /// What was to be started.
@@ -74,7 +77,7 @@ impl Failure {
     /// The exit code.
     pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Input(_) => Exit::Invalid,
+            Self::Input(_) | Self::Runbook(_) => Exit::Invalid,
             Self::Unknown(_) => Exit::Unknown,
             Self::Gone => Exit::Unreachable,
             Self::Client(error) => exit_of(error),
@@ -93,6 +96,7 @@ impl Failure {
                 .map(|name| format!("no rule has the id or the target {name}: nothing was changed"))
                 .collect(),
             Self::Client(error) => vec![message(error)],
+            Self::Runbook(error) => vec![error.to_string()],
             Self::Command { program, error } => vec![format!(
                 "{program} cannot be started: {error}: the block is lifted"
             )],

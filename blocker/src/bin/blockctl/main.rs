@@ -6,6 +6,10 @@
 //! | [`input`] | flags, files and arguments → API types, every error at once |
 //! | [`lift`] | what `del` names, all of it or nothing |
 //! | [`during`] | a block that holds while a command runs |
+//! | [`run`] | an experiment from a file |
+//! | [`held`] | what becomes of rules under a lease |
+//! | [`evidence`] | what reports are made of |
+//! | [`signals`] | being asked to end |
 //! | [`render`] | answers → words and tables |
 //! | [`rates`] | totals → rates |
 //! | [`stats`] | rates, again and again |
@@ -19,12 +23,16 @@
 
 mod args;
 mod during;
+mod evidence;
 mod failure;
+mod held;
 mod input;
 mod lift;
 mod output;
 mod rates;
 mod render;
+mod run;
+mod signals;
 mod stats;
 mod top;
 mod wait;
@@ -36,6 +44,7 @@ use blocker::api::client::{Change, Client};
 use blocker::api::types::Account;
 use blocker::lists::List;
 use blocker::manual;
+use blocker::runbook;
 use clap::{CommandFactory as _, Parser as _};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -136,6 +145,14 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
                 ..Done::new(text)
             })
         }
+        Command::Run(args) => {
+            let (code, text) = run::run(&client, args, global, view).await?;
+            Ok(Done {
+                code: Some(code),
+                ..Done::new(text)
+            })
+        }
+        Command::Schema => Ok(Done::new(output::exact(&runbook::schema(), Output::Json)?)),
         Command::Del { what } => {
             let names = input::named(what)?;
             let lifting = lift::lift(&client, &names);

@@ -1,4 +1,4 @@
-//! The command that a block holds for, and the signals that end both.
+//! The command that a block holds for.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
@@ -9,45 +9,16 @@ use blocker::rule::RuleId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep_until};
 
 use crate::failure::Failure;
+use crate::signals::Signals;
 
 /// How long the command may take to end of a terminal's Ctrl-C, which it gets by itself, before it is
 /// sent one.
 const BY_ITSELF: Duration = Duration::from_secs(2);
 /// How long it may take to end of what it was sent, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// SIGINT, SIGTERM and SIGHUP.
-pub(super) struct Signals {
-    interrupt: unix::Signal,
-    terminate: unix::Signal,
-    hangup: unix::Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> Result<Self, Failure> {
-        let of = |kind| {
-            unix::signal(kind)
-                .map_err(|error| Failure::Output(format!("signals cannot be waited for: {error}")))
-        };
-        Ok(Self {
-            interrupt: of(SignalKind::interrupt())?,
-            terminate: of(SignalKind::terminate())?,
-            hangup: of(SignalKind::hangup())?,
-        })
-    }
-
-    pub(super) async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::SIGINT,
-            _ = self.terminate.recv() => Signal::SIGTERM,
-            _ = self.hangup.recv() => Signal::SIGHUP,
-        }
-    }
-}
 
 /// How a command ended.
 pub(super) enum Ended {

@@ -1,34 +1,26 @@
 //! The evidence: what was blocked, from when to when, and what became of whom.
 
 use std::ffi::OsString;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
 
 use blocker::api::types::{
-    Account, Carved, Counters, DeleteResponse, FlowsResponse, Held, LiveFlow, RuleView, Status,
+    Account, Carved, DeleteResponse, FlowsResponse, Held, LiveFlow, RuleView, Status,
 };
-use blocker::rule::{Mode, Rule, RuleId};
 use jiff::Timestamp;
 use serde::Serialize;
-use tempfile::NamedTempFile;
 
 use super::command::Ended;
-use crate::failure::Failure;
+use crate::evidence::{AfterLift, AtEnd, Before, Origin, RuleFacts};
 use crate::render::{self, View};
 
 /// Version of the form of a report.
 const VERSION: u32 = 1;
-/// So many targets are named; a rule may have a million.
-const TARGETS: usize = 1_000;
 
 /// A report.
 #[derive(Serialize)]
 pub(super) struct Report {
     version: u32,
-    host: String,
-    kernel: String,
-    blockctl: &'static str,
-    blocker: String,
+    #[serde(flatten)]
+    origin: Origin,
     lease: Option<String>,
     rule: Option<RuleFacts>,
     carved: Vec<Carved>,
@@ -43,16 +35,6 @@ pub(super) struct Report {
     held_throughout: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     lost: Option<String>,
-}
-
-#[derive(Serialize)]
-struct RuleFacts {
-    id: RuleId,
-    mode: Mode,
-    /// The first of them.
-    targets: Vec<String>,
-    targets_total: usize,
-    rule: Rule,
 }
 
 #[derive(Serialize)]
@@ -75,35 +57,11 @@ struct Times {
     lifted: Option<Timestamp>,
 }
 
-#[derive(Serialize)]
-struct Before {
-    /// The live flows that the block was to kill, or would have killed with `--established kill`.
-    flows: Vec<LiveFlow>,
-}
-
-#[derive(Serialize)]
-struct AtEnd {
-    counters: Counters,
-    flows: Option<FlowsResponse>,
-}
-
-#[derive(Serialize)]
-struct AfterLift {
-    /// What became of the blocked flows.
-    teardown: Account,
-    flows: Option<FlowsResponse>,
-}
-
 impl Report {
     pub(super) fn new(status: Status, flows: Vec<LiveFlow>) -> Self {
-        let host =
-            nix::sys::utsname::uname().map(|name| name.nodename().to_string_lossy().into_owned());
         Self {
             version: VERSION,
-            host: host.unwrap_or_default(),
-            kernel: status.kernel,
-            blockctl: env!("CARGO_PKG_VERSION"),
-            blocker: status.version,
+            origin: Origin::new(status),
             lease: None,
             rule: None,
             carved: Vec::new(),
@@ -126,21 +84,7 @@ impl Report {
         self.lease = Some(held.lease.clone());
         self.carved.clone_from(&held.carved);
         self.teardown = Some(held.teardown.clone());
-        self.rule = held.rules.first().map(|rule| RuleFacts {
-            id: rule.id.clone(),
-            mode: rule.mode,
-            targets: rule
-                .targets
-                .iter()
-                .take(TARGETS)
-                .map(ToString::to_string)
-                .collect(),
-            targets_total: rule.targets.len(),
-            rule: Rule {
-                targets: Default::default(),
-                ..rule.clone()
-            },
-        });
+        self.rule = held.rules.first().map(RuleFacts::new);
     }
 
     pub(super) fn started(&mut self, command: &[OsString]) {
@@ -211,46 +155,4 @@ impl Report {
         let killed = self.after_lift.as_ref().map(|after| &after.teardown);
         render::over(self.times.held, self.times.lifted, counters, killed, view)
     }
-}
-
-/// The file of a report: made before anything is blocked, in place once it is whole.
-pub(super) struct ReportFile {
-    path: PathBuf,
-    file: Option<NamedTempFile>,
-}
-
-impl ReportFile {
-    pub(super) fn create(path: &Path) -> Result<Self, Failure> {
-        let directory = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        let file = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")));
-        Ok(Self {
-            path: path.to_owned(),
-            file: Some(file.map_err(|error| unwritable(path, &error))?),
-        })
-    }
-
-    pub(super) fn write(&mut self, report: &Report) -> Result<(), Failure> {
-        let Some(mut file) = self.file.take() else {
-            return Ok(());
-        };
-        let text = serde_json::to_string_pretty(report)
-            .map_err(|error| unwritable(&self.path, &error.into()))?;
-        let written = file
-            .write_all(text.as_bytes())
-            .and_then(|()| file.write_all(b"\n"))
-            .and_then(|()| file.as_file().sync_all());
-        written.map_err(|error| unwritable(&self.path, &error))?;
-        let kept = file.persist(&self.path);
-        kept.map_err(|error| unwritable(&self.path, &error.error))?;
-        Ok(())
-    }
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Output(format!(
-        "the report {} cannot be written: {error}",
-        path.display()
-    ))
 }

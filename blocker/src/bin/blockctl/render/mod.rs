@@ -9,6 +9,7 @@ mod during;
 mod explain;
 mod flows;
 mod rules;
+mod run;
 mod stats;
 mod status;
 mod table;
@@ -22,9 +23,13 @@ pub(crate) use during::{held, over, progress};
 pub(crate) use explain::explained;
 pub(crate) use flows::flows;
 pub(crate) use rules::{list, show};
+pub(crate) use run::ran;
 pub(crate) use stats::stats;
 pub(crate) use status::status;
-pub(crate) use text::{BAD, WARN, count, endpoint, moment, per_second, printable, styled};
+pub(crate) use text::{
+    BAD, GOOD, WARN, count, counted, endpoint, moment, per_second, printable, printable_lines,
+    shortly, styled, targets,
+};
 pub(crate) use watch::Lines;
 
 /// What rendering depends on beside the answer.

@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use blocker::rule::{Direction, Ports, Protocol, Rule, Target};
 use clap::builder::styling::{AnsiColor, Style};
@@ -33,6 +34,23 @@ pub(crate) fn printable(text: &str) -> String {
             c => c,
         })
         .collect()
+}
+
+/// As [`printable`], line by line.
+pub(crate) fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(printable).collect();
+    lines.join("\n")
+}
+
+/// A span of time as one writes it: `500ms`, `2.5s`, `1m 30s`.
+pub(crate) fn shortly(time: Duration) -> String {
+    let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    match milliseconds {
+        0..1_000 => format!("{milliseconds}ms"),
+        // To a tenth, without one that is nothing.
+        1_000..60_000 => format!("{}s", (time.as_secs_f64() * 10.0).round() / 10.0),
+        _ => span(milliseconds.saturating_add(500) / 1_000),
+    }
 }
 
 /// A span of time by its two largest units, rounded down: `4m 51s`, `2d 3h`.
@@ -220,6 +238,20 @@ mod tests {
             assert_eq!(span(seconds), text, "{seconds} seconds");
         }
         assert_eq!(span(u64::MAX), "18446744073709551615s");
+    }
+
+    #[test]
+    fn short_times_keep_their_tenths() {
+        for (milliseconds, text) in [
+            (0, "0ms"),
+            (500, "500ms"),
+            (1_000, "1s"),
+            (2_480, "2.5s"),
+            (90_000, "1m 30s"),
+            (3_600_000, "1h"),
+        ] {
+            assert_eq!(shortly(Duration::from_millis(milliseconds)), text);
+        }
     }
 
     #[test]

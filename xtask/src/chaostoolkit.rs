@@ -1,0 +1,69 @@
+//! The Chaos Toolkit, from PyPI, in a Python environment of its own under `target/`: the tests run the
+//! experiments that are shipped by it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::command::{find, line, run, say, workspace};
+
+const TASK: &str = "setup";
+
+/// What is installed, by pip.
+const VERSIONS: [&str; 2] = ["chaostoolkit==1.19.0", "chaostoolkit-lib==1.44.0"];
+
+/// Debian's package of what makes such environments.
+pub(crate) const PACKAGE: &str = "python3-venv";
+
+/// Where it is. The tests look for it there, wherever cargo builds.
+fn directory() -> PathBuf {
+    workspace().join("target/chaostoolkit")
+}
+
+/// Made last, it says which versions are there.
+fn stamp() -> PathBuf {
+    directory().join("versions")
+}
+
+/// Whether it is there, in our versions.
+pub(crate) fn is_there() -> bool {
+    let there = fs::read_to_string(stamp());
+    there.is_ok_and(|there| there == VERSIONS.join("\n"))
+}
+
+/// Whether Python has what it takes to make an environment.
+pub(crate) fn can_be_made() -> bool {
+    let Some(python) = find("python3") else {
+        return false;
+    };
+    let mut look = Command::new(python);
+    look.args(["-c", "import ensurepip, venv"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    look.status().is_ok_and(|status| status.success())
+}
+
+/// Makes it. Gives what was installed.
+pub(crate) fn make() -> Result<String> {
+    let directory = directory();
+    let mut venv = Command::new("python3");
+    venv.args(["-m", "venv", "--clear"]).arg(&directory);
+    run(TASK, &mut venv)?;
+    let mut pip = Command::new(directory.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check"])
+        .args(VERSIONS);
+    let by_hand = line(&pip);
+    run(TASK, &mut pip).with_context(|| {
+        format!("the Chaos Toolkit could not be fetched; with the network there, run in {}: bin/{by_hand}", directory.display())
+    })?;
+    let stamp = stamp();
+    fs::write(&stamp, VERSIONS.join("\n"))
+        .with_context(|| format!("writing {}", stamp.display()))?;
+    say(
+        TASK,
+        &format!("{} is in {}", VERSIONS[0], directory.display()),
+    );
+    Ok(VERSIONS[0].to_owned())
+}
