@@ -10,6 +10,7 @@
 //! | [`rule`] | what a rule is, text both ways | know other rules or the host |
 //! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |
+//! | [`feeds`] | where lists and decisions come from, and when | put them in force |
 //! | [`ruleset`] | all rules, their diff | know the kernel |
 //! | [`safety`] | what a rule may not touch | match packets |
 //! | [`compile`] | ruleset → snapshot, pure | write maps |
@@ -28,6 +29,7 @@ pub mod compile;
 pub mod config;
 pub mod controller;
 pub mod datapath;
+pub mod feeds;
 pub mod lists;
 pub mod logging;
 pub mod manual;

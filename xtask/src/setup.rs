@@ -61,7 +61,7 @@ const fn tool(
 }
 
 /// Every program that is called, in Debian's packages.
-const TOOLS: [Tool; 19] = [
+const TOOLS: [Tool; 22] = [
     tool(
         "ip",
         "iproute2",
@@ -128,6 +128,19 @@ const TOOLS: [Tool; 19] = [
         Purpose::Test,
         "bans by our action for it",
     ),
+    tool("nginx", NGINX, Purpose::Test, "serves the lists of feeds"),
+    tool(
+        "openssl",
+        "openssl",
+        Purpose::Test,
+        "makes certificates for it",
+    ),
+    tool(
+        "crowdsec",
+        CROWDSEC,
+        Purpose::Test,
+        "decides whom a feed blocks; cscli is with it",
+    ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
         "ipset",
@@ -179,6 +192,8 @@ const CARGO_DEB: &str = "3.8.0";
 /// Debian starts these as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
 const FAIL2BAN: &str = "fail2ban";
+const NGINX: &str = "nginx-light";
+const CROWDSEC: &str = "crowdsec";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -250,12 +265,20 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     }
     let mut packages: Vec<_> = tools.iter().map(|tool| tool.package).collect();
     packages.extend(compiler);
+    if packages.contains(&CROWDSEC) {
+        keep_crowdsec_to_itself()?;
+    }
     if !packages.is_empty() {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
     }
-    for service in [PROMETHEUS, FAIL2BAN] {
-        if packages.contains(&service) {
+    for (package, service) in [
+        (PROMETHEUS, PROMETHEUS),
+        (FAIL2BAN, FAIL2BAN),
+        (NGINX, "nginx"),
+        (CROWDSEC, CROWDSEC),
+    ] {
+        if packages.contains(&package) {
             stop_service(service);
         }
     }
@@ -341,6 +364,19 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
         );
     }
     apt(&[&["install", "--no-install-recommends"], packages].concat()).context(by_hand)
+}
+
+/// Has CrowdSec's package register with nobody: it asks the Central API for an account when it is
+/// installed, and fails without a network, unless there are credentials already.
+fn keep_crowdsec_to_itself() -> Result<()> {
+    const CREDENTIALS: &str = "/etc/crowdsec/online_api_credentials.yaml";
+    if Path::new(CREDENTIALS).exists() {
+        return Ok(());
+    }
+    let sudo = command::sudo()?;
+    let script = format!("mkdir -p /etc/crowdsec && echo '# offline' > {CREDENTIALS}");
+    let mut shell = command::elevated(sudo.as_deref(), "sh");
+    command::run(TASK, shell.args(["-c", &script]))
 }
 
 /// Stops a service that came with a package of ours, now and at the next boot. Where there is no

@@ -5,6 +5,7 @@
 //! line and the column, what was found there and what is expected.
 
 mod error;
+pub mod feeds;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use values::{DeviceName, HookChoice, Interfaces, Namespaces, OnStop, ReadAcc
 
 use crate::rule::{Defaults, RuleSpec, Target};
 use error::Source;
+use feeds::Feed;
 
 /// Where the configuration is looked for if nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/blocker/blocker.yaml";
@@ -50,6 +52,8 @@ pub struct Config {
     pub protect: Vec<Target>,
     /// What rules take that leave it out, those of the API included.
     pub defaults: Defaults,
+    /// Lists of targets that come from elsewhere.
+    pub feeds: Vec<Feed>,
     /// The rules of owner `config`, as written. [`Config::rules`] makes them explicit.
     pub rules: Vec<RuleSpec>,
 }
@@ -141,6 +145,7 @@ impl Default for Config {
             limits: Limits::default(),
             protect: Vec::new(),
             defaults: Defaults::default(),
+            feeds: Vec::new(),
             rules: Vec::new(),
         }
     }
@@ -163,6 +168,7 @@ struct Document {
     limits: Limits,
     protect: Vec<Target>,
     defaults: Defaults,
+    feeds: Vec<Spanned<feeds::Form>>,
     rules: Vec<Spanned<RuleSpec>>,
 }
 
@@ -181,6 +187,7 @@ impl Default for Document {
             limits: config.limits,
             protect: config.protect,
             defaults: config.defaults,
+            feeds: Vec::new(),
             rules: Vec::new(),
         }
     }
@@ -210,7 +217,8 @@ impl Config {
         let mut document: Document = serde_yaml::from_str_with_options(text, options)
             .map_err(|error| source.yaml_error(&error))?;
         rules::read_lists(&mut document.rules, directory, source)?;
-        rules::check(&document.rules, document.defaults, source)?;
+        let feeds = feeds::read(document.feeds, document.defaults, directory, source)?;
+        rules::check(&document.rules, document.defaults, &feeds, source)?;
         Ok(Self {
             interfaces: document.interfaces,
             hook: document.hook,
@@ -223,6 +231,7 @@ impl Config {
             limits: document.limits,
             protect: document.protect,
             defaults: document.defaults,
+            feeds,
             rules: document.rules.into_iter().map(|rule| rule.value).collect(),
         })
     }
@@ -262,6 +271,7 @@ impl Config {
             limits: Limits,
             protect: &'a [Target],
             defaults: Defaults,
+            feeds: &'a [Feed],
             rules: Vec<crate::rule::Rule>,
         }
         let effective = Effective {
@@ -276,6 +286,7 @@ impl Config {
             limits: self.limits,
             protect: &self.protect,
             defaults: self.defaults,
+            feeds: &self.feeds,
             rules: rules::resolved(&self.rules, self.defaults)?,
         };
         serde_yaml::to_string(&effective).map_err(|error| ConfigError::Print(error.to_string()))

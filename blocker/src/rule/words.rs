@@ -62,6 +62,8 @@ pub enum Owner {
     /// A lease over the control API, by its id: the rule holds as long as whoever asked for it is
     /// there.
     Lease(String),
+    /// A feed of the configuration, by its name.
+    Feed(String),
 }
 
 impl FromStr for Owner {
@@ -71,12 +73,13 @@ impl FromStr for Owner {
         match text {
             "config" => Ok(Self::Config),
             "api" => Ok(Self::Api),
-            _ => match text.strip_prefix("lease:") {
-                Some(id) if !id.is_empty() => Ok(Self::Lease(id.to_owned())),
+            _ => match text.split_once(':') {
+                Some(("lease", id)) if !id.is_empty() => Ok(Self::Lease(id.to_owned())),
+                Some(("feed", name)) if !name.is_empty() => Ok(Self::Feed(name.to_owned())),
                 _ => Err(RuleError::Word {
                     what: "owner",
                     found: text.to_owned(),
-                    expected: "config, api or lease:ID",
+                    expected: "config, api, lease:ID or feed:NAME",
                 }),
             },
         }
@@ -89,6 +92,7 @@ impl fmt::Display for Owner {
             Self::Config => f.pad("config"),
             Self::Api => f.pad("api"),
             Self::Lease(id) => f.pad(&format!("lease:{id}")),
+            Self::Feed(name) => f.pad(&format!("feed:{name}")),
         }
     }
 }
