@@ -12,6 +12,7 @@
 //! | [`config`] | the configuration file | act on it |
 //! | [`yaml`] | errors of YAML files: place, words, lines around | know what a file may say |
 //! | [`runbook`] | the form of experiments for `blockctl run` | carry them out |
+//! | [`feeds`] | where lists and decisions come from, and when | put them in force |
 //! | [`ruleset`] | all rules, their diff | know the kernel |
 //! | [`fleet`] | rules for many hosts, through etcd | enforce them |
 //! | [`safety`] | what a rule may not touch | match packets |
@@ -31,6 +32,7 @@ pub mod compile;
 pub mod config;
 pub mod controller;
 pub mod datapath;
+pub mod feeds;
 pub mod fleet;
 pub mod lists;
 pub mod logging;

@@ -10,6 +10,7 @@ use blocker::config::Config;
 use blocker::controller::Controller;
 use blocker::datapath::pins::{self, PinDir};
 use blocker::datapath::{Datapath, Diagnostics, Settings};
+use blocker::feeds;
 #[cfg(feature = "fleet")]
 use blocker::fleet::daemon::Following;
 use blocker::logging::{self, Format};
@@ -174,6 +175,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
         // go on while a reload waits for it.
         let following = controller.clone();
         let mut follow = tokio::spawn(async move { following.follow().await });
+        let feeding = tokio::spawn(feeds::follow(controller.clone()));
         let diagnose = diagnose(diagnostics);
         tokio::pin!(diagnose);
         // One, too: a reload that takes its time is no reason to be killed.
@@ -199,6 +201,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
             }
         };
         follow.abort();
+        feeding.abort();
         watchdog.abort();
         result
     };
@@ -272,6 +275,7 @@ fn check(path: &Path) -> ExitCode {
     }
     let checked = Config::load(path).and_then(|config| {
         config.rules(jiff::Timestamp::now())?;
+        feeds::warn_of_files(&config.feeds);
         config.effective_yaml()
     });
     match checked {

@@ -180,7 +180,8 @@ fn metrics(expression: &str) -> BTreeSet<String> {
 
 #[test]
 fn prometheus_scrapes_and_answers() -> Result<()> {
-    let scene = Scene::new(CONFIG)?;
+    let feeds = "feeds: [{name: none, type: file, path: there-is-none.txt}]\n";
+    let scene = Scene::new(&format!("{CONFIG}{feeds}"))?;
     let (host, socket) = (&scene.pair.a, scene.daemon.socket());
     // Rules with everything that a series may need: replies, some of them held back, a deadline.
     scene.add(&[

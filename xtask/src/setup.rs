@@ -162,11 +162,18 @@ const TOOLS: &[Tool] = &[
         Purpose::Test,
         "sets up its users, and looks at it from outside",
     ),
+    tool("nginx", NGINX, Purpose::Test, "serves the lists of feeds"),
     tool(
         "openssl",
         "openssl",
         Purpose::Test,
         "makes certificates for it, and for servers",
+    ),
+    tool(
+        "crowdsec",
+        CROWDSEC,
+        Purpose::Test,
+        "decides whom a feed blocks; cscli is with it",
     ),
     tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
     tool(
@@ -227,6 +234,8 @@ const PROMETHEUS: &str = "prometheus";
 const FAIL2BAN: &str = "fail2ban";
 const ETCD: &str = "etcd-server";
 const HAPROXY: &str = "haproxy";
+const NGINX: &str = "nginx-light";
+const CROWDSEC: &str = "crowdsec";
 
 /// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -309,6 +318,9 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         packages.push(chaostoolkit::PACKAGE);
     }
     packages.extend(compiler);
+    if packages.contains(&CROWDSEC) {
+        keep_crowdsec_to_itself()?;
+    }
     if !packages.is_empty() {
         apt(&packages, !compiler.is_empty())?;
         done.extend(packages.iter().map(ToString::to_string));
@@ -318,6 +330,8 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         (FAIL2BAN, "fail2ban"),
         (ETCD, "etcd"),
         (HAPROXY, "haproxy"),
+        (NGINX, "nginx"),
+        (CROWDSEC, CROWDSEC),
     ] {
         if packages.contains(&package) {
             stop_service(service);
@@ -413,6 +427,19 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
         );
     }
     apt(&[&["install", "--no-install-recommends"], packages].concat()).context(by_hand)
+}
+
+/// Has CrowdSec's package register with nobody: it asks the Central API for an account when it is
+/// installed, and fails without a network, unless there are credentials already.
+fn keep_crowdsec_to_itself() -> Result<()> {
+    const CREDENTIALS: &str = "/etc/crowdsec/online_api_credentials.yaml";
+    if Path::new(CREDENTIALS).exists() {
+        return Ok(());
+    }
+    let sudo = command::sudo()?;
+    let script = format!("mkdir -p /etc/crowdsec && echo '# offline' > {CREDENTIALS}");
+    let mut shell = command::elevated(sudo.as_deref(), "sh");
+    command::run(TASK, shell.args(["-c", &script]))
 }
 
 /// Stops a service that came with a package of ours, now and at the next boot. Where there is no

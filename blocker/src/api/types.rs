@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use explain::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
 pub use status::{
-    HookStatus, InterfaceStatus, MapStatus, Reload, RuleStats, Stats, Status, Teardown,
-    TeardownTotals, Usage,
+    FeedState, FeedStatus, HookStatus, InterfaceStatus, MapStatus, Reload, RuleStats, Stats,
+    Status, Teardown, TeardownTotals, Usage,
 };
 
 pub use event::EventsRequest;

@@ -5,6 +5,7 @@
 //! line and the column, what was found there and what is expected.
 
 mod error;
+pub mod feeds;
 mod fleet;
 mod rules;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use values::{DeviceName, HookChoice, Interfaces, Namespaces, OnStop, ReadAcc
 
 use crate::rule::{Defaults, RuleSpec, Target};
 use error::Source;
+use feeds::Feed;
 
 /// Where the configuration is looked for if nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/blocker/blocker.yaml";
@@ -54,6 +56,8 @@ pub struct Config {
     pub fleet: Option<Fleet>,
     /// What rules take that leave it out, those of the API included.
     pub defaults: Defaults,
+    /// Lists of targets that come from elsewhere.
+    pub feeds: Vec<Feed>,
     /// The rules of owner `config`, as written. [`Config::rules`] makes them explicit.
     pub rules: Vec<RuleSpec>,
 }
@@ -147,6 +151,7 @@ impl Default for Config {
             protect: Vec::new(),
             fleet: None,
             defaults: Defaults::default(),
+            feeds: Vec::new(),
             rules: Vec::new(),
         }
     }
@@ -170,6 +175,7 @@ struct Document {
     protect: Vec<Target>,
     fleet: Option<Spanned<Fleet>>,
     defaults: Defaults,
+    feeds: Vec<Spanned<feeds::Form>>,
     rules: Vec<Spanned<RuleSpec>>,
 }
 
@@ -189,6 +195,7 @@ impl Default for Document {
             protect: config.protect,
             fleet: None,
             defaults: config.defaults,
+            feeds: Vec::new(),
             rules: Vec::new(),
         }
     }
@@ -218,7 +225,8 @@ impl Config {
         let mut document: Document = serde_yaml::from_str_with_options(text, options)
             .map_err(|error| source.yaml_error(&error))?;
         rules::read_lists(&mut document.rules, directory, source)?;
-        rules::check(&document.rules, document.defaults, source)?;
+        let feeds = feeds::read(document.feeds, document.defaults, directory, source)?;
+        rules::check(&document.rules, document.defaults, &feeds, source)?;
         if let Some(fleet) = &document.fleet {
             let place = fleet.referenced;
             let checked = fleet.value.check();
@@ -237,6 +245,7 @@ impl Config {
             protect: document.protect,
             fleet: document.fleet.map(|fleet| fleet.value),
             defaults: document.defaults,
+            feeds,
             rules: document.rules.into_iter().map(|rule| rule.value).collect(),
         })
     }
@@ -278,6 +287,7 @@ impl Config {
             #[serde(skip_serializing_if = "Option::is_none")]
             fleet: Option<&'a Fleet>,
             defaults: Defaults,
+            feeds: &'a [Feed],
             rules: Vec<crate::rule::Rule>,
         }
         let effective = Effective {
@@ -293,6 +303,7 @@ impl Config {
             protect: &self.protect,
             fleet: self.fleet.as_ref(),
             defaults: self.defaults,
+            feeds: &self.feeds,
             rules: rules::resolved(&self.rules, self.defaults)?,
         };
         serde_yaml::to_string(&effective).map_err(|error| ConfigError::Print(error.to_string()))

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_yaml::Spanned;
 
 use super::error::Source;
+use super::feeds::Feed;
 use super::{Config, ConfigError};
 use crate::lists::{Invalid, List};
 use crate::rule::{Defaults, Rule, RuleId, RuleSpec};
@@ -81,6 +82,7 @@ pub(super) fn read_lists(
 pub(super) fn check(
     specs: &[Spanned<RuleSpec>],
     defaults: Defaults,
+    feeds: &[Feed],
     source: Source<'_>,
 ) -> Result<(), ConfigError> {
     let mut seen: HashMap<RuleId, u64> = HashMap::new();
@@ -100,6 +102,13 @@ pub(super) fn check(
         }
         let rule = resolve(&spec.value, defaults)
             .map_err(|error| source.error(place, error.to_string()))?;
+        if let Some(feed) = feeds.iter().find(|feed| feed.name.has(&rule.id)) {
+            let message = format!(
+                "the id {} is the feed {}'s: choose another id",
+                rule.id, feed.name
+            );
+            return Err(source.error(place, message));
+        }
         let Some(first) = seen.insert(rule.id.clone(), place.line()) else {
             continue;
         };

@@ -30,19 +30,26 @@ fn the_annotated_example_is_valid_and_shows_every_key() {
     let mut all = String::new();
     let mut in_rules = false;
     for line in text.lines() {
-        in_rules |= line == "#rules:";
+        in_rules |= ["#feeds:", "#rules:"].contains(&line);
+        in_rules &= !line.is_empty();
         let bare = line.trim_start();
         match bare.strip_prefix('#') {
             Some(example) if !cfg!(feature = "fleet") && example.starts_with("fleet:") => {}
             Some(example) if in_rules || example.starts_with(|c: char| c.is_ascii_lowercase()) => {
                 all.extend([&line[..line.len() - bare.len()], example]);
             }
-            _ if ["protect: []", "rules: []"].contains(&line) => {}
+            _ if ["protect: []", "feeds: []", "rules: []"].contains(&line) => {}
             _ => all.push_str(line),
         }
         all.push('\n');
     }
+    // The key is read; the list's file may come later.
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("crowdsec.key");
+    std::fs::write(&key, "key").unwrap();
+    let all = all.replace("/etc/blocker/crowdsec.key", &key.display().to_string());
     let config = parse(&all).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.feeds.len(), 3);
     assert!(!config.protect.is_empty());
     assert!(!config.rules.is_empty());
     let effective = Config::default().effective_yaml().unwrap();
@@ -174,7 +181,7 @@ fn an_error_names_the_place_what_was_found_and_what_is_expected() {
     for (text, expected) in [
         (
             "interfaces: auto\nrulez: []\n",
-            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, metrics, state_dir, pin_dir, on_stop, limits, protect, fleet, defaults, rules",
+            "2:1: unknown key \"rulez\", expected one of interfaces, hook, namespaces, control, metrics, state_dir, pin_dir, on_stop, limits, protect, fleet, defaults, feeds, rules",
         ),
         (
             "metrics: {listen: ':9'}",

@@ -11,6 +11,7 @@ mod dataplane;
 mod error;
 mod events;
 mod explain;
+mod feeds;
 mod flows;
 mod journal;
 mod lease;
@@ -95,6 +96,7 @@ struct Inner {
     live: Mutex<Live>,
     /// What is kept on disk. Only the writer saves.
     store: Mutex<Store>,
+    feeds: Mutex<feeds::Feeds>,
     kills: Arc<dyn Evidence>,
     seen: Arc<dyn Observer>,
     names: Names,
@@ -142,9 +144,11 @@ impl Controller {
                 created: now,
             })
             .collect();
+        let mut held = feeds::take_up(&config, &[], now);
+        wanted.extend(held.iter().flat_map(|held| held.wanted(now)));
         for Stored { rule, created } in kept.rules {
             if wanted.iter().any(|other| other.rule.id == rule.id) {
-                tracing::warn!(rule = %rule.id, "a kept rule gives way to the configuration's of the same id");
+                tracing::warn!(rule = %rule.id, "a kept rule gives way to the configuration's, or a feed's, of the same id");
             } else {
                 wanted.push(Wanted {
                     rule,
@@ -156,18 +160,13 @@ impl Controller {
         if let Some(fleet) = &config.fleet {
             wanted.extend(owned::kept(fleet, &config, &wanted, now));
         }
-        let rules = wanted.len();
-        let killing: Vec<Rule> = wanted
-            .iter()
-            .map(|wanted| wanted.rule.clone())
-            .filter(Rule::kills)
-            .collect();
         let live = Live::new(config, Box::new(datapath));
         let controller = Self(Arc::new(Inner {
             writer: tokio::sync::Mutex::new(()),
             waiting: Mutex::default(),
             live: Mutex::new(live),
             store: Mutex::new(store),
+            feeds: Mutex::new(feeds::Feeds::new(Vec::new())),
             kills,
             events: Events::new(Arc::clone(&seen)),
             seen,
@@ -187,7 +186,21 @@ impl Controller {
             fleet: Board::default(),
             lacks: teardown::lacks(),
         }));
-        controller.put_first(wanted, now)?;
+        if let Err(error) = controller.put(wanted.clone(), now) {
+            // What somebody else wrote is no reason to protect nobody.
+            wanted.retain(|wanted| !matches!(wanted.owner, Owner::Feed(_) | Owner::Fleet));
+            controller.put(wanted.clone(), now)?;
+            tracing::error!(
+                "rules of feeds and of the fleet wait until their sources are heard from: {error}"
+            );
+            for held in &mut held {
+                held.give_up(&error, now);
+            }
+        }
+        controller.settle_feeds(held, &[]);
+        let rules = wanted.len();
+        let killing = wanted.into_iter().map(|wanted| wanted.rule);
+        let killing: Vec<Rule> = killing.filter(Rule::kills).collect();
         for error in controller.follow_devices(&devices::list().await?, now) {
             tracing::error!("{error}");
         }
@@ -259,7 +272,9 @@ impl Controller {
         }
         let rules = config.rules(now)?;
         let diff = ruleset::diff(self.live().ruleset(), &Owner::Config, &rules)?;
-        let change = self.replacement(&diff, rules, &Owner::Config, now);
+        let mut change = self.replacement(&diff, rules, &Owner::Config, now);
+        let held = feeds::take_up(&config, &self.held_feeds(), now);
+        let feeds = self.replace_feeds(&mut change, &held, now)?;
         let starting = change.starting.clone();
         let devices = devices::list().await?;
         self.live().config = config;
@@ -272,6 +287,7 @@ impl Controller {
         }
         self.tell_devices();
         self.0.events.replaced(&diff, &Owner::Config, None);
+        self.settle_feeds(held, &feeds);
         tracing::info!(
             added = diff.added.len(),
             removed = diff.removed.len(),

@@ -112,19 +112,6 @@ impl Controller {
         Ok((account, starting))
     }
 
-    /// Puts the rules that a daemon starts with in force. What others than the fleet want must fit;
-    /// the fleet's own wait for etcd if it does not.
-    pub(super) fn put_first(&self, mut wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
-        match self.put(wanted.clone(), now) {
-            Err(error) if wanted.iter().any(|wanted| wanted.owner == Owner::Fleet) => {
-                tracing::error!("rules of the fleet wait until etcd is heard from: {error}");
-                wanted.retain(|wanted| wanted.owner != Owner::Fleet);
-                self.put(wanted, now)
-            }
-            done => done,
-        }
-    }
-
     /// Those of an owner's rules that there is room for: what is in force first, then one by one in
     /// their order.
     fn fitting(

@@ -84,6 +84,7 @@ impl Controller {
             maps,
             resident_bytes: resident_bytes(),
             lacks: self.0.lacks.clone(),
+            feeds: lock(&self.0.feeds).statuses(),
             teardown: lock(&self.0.teardown).map(|progress| Teardown {
                 found: progress.found,
                 killed: progress.killed,

@@ -24,7 +24,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 pub use error::{Bad, BadLine, ListError};
-pub use special::Special;
+pub use special::{Special, is_special};
 
 use crate::rule::{RuleSpec, Target};
 

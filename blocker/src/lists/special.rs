@@ -2,6 +2,7 @@
 //! where it does, blocking it may cut off one's own network.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use ipnet::IpNet;
 
@@ -58,6 +59,16 @@ impl Special {
         }
         special
     }
+}
+
+/// The special range that a target lies in or covers, in words.
+#[must_use]
+pub fn is_special(target: Target) -> Option<&'static str> {
+    static RANGES: OnceLock<Vec<(IpNet, &'static str)>> = OnceLock::new();
+    let net = target.net();
+    let mut ranges = RANGES.get_or_init(|| ranges().collect()).iter();
+    let meets = |(range, _): &&(IpNet, _)| range.contains(&net) || net.contains(range);
+    ranges.find(meets).map(|(_, what)| *what)
 }
 
 fn ranges() -> impl Iterator<Item = (IpNet, &'static str)> {

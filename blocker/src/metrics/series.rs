@@ -10,7 +10,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use crate::api::types::{Counters, FleetState, HookStatus, Stats, Status};
+use crate::api::types::{Counters, FeedStatus, FleetState, HookStatus, Stats, Status};
 use crate::rule::Owner;
 
 /// One scrape's facts.
@@ -29,6 +29,7 @@ impl Collector for Series {
         self.daemon(&mut out)?;
         self.configuration(&mut out)?;
         self.fill(&mut out)?;
+        self.feeds(&mut out)?;
         self.rules(&mut out)?;
         self.fleet(&mut out)?;
         self.hooks(&mut out)
@@ -103,10 +104,14 @@ impl Series {
             let rules = self.stats.rules.iter();
             rules.filter(|rule| rule.owner == *owner).count()
         };
+        let feeds = status.feeds.iter();
+        let feeds = feeds.map(|feed| Owner::Feed(feed.name.clone()));
+        let owners = [Owner::Config, Owner::Api, Owner::Fleet];
+        let owners = owners.into_iter().chain(feeds);
         out.gauges(
             "blocker_rules",
             "Rules in force, by owner.",
-            [Owner::Config, Owner::Api, Owner::Fleet].map(|owner| {
+            owners.map(|owner| {
                 let labels = vec![("owner", owner.to_string())];
                 (labels, owned(&owner) as f64)
             }),
@@ -158,6 +163,57 @@ impl Series {
             "blocker_map_entries_limit",
             "Entries of a map that there is room for.",
             counted().map(|(name, entries)| (label(name), entries.allowed as f64)),
+        )
+    }
+
+    fn feeds(&self, out: &mut Out<'_>) -> fmt::Result {
+        let feeds = || self.status.feeds.iter();
+        let labels = |feed: &FeedStatus| vec![("feed", feed.name.clone())];
+        out.gauges(
+            "blocker_feed_info",
+            "A feed of the configuration; always 1.",
+            feeds().map(|feed| {
+                let mut labels = labels(feed);
+                labels.push(("type", feed.kind.clone()));
+                labels.push(("source", feed.source.clone()));
+                (labels, 1.0)
+            }),
+        )?;
+        type Of = fn(&FeedStatus) -> f64;
+        let gauges: [(&str, &str, Of); 3] = [
+            (
+                "blocker_feed_entries",
+                "Targets in force of a feed.",
+                |feed| feed.entries as f64,
+            ),
+            (
+                "blocker_feed_left_out",
+                "Targets of a feed that are left out, because they must not be blocked.",
+                |feed| feed.left_out as f64,
+            ),
+            (
+                "blocker_feed_stale",
+                "Whether the last attempt at a feed failed: what it gave before, if anything, is in force.",
+                |feed| f64::from(u8::from(feed.error.is_some())),
+            ),
+        ];
+        for (name, help, of) in gauges {
+            out.gauges(name, help, feeds().map(|feed| (labels(feed), of(feed))))?;
+        }
+        out.gauges(
+            "blocker_feed_last_success_timestamp_seconds",
+            "When a feed was last seen to be sound, by this daemon.",
+            feeds().filter_map(|feed| Some((labels(feed), seconds(feed.last_success?)))),
+        )?;
+        out.gauges(
+            "blocker_feed_changed_timestamp_seconds",
+            "When what is in force of a feed was had from its source.",
+            feeds().filter_map(|feed| Some((labels(feed), seconds(feed.changed?)))),
+        )?;
+        out.counters(
+            "blocker_feed_failures",
+            "Attempts at a feed that failed.",
+            feeds().map(|feed| (labels(feed), feed.failures)),
         )
     }
 

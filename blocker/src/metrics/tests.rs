@@ -17,6 +17,12 @@ fn status() -> Status {
                  {"name": "flows", "bytes": 512}],
         "map_bytes": 4608, "resident_bytes": 12_900_000, "lacks": [],
         "teardowns": {"found": 5, "killed": 4, "left": 1},
+        "feeds": [
+            {"name": "spamhaus", "type": "url", "source": "https://example.org/l", "state": "stale", "entries": 1500,
+             "rules": 1, "left_out": 2, "failures": 3, "error": "x", "changed": "2026-11-23T18:17:31Z",
+             "last_success": "2026-11-23T18:18:31Z"},
+            {"name": "new", "type": "file", "source": "/l", "state": "waiting", "entries": 0, "rules": 0, "left_out": 0,
+             "failures": 0}],
     }))
     .unwrap()
 }
@@ -64,6 +70,15 @@ fn every_value_is_in_its_series() {
         "blocker_config_last_reload_successful 0",
         r#"blocker_rules{owner="config"} 1"#,
         r#"blocker_rules{owner="api"} 1"#,
+        r#"blocker_rules{owner="feed:spamhaus"} 0"#,
+        r#"blocker_feed_info{feed="spamhaus",type="url",source="https://example.org/l"} 1"#,
+        r#"blocker_feed_entries{feed="spamhaus"} 1500"#,
+        r#"blocker_feed_left_out{feed="spamhaus"} 2"#,
+        r#"blocker_feed_stale{feed="spamhaus"} 1"#,
+        r#"blocker_feed_stale{feed="new"} 0"#,
+        r#"blocker_feed_failures_total{feed="spamhaus"} 3"#,
+        r#"blocker_feed_last_success_timestamp_seconds{feed="spamhaus"} 1795457911"#,
+        r#"blocker_feed_changed_timestamp_seconds{feed="spamhaus"} 1795457851"#,
         "blocker_rules_limit 4096",
         "blocker_prefixes 7",
         "blocker_prefixes_v6 3",
@@ -93,6 +108,7 @@ fn every_value_is_in_its_series() {
     assert_eq!(count("blocker_rule_expires_timestamp_seconds{"), 1);
     assert_eq!(count("blocker_rule_created_timestamp_seconds{"), 2);
     assert_eq!(count("blocker_map_entries{"), 1);
+    assert_eq!(count("blocker_feed_last_success_timestamp_seconds{"), 1);
 }
 
 #[test]

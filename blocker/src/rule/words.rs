@@ -64,6 +64,8 @@ pub enum Owner {
     Lease(String),
     /// The fleet's etcd.
     Fleet,
+    /// A feed of the configuration, by its name.
+    Feed(String),
 }
 
 impl FromStr for Owner {
@@ -74,12 +76,13 @@ impl FromStr for Owner {
             "config" => Ok(Self::Config),
             "api" => Ok(Self::Api),
             "fleet" => Ok(Self::Fleet),
-            _ => match text.strip_prefix("lease:") {
-                Some(id) if !id.is_empty() => Ok(Self::Lease(id.to_owned())),
+            _ => match text.split_once(':') {
+                Some(("lease", id)) if !id.is_empty() => Ok(Self::Lease(id.to_owned())),
+                Some(("feed", name)) if !name.is_empty() => Ok(Self::Feed(name.to_owned())),
                 _ => Err(RuleError::Word {
                     what: "owner",
                     found: text.to_owned(),
-                    expected: "config, api, fleet or lease:ID",
+                    expected: "config, api, fleet, lease:ID or feed:NAME",
                 }),
             },
         }
@@ -93,6 +96,7 @@ impl fmt::Display for Owner {
             Self::Api => f.pad("api"),
             Self::Fleet => f.pad("fleet"),
             Self::Lease(id) => f.pad(&format!("lease:{id}")),
+            Self::Feed(name) => f.pad(&format!("feed:{name}")),
         }
     }
 }

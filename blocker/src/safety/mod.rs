@@ -88,16 +88,16 @@ pub fn review(
     protect: &[IpNet],
     force: bool,
 ) -> Result<Vec<Carved>, Refusal> {
-    let spared = spared(facts, protect);
-    // A rule may have a million targets: only those that may be a reason are looked at closely.
-    let loopback = loopback();
-    let refusing = Disjoint::of(spared.iter().map(|spared| spared.net).chain(loopback));
+    let refusing = Refusing {
+        force,
+        ..Refusing::new(facts, protect, rule.mode)
+    };
     for target in &rule.targets {
-        let net = target.net();
-        if net.prefix_len() == 0 || refusing.covers(net) {
-            refuse(*target, rule.mode, &spared, force)?;
+        if let Some(refusal) = refusing.refusal(*target) {
+            return Err(refusal);
         }
     }
+    let spared = refusing.spared;
     if rule.mode == Mode::Audit {
         return Ok(Vec::new());
     }
@@ -124,6 +124,40 @@ pub fn review(
     rule.except.sort_unstable();
     rule.except.dedup();
     Ok(carved)
+}
+
+/// What targets are refused, looked up for many of them.
+pub struct Refusing {
+    spared: Vec<Spared>,
+    covers: Disjoint,
+    mode: Mode,
+    force: bool,
+}
+
+impl Refusing {
+    /// What is refused as the target of a rule of this mode, without force.
+    #[must_use]
+    pub fn new(facts: &HostFacts, protect: &[IpNet], mode: Mode) -> Self {
+        let spared = spared(facts, protect);
+        // Of a million targets only those that may be a reason are looked at closely.
+        let covers = Disjoint::of(spared.iter().map(|spared| spared.net).chain(loopback()));
+        Self {
+            spared,
+            covers,
+            mode,
+            force: false,
+        }
+    }
+
+    /// Why a target is refused, if it is.
+    #[must_use]
+    pub fn refusal(&self, target: Target) -> Option<Refusal> {
+        let net = target.net();
+        let close = net.prefix_len() == 0 || self.covers.covers(net);
+        close
+            .then(|| refuse(target, self.mode, &self.spared, self.force).err())
+            .flatten()
+    }
 }
 
 /// Everything that is to be spared, the weightiest reason first.

@@ -294,6 +294,35 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> State
     }
 }
 
+/// Replaces a file as a whole, making its directory if it is not there: whoever reads it sees the
+/// old contents or the new. When this returns, these are on the disk.
+///
+/// # Errors
+/// A [`StateError`]; the file is as it was then.
+pub fn replace(
+    path: &Path,
+    contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), StateError> {
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed("creating", dir))?;
+    let new = path.with_added_extension("new");
+    let outcome = write(&new, contents)
+        .map_err(failed("writing", &new))
+        .and_then(|()| fs::rename(&new, path).map_err(failed("replacing", path)));
+    if outcome.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    outcome?;
+    // A rename is durable once the directory is.
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("syncing", dir))
+}
+
 /// Writes a file and waits for the disk. Only its owner may read it.
 fn write(
     path: &Path,

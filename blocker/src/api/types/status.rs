@@ -52,6 +52,80 @@ pub struct Status {
     /// How the fleet is followed, if one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleet: Option<FleetStatus>,
+    /// The feeds of the configuration.
+    #[serde(default)]
+    pub feeds: Vec<FeedStatus>,
+}
+
+/// How a feed fares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FeedStatus {
+    /// Its name; the owner of its rules is `feed:NAME`.
+    pub name: String,
+    /// `file`, `url` or `crowdsec`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its path, or its address without user, password and query.
+    pub source: String,
+    /// How current it is.
+    pub state: FeedState,
+    /// Targets in force.
+    pub entries: u64,
+    /// Rules in force.
+    pub rules: u64,
+    /// Targets that were left out, because they must not be blocked or lie in private ranges.
+    pub left_out: u64,
+    /// The first of them, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out_first: Option<String>,
+    /// When what is in force was had from the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub changed: Option<Timestamp>,
+    /// When the source was last seen to be sound, by this daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub last_success: Option<Timestamp>,
+    /// When it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub last_attempt: Option<Timestamp>,
+    /// When it will be. Files are looked at all the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Moment>")]
+    pub next_attempt: Option<Timestamp>,
+    /// Attempts that failed since the daemon's start.
+    pub failures: u64,
+    /// Why the last attempt failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// How current a feed is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedState {
+    /// It has given nothing yet.
+    Waiting,
+    /// What a daemon before this one kept is in force; the source was not asked yet.
+    Kept,
+    /// The last attempt succeeded.
+    Current,
+    /// The last attempt failed; what it gave before is in force.
+    Stale,
+}
+
+impl FeedState {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Kept => "kept",
+            Self::Current => "current",
+            Self::Stale => "stale",
+        }
+    }
 }
 
 /// A teardown under way.

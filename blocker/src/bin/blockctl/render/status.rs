@@ -2,8 +2,11 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{FleetState, FleetStatus, InterfaceStatus, MapStatus, Status, Usage};
+use blocker::api::types::{
+    FeedStatus, FleetState, FleetStatus, InterfaceStatus, MapStatus, Status, Usage,
+};
 use comfy_table::Color;
+use jiff::Timestamp;
 
 use super::View;
 use super::table::{Cell, Column, Fit, draw};
@@ -18,6 +21,17 @@ const COLUMNS: &[Column] = &[
     Column::new("SEEN", Fit::Number),
     Column::new("PASSED", Fit::Number),
     Column::new("MALFORMED", Fit::Number),
+];
+
+const FEEDS: &[Column] = &[
+    Column::new("FEED", Fit::Whole),
+    Column::new("TYPE", Fit::Whole),
+    Column::new("STATE", Fit::Whole),
+    Column::new("ENTRIES", Fit::Number),
+    Column::new("CHANGED", Fit::Number),
+    Column::new("CHECKED", Fit::Number),
+    Column::new("FAILURES", Fit::Number),
+    Column::new("SOURCE", Fit::Cut),
 ];
 
 const MAPS: &[Column] = &[
@@ -107,6 +121,10 @@ pub(crate) fn status(status: &Status, view: View) -> String {
     }
     out.push('\n');
     out += &interfaces(&status.interfaces, view);
+    if !status.feeds.is_empty() {
+        out.push('\n');
+        out += &feeds(&status.feeds, view);
+    }
     if !status.maps.is_empty() {
         out.push('\n');
         out += &maps(&status.maps, view);
@@ -164,6 +182,50 @@ fn followed(fleet: &FleetStatus) -> Vec<String> {
         note(WARN, &format!("does not report itself: {error}"));
     }
     lines
+}
+
+/// How current each feed is, and what is wrong with those that are not.
+fn feeds(feeds: &[FeedStatus], view: View) -> String {
+    let ago = |at: Option<Timestamp>| {
+        at.map_or_else(
+            || "never".to_owned(),
+            |at| span(seconds_between(at, view.now)),
+        )
+    };
+    let rows = feeds.iter().map(|feed| {
+        let state = Cell::from(feed.state.word());
+        let state = match feed.error {
+            Some(_) => state.color(Color::Red),
+            None => state,
+        };
+        vec![
+            feed.name.as_str().into(),
+            feed.kind.as_str().into(),
+            state,
+            count(feed.entries).into(),
+            ago(feed.changed).into(),
+            ago(feed.last_success).into(),
+            count(feed.failures).into(),
+            feed.source.as_str().into(),
+        ]
+    });
+    let mut out = draw(FEEDS, rows.collect(), view.width);
+    for feed in feeds {
+        let name = printable(&feed.name);
+        if let Some(error) = &feed.error {
+            let text = format!("{name}: {}", printable(error));
+            let _ = writeln!(out, "{}", styled(BAD, &text));
+        }
+        if let Some(first) = &feed.left_out_first {
+            let more = match feed.left_out {
+                ..=1 => String::new(),
+                n => format!(" and {} more", n - 1),
+            };
+            let text = format!("{name}: left out {}{more}", printable(first));
+            let _ = writeln!(out, "{}", styled(WARN, &text));
+        }
+    }
+    out
 }
 
 /// Memory and fill, the largest first: what takes the room.

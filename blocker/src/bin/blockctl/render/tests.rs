@@ -513,6 +513,31 @@ fn status_when_all_is_not() {
 }
 
 #[test]
+fn status_of_feeds() {
+    let state = state(json!({"feeds": [
+        {"name": "spamhaus", "type": "url", "source": "https://example.org/drop_v4.json", "state": "current",
+         "entries": 1_501, "rules": 1, "left_out": 3, "left_out_first": "10.0.0.0/8: private, RFC 1918",
+         "failures": 1, "changed": "2026-11-23T18:30:00Z", "last_success": "2026-11-23T21:29:00Z"},
+        {"name": "crowdsec", "type": "crowdsec", "source": "http://127.0.0.1:8080/", "state": "stale",
+         "entries": 20_000, "rules": 31, "left_out": 0, "failures": 12, "error": "GET http://127.0.0.1:8080/: connection refused",
+         "changed": "2026-11-23T21:20:00Z", "last_success": "2026-11-23T21:20:10Z"},
+        {"name": "own", "type": "file", "source": "/etc/blocker/lists/own.txt", "state": "waiting",
+         "entries": 0, "rules": 0, "left_out": 0, "failures": 1, "error": "cannot read /etc/blocker/lists/own.txt: No such file"},
+    ]}));
+    let text = bare(&status(&state, view(100)));
+    let feeds = text.split("FEED").nth(1).unwrap();
+    insta::assert_snapshot!(format!("FEED{}", feeds.split("\nMAP").next().unwrap()), @"
+    FEED      TYPE      STATE    ENTRIES  CHANGED  CHECKED  FAILURES  SOURCE
+    spamhaus  url       current     1501       3h       1m         1  https://example.org/drop_v4.json
+    crowdsec  crowdsec  stale      20.0k      10m   9m 50s        12  http://127.0.0.1:8080/
+    own       file      waiting        0    never    never         1  /etc/blocker/lists/own.txt
+    spamhaus: left out 10.0.0.0/8: private, RFC 1918 and 2 more
+    crowdsec: GET http://127.0.0.1:8080/: connection refused
+    own: cannot read /etc/blocker/lists/own.txt: No such file
+    ");
+}
+
+#[test]
 fn status_without_an_interface() {
     let text = status(&state(json!({"interfaces": []})), view(80));
     assert!(

@@ -1,0 +1,233 @@
+//! Feeds in force: what each gave last, its rules, and how it fares.
+//!
+//! Looking at their sources is [`crate::feeds`]' business. Here their rules are put in force with
+//! the daemon's start, with each reload, and whenever a feed gives something new: as one change
+//! each time.
+
+mod held;
+mod replace;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::lift::Change;
+use super::requests::facts;
+use super::{Asking, Controller, Error, lock};
+use crate::api::types::FeedStatus;
+use crate::config::feeds::{Feed, FeedName};
+use crate::feeds::FeedError;
+use crate::feeds::account::Account;
+use crate::feeds::content::{Made, With};
+use crate::feeds::kept::{self, Kept};
+use crate::rule::{Owner, Rule};
+use crate::ruleset::{self, Diff};
+pub(super) use held::{Held, take_up};
+use replace::{replace, tell};
+
+/// All feeds, and who is told when they are others.
+pub(super) struct Feeds {
+    held: Vec<Held>,
+    told: watch::Sender<Arc<Vec<Feed>>>,
+}
+
+impl Feeds {
+    pub(super) fn new(held: Vec<Held>) -> Self {
+        let feeds = held.iter().map(|held| held.feed.clone()).collect();
+        Self {
+            held,
+            told: watch::Sender::new(Arc::new(feeds)),
+        }
+    }
+
+    pub(super) fn statuses(&self) -> Vec<FeedStatus> {
+        let held = self.held.iter();
+        held.map(|held| held.account.status(&held.feed)).collect()
+    }
+
+    fn find(&self, feed: &Feed) -> Option<&Held> {
+        self.held.iter().find(|held| held.feed == *feed)
+    }
+}
+
+impl Controller {
+    /// The feeds there are; told anew at each reload.
+    #[must_use]
+    pub fn feeds(&self) -> watch::Receiver<Arc<Vec<Feed>>> {
+        lock(&self.0.feeds).told.subscribe()
+    }
+
+    /// Where state is kept.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.live().config.state_dir.clone()
+    }
+
+    /// What a feed gave last.
+    #[must_use]
+    pub fn feed_kept(&self, feed: &Feed) -> Option<Kept> {
+        lock(&self.0.feeds).find(feed)?.kept.clone()
+    }
+
+    /// Reads or changes the account of a feed; `None` if it is no more.
+    pub fn feed_account<T>(&self, feed: &Feed, act: impl FnOnce(&mut Account) -> T) -> Option<T> {
+        let mut feeds = lock(&self.0.feeds);
+        let held = feeds.held.iter_mut().find(|held| held.feed == *feed)?;
+        Some(act(&mut held.account))
+    }
+
+    /// Makes the rules of what a feed gave all that it has in force, as one change. `false`: the
+    /// feed is no more, and nothing was done.
+    ///
+    /// # Errors
+    /// See [`FeedError`]; what was in force stays.
+    pub async fn put_feed(&self, feed: Feed, kept: Kept) -> Result<bool, FeedError> {
+        let (runtime, this) = (Handle::current(), self.clone());
+        // To its end once it is begun, and on a thread that may be held up.
+        let work = move || runtime.block_on(this.put_feed_now(&feed, kept));
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| FeedError::Inside(error.to_string()))?
+    }
+
+    /// Makes a feed's rules again, if what must not be blocked is not what it was.
+    ///
+    /// # Errors
+    /// As [`Controller::put_feed`].
+    pub async fn review_feed(&self, feed: Feed) -> Result<(), FeedError> {
+        let this = self.clone();
+        let differs = move || {
+            let facts = facts(&Asking::default());
+            let feeds = lock(&this.0.feeds);
+            let held = feeds.find(&feed).filter(|held| held.facts != facts)?;
+            Some((feed, held.kept.clone()?))
+        };
+        let differs = tokio::task::spawn_blocking(differs).await;
+        match differs.map_err(|error| FeedError::Inside(error.to_string()))? {
+            Some((feed, kept)) => self.put_feed(feed, kept).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    async fn put_feed_now(&self, feed: &Feed, kept: Kept) -> Result<bool, FeedError> {
+        let writer = self.0.writer.lock().await;
+        if self.0.events.is_closed() || lock(&self.0.feeds).find(feed).is_none() {
+            return Ok(false);
+        }
+        self.lift_due().await;
+        let now = Timestamp::now();
+        let facts = facts(&Asking::default());
+        let made = {
+            let (defaults, protect) = {
+                let live = self.live();
+                (live.config.defaults, live.protect())
+            };
+            let with = With {
+                defaults,
+                facts: &facts,
+                protect: &protect,
+                now,
+            };
+            Made::of(feed, &kept.content, &with)?
+        };
+        let owner = feed.name.owner();
+        let starting = self.replace_feed(&owner, made.rules.clone(), now).await;
+        let starting = starting.map_err(Box::new)?;
+        {
+            let mut feeds = lock(&self.0.feeds);
+            if let Some(held) = feeds.held.iter_mut().find(|held| held.feed == *feed) {
+                held.account.holds(&made, kept.got);
+                held.kept = Some(kept);
+                held.facts = facts;
+            }
+        }
+        drop(writer);
+        self.kill_resets(starting).await;
+        Ok(true)
+    }
+
+    /// Makes these rules all of a feed's; gives those whose flows are yet to be killed. The writer's
+    /// lock is held.
+    async fn replace_feed(
+        &self,
+        owner: &Owner,
+        rules: Vec<Rule>,
+        now: Timestamp,
+    ) -> Result<Vec<Rule>, Error> {
+        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
+        if diff.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut change = Change::to(self.live().wanted());
+        replace(&mut change, &diff, rules, owner, now);
+        let starting = change.starting.clone();
+        self.change(change, now).await?;
+        self.0.events.replaced(&diff, owner, None);
+        tell(owner, &diff);
+        Ok(starting)
+    }
+
+    /// Puts the feeds of a new configuration into a change; gives what differs, by owner. Those that
+    /// are no more have no rules.
+    pub(super) fn replace_feeds(
+        &self,
+        change: &mut Change,
+        held: &[Held],
+        now: Timestamp,
+    ) -> Result<Vec<(Owner, Diff)>, Error> {
+        let mut diffs = Vec::new();
+        let names: Vec<FeedName> = {
+            let feeds = lock(&self.0.feeds);
+            let gone = feeds.held.iter().map(|held| &held.feed.name);
+            let gone = gone.filter(|name| held.iter().all(|held| held.feed.name != **name));
+            gone.cloned().collect()
+        };
+        let gone = names.iter().map(|name| (name.owner(), Vec::new()));
+        let made = held
+            .iter()
+            .filter_map(|held| Some((held.feed.name.owner(), held.rules.clone()?)));
+        for (owner, rules) in gone.chain(made) {
+            let diff = ruleset::diff(self.live().ruleset(), &owner, &rules)?;
+            if !diff.is_empty() {
+                replace(change, &diff, rules, &owner, now);
+                diffs.push((owner, diff));
+            }
+        }
+        Ok(diffs)
+    }
+
+    /// What the feeds there are gave.
+    pub(super) fn held_feeds(&self) -> Vec<Held> {
+        lock(&self.0.feeds).held.clone()
+    }
+
+    /// Takes note of feeds whose rules are in force, keeps what is yet to be kept, and tells those
+    /// who follow them.
+    pub(super) fn settle_feeds(&self, mut held: Vec<Held>, diffs: &[(Owner, Diff)]) {
+        let state_dir = self.state_dir();
+        for held in &mut held {
+            // It is in force, and in the content.
+            held.rules = None;
+            let name = &held.feed.name;
+            if std::mem::take(&mut held.unsaved)
+                && let Some(kept) = &held.kept
+                && let Err(error) = kept::save(&state_dir, name, kept)
+            {
+                tracing::error!(feed = %name, "it is in force, but not kept: {error}");
+            }
+        }
+        for (owner, diff) in diffs {
+            self.0.events.replaced(diff, owner, None);
+            tell(owner, diff);
+        }
+        let feeds: Vec<Feed> = held.iter().map(|held| held.feed.clone()).collect();
+        let names: Vec<FeedName> = feeds.iter().map(|feed| feed.name.clone()).collect();
+        kept::sweep(&state_dir, &names);
+        let mut all = lock(&self.0.feeds);
+        all.held = held;
+        all.told.send_replace(Arc::new(feeds));
+    }
+}
