@@ -19,8 +19,9 @@ use tokio::runtime::Runtime;
 
 use crate::lab::{Namespace, Pair, poll};
 
-/// How long the slow path of a server takes: longer than it takes to begin a block.
-const SLOW: Duration = Duration::from_secs(3);
+/// How long the slow path of a server takes: longer than it takes to begin a block, and no longer than
+/// the runbook waits under it, so that the answer is sent during the block.
+const SLOW: Duration = Duration::from_secs(5);
 /// How long HAProxy may take to start, and to find its servers up.
 const START: Duration = Duration::from_secs(20);
 
@@ -125,7 +126,7 @@ impl Balancer {
             "defaults
   mode http
   timeout connect 1s
-  timeout check 500ms
+  timeout check 1s
   timeout client 60s
   timeout server 60s
 frontend service
