@@ -92,6 +92,16 @@ fn two_groups_that_part() -> Result<()> {
     passes("partition.yaml", &[8080])
 }
 
+#[test]
+fn a_dependency_that_is_unreachable() -> Result<()> {
+    let scene = Scene::new("")?;
+    let _service = Balancer::start_dependent(&scene.pair, 5432)?;
+    let output = run(&scene, &shipped().join("dependency-unreachable.yaml"), &[])?;
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(rules(&scene)?, json!([]));
+    Ok(())
+}
+
 /// A service that does not care about its database does not say so: the runbook finds out, and what
 /// was cut off is there again.
 #[test]

@@ -91,7 +91,7 @@ pub(super) struct HttpDocument {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TcpDocument {
-    /// Host and port: 192.0.2.7:443, "[2001:db8::7]:443", db.example.org:5432.
+    /// Host and port: `192.0.2.7:443`, `"[2001:db8::7]:443"`, `db.example.org:5432`.
     pub(super) to: Endpoint,
     /// What must become of it. Default: connects.
     pub(super) expect: Option<Connect>,

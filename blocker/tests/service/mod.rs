@@ -19,8 +19,9 @@ use tokio::runtime::Runtime;
 
 use crate::lab::{Namespace, Pair, poll};
 
-/// How long the slow path of a server takes: longer than it takes to begin a block.
-const SLOW: Duration = Duration::from_secs(3);
+/// How long the slow path of a server takes: longer than it takes to begin a block, and no longer than
+/// the runbook waits under it, so that the answer is sent during the block.
+const SLOW: Duration = Duration::from_secs(5);
 /// How long HAProxy may take to start, and to find its servers up.
 const START: Duration = Duration::from_secs(20);
 
@@ -57,7 +58,7 @@ impl Servers {
     }
 }
 
-/// A real HAProxy in A, with two servers in B: `client`, and `other` at B's second address.
+/// A real HAProxy in A, with servers in B.
 pub(crate) struct Balancer {
     process: Child,
     _servers: Servers,
@@ -65,13 +66,37 @@ pub(crate) struct Balancer {
 }
 
 impl Balancer {
-    /// Starts all three, and waits until both servers are in rotation. `fall`: after so many failed
-    /// checks, two a second, a server is out of it.
+    /// With two of them: `client`, and `other` at B's second address. `fall`: after so many failed
+    /// checks, two a second, a server is out of rotation.
     pub(crate) fn start(pair: &Pair, fall: u32) -> Result<Self> {
         let servers = Servers::new()?;
         let other = pair.second_remote()?;
         servers.start(&pair.b, (Pair::B, 8080).into(), "client")?;
         servers.start(&pair.b, (other, 8080).into(), "other")?;
+        let backend = format!(
+            "default-server inter 500ms fall {fall} rise 2
+  use-server client if {{ path_beg /client/ }}
+  server client {}:8080 check
+  server other {other}:8080 check",
+            Pair::B
+        );
+        Self::launch(pair, servers, &backend)
+    }
+
+    /// With one alone, at this port: without it there is no service.
+    pub(crate) fn start_dependent(pair: &Pair, port: u16) -> Result<Self> {
+        let servers = Servers::new()?;
+        servers.start(&pair.b, (Pair::B, port).into(), "database")?;
+        let backend = format!(
+            "default-server inter 500ms fall 2 rise 2
+  server database {}:{port} check",
+            Pair::B
+        );
+        Self::launch(pair, servers, &backend)
+    }
+
+    /// Starts it, and waits until its servers are in rotation.
+    fn launch(pair: &Pair, servers: Servers, backend: &str) -> Result<Self> {
         let files = tempfile::tempdir()?;
         let certificate = files.path().join("certificate.pem");
         let key = pair.a.run(&[
@@ -101,7 +126,7 @@ impl Balancer {
             "defaults
   mode http
   timeout connect 1s
-  timeout check 500ms
+  timeout check 1s
   timeout client 60s
   timeout server 60s
 frontend service
@@ -114,13 +139,9 @@ frontend statistics
   stats uri /stats
 backend service
   option httpchk GET /health
-  default-server inter 500ms fall {fall} rise 2
-  use-server client if {{ path_beg /client/ }}
-  server client {b}:8080 check
-  server other {other}:8080 check
+  {backend}
 ",
             a = Pair::A,
-            b = Pair::B,
             certificate = certificate.display(),
         );
         let path = files.path().join("haproxy.cfg");
@@ -142,14 +163,14 @@ backend service
         let up = poll("the servers to be in rotation", START, || {
             let ended = balancer.process.try_wait().ok()?.is_some();
             let statistics = statistics(pair).unwrap_or_default();
-            let up = |line: &str| line.contains(",UP,");
-            let servers = ["service,client,", "service,other,"];
-            let both = servers.iter().all(|server| {
-                statistics
-                    .lines()
-                    .any(|line| line.starts_with(server) && up(line))
-            });
-            (ended || both).then_some(both)
+            let is_server = |line: &&str| {
+                let mut fields = line.split(',');
+                let proxy = fields.next() == Some("service");
+                proxy && !matches!(fields.next(), None | Some("FRONTEND" | "BACKEND"))
+            };
+            let mut servers = statistics.lines().filter(is_server).peekable();
+            let up = servers.peek().is_some() && servers.all(|line| line.contains(",UP,"));
+            (ended || up).then_some(!ended)
         });
         let said = fs::read_to_string(balancer.files.path().join("log")).unwrap_or_default();
         ensure!(

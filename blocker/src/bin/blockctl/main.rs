@@ -6,7 +6,7 @@
 //! | [`input`] | flags, files and arguments → API types, every error at once |
 //! | [`lift`] | what `del` names, all of it or nothing |
 //! | [`during`] | a block that holds while a command runs |
-//! | [`run`] | an experiment from a file |
+//! | [`mod@run`] | an experiment from a file |
 //! | [`held`] | what becomes of rules under a lease |
 //! | [`evidence`] | what reports are made of |
 //! | [`signals`] | being asked to end |
