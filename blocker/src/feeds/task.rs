@@ -301,7 +301,10 @@ impl Follower {
             stream.all = None;
         }
         decisions.prune(now);
-        if decisions == stream.decisions && self.controller.feed_kept(&self.feed).is_some() {
+        let filled = self
+            .controller
+            .feed_account(&self.feed, |account| account.filled);
+        if decisions == stream.decisions && filled == Some(true) {
             self.save_decisions(stream, false).await;
             return self.review().await;
         }
