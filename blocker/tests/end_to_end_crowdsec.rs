@@ -280,12 +280,12 @@ fn a_decision_ends_in_time_whoever_is_dead() -> Result<()> {
     lapi.run()?;
     let daemon = Daemon::start(&pair.a, &Programs::under_test()?, &config(&lapi))?;
     // Both end long before their rule's deadline, one while the Local API lives.
-    lapi.decide(["--ip", &Pair::B.to_string()], "8s", "ban")?;
+    lapi.decide(["--ip", &Pair::B.to_string()], "20s", "ban")?;
     wait(&daemon, "the ban", has(1))?;
     poll("the ban's end", NOTICE, || {
         Connection::open(&pair.b, &pair.a, Pair::A).ok()
     })?;
-    lapi.decide(["--ip", &Pair::B.to_string()], "15s", "ban")?;
+    lapi.decide(["--ip", &Pair::B.to_string()], "25s", "ban")?;
     wait(&daemon, "the ban", has(1))?;
     lapi.stop()?;
     wait(&daemon, "the Local API to be away", |feed| {

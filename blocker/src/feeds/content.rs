@@ -154,18 +154,16 @@ impl Made {
                 Private::Block => None,
                 Private::Skip | Private::Refuse => is_special(*target),
             };
-            if let Some(range) = special {
-                if feed.private == Private::Refuse {
+            match (refusing.refusal(*target), special) {
+                (Some(refusal), _) => self.leave_out(*target, &refusal.why),
+                (None, Some(range)) if feed.private == Private::Refuse => {
                     let place = feed.source.place();
                     return Err(FeedError::Private(format!(
                         "{place} has {target} ({range})"
                     )));
                 }
-                self.leave_out(*target, range);
-            } else if let Some(refusal) = refusing.refusal(*target) {
-                self.leave_out(*target, &refusal.why);
-            } else {
-                allowed.push(*target);
+                (None, Some(range)) => self.leave_out(*target, range),
+                (None, None) => allowed.push(*target),
             }
         }
         Ok(allowed)
@@ -252,7 +250,7 @@ mod tests {
         );
         assert_eq!(
             made("skip").unwrap_err(),
-            "/l: all 1 targets are left out (10.0.0.0/8: private, RFC 1918): nothing would be blocked"
+            "/l: nothing would be blocked: of 1 targets all are left out, such as 10.0.0.0/8: private, RFC 1918"
         );
         assert_eq!(made("block").unwrap().entries, 1);
     }

@@ -65,7 +65,9 @@ pub enum FeedError {
     #[error("{0}; `private: skip` leaves them out")]
     Private(String),
     /// Nothing is left to block.
-    #[error("{place}: all {count} targets are left out ({first}): nothing would be blocked")]
+    #[error(
+        "{place}: nothing would be blocked: of {count} targets all are left out, such as {first}"
+    )]
     NothingLeft {
         /// The source.
         place: String,

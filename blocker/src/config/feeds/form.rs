@@ -159,7 +159,12 @@ impl Reading<'_> {
             max_bytes,
             rule: RuleSpec {
                 except: form.except,
-                mode: form.mode.map(|mode| mode.value),
+                mode: match form.kind {
+                    Kind::Crowdsec => None,
+                    Kind::File | Kind::Url => {
+                        Some(form.mode.map_or(defaults.mode, |mode| mode.value))
+                    }
+                },
                 direction: form.direction,
                 protocol: form.protocol,
                 ports: form.ports,

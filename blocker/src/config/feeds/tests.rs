@@ -49,6 +49,10 @@ feeds:
     let path = dir.path().join("list");
     assert_eq!(a.source, Source::File { path, list });
     assert_eq!(a.private, Private::Skip);
+    assert_eq!(
+        (a.rule.mode, b.rule.mode),
+        (Some(Mode::Reset), Some(Mode::Drop))
+    );
     assert_eq!(b.source.place(), "https://example.org/l.netset");
     assert!(b.source.key().contains("user:pw@"));
     let Source::Url {

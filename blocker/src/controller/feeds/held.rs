@@ -1,12 +1,14 @@
 //! A feed and what there is of it: found at the daemon's start, carried over at a reload.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 
 use super::super::live::Wanted;
 use super::super::requests::facts;
 use super::super::{Asking, Error};
 use crate::config::Config;
-use crate::config::feeds::{Feed, Source};
+use crate::config::feeds::{Feed, ListChecks, Source};
 use crate::feeds::account::Account;
 use crate::feeds::content::{Content, Made, With};
 use crate::feeds::kept::{self, Kept};
@@ -68,9 +70,11 @@ pub(in crate::controller) fn take_up(
             decisions.prune(now);
         }
         if !same {
-            held.read_file(now);
+            held.read(config, now);
         }
-        held.make(config, now);
+        if held.rules.is_none() {
+            held.make_kept(config, now);
+        }
         held
     };
     config.feeds.iter().map(take).collect()
@@ -78,39 +82,54 @@ pub(in crate::controller) fn take_up(
 
 impl Held {
     /// Reads the list of a feed that is a file.
-    fn read_file(&mut self, now: Timestamp) {
-        let Source::File { path, list } = &self.feed.source else {
-            return;
-        };
+    fn read(&mut self, config: &Config, now: Timestamp) {
+        if let Source::File { path, list } = self.feed.source.clone() {
+            let outcome = self.read_file(&path, list, config, now);
+            self.looked(outcome, now);
+        }
+    }
+
+    fn read_file(
+        &mut self,
+        path: &Path,
+        checks: ListChecks,
+        config: &Config,
+        now: Timestamp,
+    ) -> Result<(), FeedError> {
         let source = self.feed.source.key();
         let known = self.kept.as_ref().filter(|kept| kept.source == source);
         let before = known.map(|kept| kept.content.len());
-        let outcome = load_file(path, self.feed.max_bytes, *list, before).map(|list| {
-            let content = Content::List(list.targets.into());
-            known
-                .is_none_or(|kept| kept.content != content)
-                .then(|| Kept {
-                    content,
-                    source,
-                    validators: Default::default(),
-                    got: now,
-                })
-        });
-        let outcome = outcome.map(|new| {
-            if new.is_some() {
-                self.kept = new;
-                self.unsaved = true;
-            }
-        });
-        self.looked(outcome, now);
+        let list = load_file(path, self.feed.max_bytes, checks, before)?;
+        let content = Content::List(list.targets.into());
+        if known.is_some_and(|kept| kept.content == content) {
+            return Ok(());
+        }
+        let kept = Kept {
+            content,
+            source,
+            validators: Default::default(),
+            got: now,
+        };
+        // What makes no rules must not take the place of what does.
+        self.make(&kept, config, now)?;
+        self.kept = Some(kept);
+        self.unsaved = true;
+        Ok(())
     }
 
-    /// Makes the rules of what there is.
-    fn make(&mut self, config: &Config, now: Timestamp) {
-        let Some(kept) = &self.kept else {
-            self.rules = Some(Vec::new());
-            return;
-        };
+    /// Makes the rules of what was kept.
+    fn make_kept(&mut self, config: &Config, now: Timestamp) {
+        match self.kept.clone() {
+            None => self.rules = Some(Vec::new()),
+            Some(kept) => {
+                if let Err(error) = self.make(&kept, config, now) {
+                    self.looked(Err(error), now);
+                }
+            }
+        }
+    }
+
+    fn make(&mut self, kept: &Kept, config: &Config, now: Timestamp) -> Result<(), FeedError> {
         let protect: Vec<_> = config.protect.iter().map(|target| target.net()).collect();
         let with = With {
             defaults: config.defaults,
@@ -118,13 +137,10 @@ impl Held {
             protect: &protect,
             now,
         };
-        match Made::of(&self.feed, &kept.content, &with) {
-            Ok(made) => {
-                self.account.holds(&made, kept.got);
-                self.rules = Some(made.rules);
-            }
-            Err(error) => self.looked(Err(error), now),
-        }
+        let made = Made::of(&self.feed, &kept.content, &with)?;
+        self.account.holds(&made, kept.got);
+        self.rules = Some(made.rules);
+        Ok(())
     }
 
     fn looked(&mut self, outcome: Result<(), FeedError>, now: Timestamp) {
@@ -157,5 +173,42 @@ impl Held {
         self.rules = None;
         self.kept = None;
         self.looked(Err(error), now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_good_leaves_what_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("l");
+        let text = format!(
+            "state_dir: {}\nfeeds: [{{name: l, type: file, path: l, shrink: 100}}]\n",
+            dir.path().display()
+        );
+        let name = dir.path().join("c.yaml").display().to_string();
+        let config = Config::parse(&text, &name).unwrap();
+        let take_up = |before: &[Held]| take_up(&config, before, Timestamp::now()).remove(0);
+        fs::write(&file, "198.51.100.1\n198.51.100.2\n").unwrap();
+        let first = take_up(&[]);
+        assert_eq!((first.account.entries, first.unsaved), (2, true));
+        let kept = first.kept.clone().unwrap();
+        kept::save(dir.path(), &first.feed.name, &kept).unwrap();
+        // Everything at once is left out, and nothing else is in it.
+        for text in ["0.0.0.0/0\n", "", "nonsense\n"] {
+            fs::write(&file, text).unwrap();
+            let held = take_up(&[]);
+            assert_eq!((held.account.entries, held.unsaved), (2, false), "{text}");
+            assert_eq!(held.kept.as_ref(), Some(&kept));
+            assert!(held.account.error.is_some(), "{text}");
+            assert_eq!(held.rules.map(|rules| rules.len()), Some(1));
+        }
+        // At a reload the file is not read: whoever follows it does.
+        let carried = take_up(&[first]);
+        assert_eq!((carried.account.entries, carried.account.error), (2, None));
     }
 }
