@@ -6,6 +6,7 @@
 //! | [`input`] | flags, files and arguments → API types, every error at once |
 //! | [`lift`] | what `del` names, all of it or nothing |
 //! | [`during`] | a block that holds while a command runs |
+//! | `fleet` | rules for many hosts, through etcd |
 //! | [`render`] | answers → words and tables |
 //! | [`rates`] | totals → rates |
 //! | [`stats`] | rates, again and again |
@@ -20,6 +21,8 @@
 mod args;
 mod during;
 mod failure;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod input;
 mod lift;
 mod output;
@@ -211,6 +214,8 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
                 render::status(&answer, view)
             })?))
         }
+        #[cfg(feature = "fleet")]
+        Command::Fleet(args) => fleet::run(args, global, view).await,
         Command::Stats(args) => {
             stats::stats(&client, args, global).await?;
             Ok(Done::new(String::new()))
