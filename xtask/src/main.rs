@@ -7,6 +7,7 @@ mod build;
 mod chaostoolkit;
 mod command;
 mod demo;
+mod fleet;
 mod kernels;
 #[path = "../../blocker/tests/lab/mod.rs"]
 mod lab;
@@ -57,6 +58,20 @@ enum Task {
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
+    /// Measure what a large fleet costs its etcd: many hosts in one process, without a datapath
+    Fleet {
+        /// How many hosts; several by commas
+        #[arg(
+            long,
+            value_delimiter = ',',
+            default_value = "100,300,1000",
+            value_name = "N"
+        )]
+        hosts: Vec<usize>,
+        /// How many rules there are before
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        rules: usize,
+    },
     /// Build a Debian package, and have lintian look at it
     Package {
         /// Build the programs without shared libraries instead
@@ -87,6 +102,7 @@ fn main() -> ExitCode {
             programs: None,
             what,
         } => bench::run(&what),
+        Task::Fleet { hosts, rules } => fleet::run(&hosts, rules),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
         Task::Package { fixed: false } => package::deb(),

@@ -1,8 +1,9 @@
-//! Tells the fleet of this host: one key under a lease, written when something changed, at most once
-//! a second, and now and then so that it can be seen to be fresh.
+//! Tells the fleet of this host: one key under a lease, written when something changed, at a bounded
+//! rate, and now and then so that it can be seen to be fresh.
 //!
 //! A host whose user may not write there enforces its rules all the same, and says so in `status`.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use etcd_client::{LeaseKeepAliveStream, LeaseKeeper, PutOptions};
@@ -21,8 +22,10 @@ const TTL: i64 = 60;
 const RENEWAL: Duration = Duration::from_secs(20);
 /// How many times it is renewed before the report is written again, though nothing changed.
 const RENEWALS: usize = 3;
-/// No two reports follow each other faster.
-const PAUSE: Duration = Duration::from_secs(1);
+/// No more reports than this within so long: the first few go out at once, so that whoever waits for
+/// one change does not wait for the report.
+const BURST: usize = 5;
+const WITHIN: Duration = Duration::from_secs(5);
 /// How often it is tried again after a failure, and where the host may not report.
 const RETRY: Duration = Duration::from_secs(2);
 const DENIED: Duration = Duration::from_secs(60);
@@ -68,6 +71,7 @@ async fn lease(
     let (mut keeper, mut answers) = link.ask("keeping a lease", kept).await?;
     let mut renewal = interval(RENEWAL);
     renewal.tick().await;
+    let mut sent: VecDeque<Instant> = VecDeque::new();
     loop {
         // What changes from here on is in the next one.
         let mut report = changed.borrow_and_update().clone();
@@ -78,14 +82,18 @@ async fn lease(
         let put = client.put(key, text, Some(options));
         link.ask("writing this host's report", put).await?;
         board.post(|status| status.report_error = None);
-        let next = Instant::now() + PAUSE;
+        sent.push_back(Instant::now());
         for _renewed in 0..RENEWALS {
             tokio::select! {
                 _ = changed.changed() => break,
                 _ = renewal.tick() => renew(link, &mut keeper, &mut answers).await?,
             }
         }
-        sleep_until(next).await;
+        if sent.len() == BURST
+            && let Some(first) = sent.pop_front()
+        {
+            sleep_until(first + WITHIN).await;
+        }
     }
 }
 

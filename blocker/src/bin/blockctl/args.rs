@@ -227,6 +227,9 @@ pub(crate) enum Command {
     Flows(FlowsArgs),
     #[command(about = "Show packets that rules decide, and changes, as they happen", long_about = WATCH_ABOUT)]
     Watch(WatchArgs),
+    #[cfg(feature = "fleet")]
+    #[command(about = "Block on many hosts at once, through etcd", long_about = crate::fleet::args::ABOUT, after_help = crate::fleet::args::AFTER)]
+    Fleet(crate::fleet::args::FleetArgs),
     /// Show the daemon's state: devices, limits, the last reload, what the kernel lacks.
     Status,
     #[command(about = "Show rates of rules and hooks", long_about = STATS_ABOUT)]

@@ -1,6 +1,6 @@
 //! `during`: a block that holds while a command runs, and the evidence of it.
 
-mod command;
+pub(crate) mod command;
 mod report;
 
 use std::io::{IsTerminal as _, Write as _, stderr};

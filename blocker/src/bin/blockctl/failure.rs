@@ -46,6 +46,14 @@ pub(crate) enum Failure {
         /// What went wrong with the next one.
         error: ClientError,
     },
+    /// Something with the fleet's etcd, or its hosts.
+    #[cfg(feature = "fleet")]
+    Fleet {
+        /// What went wrong.
+        message: String,
+        /// What it comes to.
+        exit: Exit,
+    },
     /// The daemon went while it was watched.
     Gone,
     /// A runbook cannot be read; nothing was done.
@@ -67,6 +75,36 @@ impl From<ClientError> for Failure {
     }
 }
 
+#[cfg(feature = "fleet")]
+impl From<blocker::fleet::client::FleetError> for Failure {
+    fn from(error: blocker::fleet::client::FleetError) -> Self {
+        use blocker::fleet::client::FleetError;
+        use blocker::fleet::link::LinkError;
+        let exit = match &error {
+            FleetError::Unreachable(errors) => {
+                let file = |error: &LinkError| matches!(error, LinkError::File { .. });
+                if errors.iter().any(file) {
+                    Exit::Failed
+                } else {
+                    Exit::Unreachable
+                }
+            }
+            FleetError::Value(_) | FleetError::Taken(_) => Exit::Invalid,
+            FleetError::Link(_) => Exit::Failed,
+        };
+        let mut message = match exit {
+            Exit::Unreachable => format!("no member of the fleet's etcd is reachable:\n{error}"),
+            _ => error.to_string(),
+        };
+        if let FleetError::Link(error) = &error
+            && error.is_denied()
+        {
+            message += "\netcd lets this user not do that: docs/fleet.md has the roles";
+        }
+        Self::Fleet { message, exit }
+    }
+}
+
 impl From<Flaws> for Failure {
     fn from(flaws: Flaws) -> Self {
         Self::Input(flaws)
@@ -80,6 +118,8 @@ impl Failure {
             Self::Input(_) | Self::Runbook(_) => Exit::Invalid,
             Self::Unknown(_) => Exit::Unknown,
             Self::Gone => Exit::Unreachable,
+            #[cfg(feature = "fleet")]
+            Self::Fleet { exit, .. } => *exit,
             Self::Client(error) => exit_of(error),
             // Something was changed, which every other code denies.
             Self::HalfWay { .. } | Self::Output(_) => Exit::Failed,
@@ -112,6 +152,8 @@ impl Failure {
                 ]
             }
             Self::Output(error) => vec![error.clone()],
+            #[cfg(feature = "fleet")]
+            Self::Fleet { message, .. } => vec![message.clone()],
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`held`] | what becomes of rules under a lease |
 //! | [`evidence`] | what reports are made of |
 //! | [`signals`] | being asked to end |
+//! | `fleet` | rules for many hosts, through etcd |
 //! | [`render`] | answers → words and tables |
 //! | [`rates`] | totals → rates |
 //! | [`stats`] | rates, again and again |
@@ -25,6 +26,8 @@ mod args;
 mod during;
 mod evidence;
 mod failure;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod held;
 mod input;
 mod lift;
@@ -235,6 +238,8 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
                 render::status(&answer, view)
             })?))
         }
+        #[cfg(feature = "fleet")]
+        Command::Fleet(args) => fleet::run(args, global, view).await,
         Command::Stats(args) => {
             stats::stats(&client, args, global).await?;
             Ok(Done::new(String::new()))

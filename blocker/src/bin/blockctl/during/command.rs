@@ -21,20 +21,20 @@ const BY_ITSELF: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How a command ended.
-pub(super) enum Ended {
+pub(crate) enum Ended {
     Code(u8),
     Signal(i32),
 }
 
 /// A command under way.
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
     /// What it is to be sent next, and when.
     due: Option<(Instant, Signal)>,
 }
 
 /// Starts a command; it finds the rule's id in `BLOCKER_RULE`.
-pub(super) fn start(command: &[OsString], rule: &RuleId) -> Result<Running, Failure> {
+pub(crate) fn start(command: &[OsString], rule: &RuleId) -> Result<Running, Failure> {
     let (program, arguments) = command.split_first().ok_or(Failure::Gone)?;
     let child = Command::new(program)
         .args(arguments)
@@ -49,7 +49,7 @@ pub(super) fn start(command: &[OsString], rule: &RuleId) -> Result<Running, Fail
 
 impl Running {
     /// Waits for the end, and passes signals on meanwhile. May be dropped and called again.
-    pub(super) async fn end(&mut self, signals: &mut Signals) -> Ended {
+    pub(crate) async fn end(&mut self, signals: &mut Signals) -> Ended {
         loop {
             let due = self.due;
             let due_at = due.map_or_else(|| Instant::now() + GRACE, |(at, _)| at);

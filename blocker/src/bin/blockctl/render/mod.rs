@@ -7,6 +7,8 @@
 mod change;
 mod during;
 mod explain;
+#[cfg(feature = "fleet")]
+pub(crate) mod fleet;
 mod flows;
 mod rules;
 mod run;

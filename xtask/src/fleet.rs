@@ -1,0 +1,234 @@
+//! `cargo xtask fleet`: what a large fleet costs its etcd.
+//!
+//! A real etcd of three members, with TLS, in a network namespace of its own, and next to it many
+//! hosts in one process, which follow it by the daemon's own code, without a datapath.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::build::{FLEET, target_directory};
+use crate::command::{self, cargo, line, run as run_command, say};
+use crate::lab::{Namespace, poll};
+use crate::setup;
+
+const TASK: &str = "fleet";
+const MEMBERS: usize = 3;
+/// How long etcd may take to elect a leader on a busy machine.
+const START: Duration = Duration::from_secs(60);
+
+/// Columns of the table: name, field, digits.
+const COLUMNS: [(&str, &str, usize); 13] = [
+    ("hosts", "hosts", 0),
+    ("rules before", "rules", 0),
+    ("enforced: median, ms", "enforced_median_ms", 1),
+    ("99 %", "enforced_p99_ms", 1),
+    ("all", "enforced_max_ms", 1),
+    ("all reported, ms", "reported_ms", 0),
+    ("leader killed: all enforce again, s", "recovered_s", 1),
+    ("etcd CPU, ms a rule", "cpu_rule_ms", 0),
+    ("ms a second, idle", "cpu_idle_ms", 1),
+    ("ms, leader killed", "cpu_recovery_ms", 0),
+    ("etcd RSS, MiB", "rss_mib", 0),
+    ("database, MiB", "db_mib", 1),
+    ("all hosts' RSS, MiB", "client_rss_mib", 0),
+];
+
+/// Builds, then measures for each number of hosts.
+///
+/// # Errors
+/// The set-up is impossible, we are not root, or a part does not build or run.
+pub(crate) fn run(hosts: &[usize], rules: usize) -> Result<()> {
+    setup::install(setup::Purpose::Test)?;
+    ensure!(
+        command::is_root(),
+        "run this as root: it makes a network namespace"
+    );
+    let mut build = cargo();
+    build.args(["build", "--package", "blocker", "--example", "fleet", FLEET]);
+    run_command(TASK, &mut build)?;
+    let program = target_directory().join("debug/examples/fleet");
+    let mut rows = Vec::new();
+    for hosts in hosts {
+        say(TASK, &format!("{hosts} hosts"));
+        rows.push(measure(&program, *hosts, rules)?);
+    }
+    let heads: Vec<&str> = COLUMNS.iter().map(|(head, ..)| *head).collect();
+    println!(
+        "\n| {} |\n|{}",
+        heads.join(" | "),
+        "---|".repeat(heads.len())
+    );
+    for row in rows {
+        let cell = |(_, field, digits): &(&str, &str, usize)| {
+            format!("{:.digits$}", row[*field].as_f64().unwrap_or(f64::NAN))
+        };
+        let cells: Vec<String> = COLUMNS.iter().map(cell).collect();
+        println!("| {} |", cells.join(" | "));
+    }
+    Ok(())
+}
+
+/// An etcd that ends with this.
+struct Etcd {
+    members: Vec<Child>,
+    files: TempDir,
+    namespace: Namespace,
+}
+
+impl Etcd {
+    fn start() -> Result<Self> {
+        let namespace = Namespace::new("fleet")?;
+        let files = tempfile::Builder::new()
+            .prefix("blocker-fleet-")
+            .tempdir()?;
+        let script = files.path().join("certificates.sh");
+        fs::write(
+            &script,
+            include_str!("../../blocker/tests/cluster/certificates.sh"),
+        )?;
+        let mut certificates = Command::new("sh");
+        certificates
+            .arg(&script)
+            .args(["127.0.0.1", "host"])
+            .current_dir(files.path());
+        certificates.stdout(Stdio::null()).stderr(Stdio::null());
+        run_command(TASK, &mut certificates)?;
+        let mut etcd = Self {
+            members: Vec::new(),
+            files,
+            namespace,
+        };
+        for member in 0..MEMBERS {
+            etcd.member(member)?;
+        }
+        poll("etcd to have a leader", START, || {
+            let mut health = Command::new("etcdctl");
+            health
+                .env("ETCDCTL_API", "3")
+                .args(["endpoint", "health", "--endpoints", &url(2379)]);
+            for (flag, file) in [
+                ("--cacert", "ca.pem"),
+                ("--cert", "host.pem"),
+                ("--key", "host.key"),
+            ] {
+                health.arg(flag).arg(etcd.path(file));
+            }
+            let output = etcd.namespace.enter(|| health.output()).ok()?.ok()?;
+            output.status.success().then_some(())
+        })?;
+        let config = format!(
+            "fleet: {{endpoints: {:?}, name: host, tls: {{ca: {}, cert: {}, key: {}}}}}\n",
+            (0..MEMBERS)
+                .map(|member| url(2379 + 100 * member))
+                .collect::<Vec<_>>(),
+            etcd.path("ca.pem").display(),
+            etcd.path("host.pem").display(),
+            etcd.path("host.key").display(),
+        );
+        fs::write(etcd.path("fleet.yaml"), config)?;
+        Ok(etcd)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.files.path().join(name)
+    }
+
+    fn member(&mut self, member: usize) -> Result<()> {
+        let (client, peer) = (url(2379 + 100 * member), url(2380 + 100 * member));
+        let cluster = (0..MEMBERS).map(|m| format!("m{m}={}", url(2380 + 100 * m)));
+        let mut command = many_files("etcd");
+        command
+            .args([
+                "--name",
+                &format!("m{member}"),
+                "--logger",
+                "zap",
+                "--log-level",
+                "error",
+            ])
+            .arg("--data-dir")
+            .arg(self.path(&format!("m{member}")))
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &cluster.collect::<Vec<_>>().join(",")])
+            .args(["--client-cert-auth", "--peer-client-cert-auth"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        for flag in ["", "peer-"] {
+            for (kind, file) in [
+                ("trusted-ca", "ca.pem"),
+                ("cert", "etcd.pem"),
+                ("key", "etcd.key"),
+            ] {
+                command
+                    .arg(format!("--{flag}{kind}-file"))
+                    .arg(self.path(file));
+            }
+        }
+        self.members.push(self.namespace.spawn(&mut command)?);
+        Ok(())
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            // One that was killed on purpose is as good.
+            let _ = member.kill();
+            let _ = member.wait();
+        }
+    }
+}
+
+/// A command that may have as many connections as there are hosts.
+fn many_files(program: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n $(ulimit -Hn); exec \"$@\"", "sh", program]);
+    command
+}
+
+fn url(port: usize) -> String {
+    format!("https://127.0.0.1:{port}")
+}
+
+fn measure(program: &Path, hosts: usize, rules: usize) -> Result<Value> {
+    let etcd = Etcd::start()?;
+    let pids: Vec<String> = etcd
+        .members
+        .iter()
+        .map(|member| member.id().to_string())
+        .collect();
+    let program = program.to_str().context("the program's path is no text")?;
+    let mut command = many_files(program);
+    command
+        .args(["--hosts", &hosts.to_string(), "--rules", &rules.to_string()])
+        .args(["--members", &pids.join(","), "--config"])
+        .arg(etcd.path("fleet.yaml"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = etcd.namespace.enter(|| command.output())??;
+    ensure!(
+        output.status.success(),
+        "`{}` failed ({})",
+        line(&command),
+        output.status
+    );
+    serde_json::from_slice(&output.stdout).context("the simulation printed no figures")
+}
