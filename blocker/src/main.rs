@@ -221,8 +221,8 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     }
     // A client that holds its connection open must not hold up the end.
     let grace = std::time::Duration::from_secs(2);
-    if let Ok(Ok(Err(error))) = tokio::time::timeout(grace, serving).await {
-        tracing::error!("the control socket failed: {error}");
+    if let Ok(Err(error)) = tokio::time::timeout(grace, serving).await {
+        tracing::error!("the control socket failed inside: {error}");
     }
     pin_dir.remove_if_empty();
     result.map(|_| ())

@@ -1,21 +1,23 @@
 //! What stays in force when the daemon stops, is killed, starts again, or is unloaded.
 
-use std::io;
-use std::net::UdpSocket;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 mod lab;
 mod scene;
+mod tight;
 
 use lab::{Connection, Daemon, Listener, Namespace, Pair, poll};
-use scene::{PATIENCE, Scene, udp};
+use scene::{PATIENCE, Scene};
+use tight::{arrived, assert_tight, datagrams, wait_passing};
+
+/// How long restarts may take.
+const TIGHT: Duration = Duration::from_secs(64);
 
 /// Programs that are attached to devices of a namespace, as `bpftool net` sees them.
 fn attached(host: &Namespace) -> Result<Vec<Value>> {
@@ -39,68 +41,13 @@ fn assert_no_trace(host: &Namespace, daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-/// A datagram socket in A, and one in B that sends to it.
-fn datagrams(pair: &Pair) -> Result<(UdpSocket, UdpSocket)> {
-    let sink = udp(&pair.a, Pair::A, None)?;
-    let source = udp(&pair.b, Pair::B, Some(sink.local_addr()?))?;
-    sink.set_nonblocking(true)?;
-    Ok((sink, source))
-}
-
-/// Whether anything is there to be received.
-fn arrived(sink: &UdpSocket) -> Result<bool> {
-    match sink.recv(&mut [0; 16]) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) => Err(error).context("the datagram socket failed"),
-    }
-}
-
-/// Waits until datagrams pass.
-fn wait_passing(sink: &UdpSocket, source: &UdpSocket, within: Duration) -> Result<()> {
-    poll("a datagram to pass", within, || {
-        let _ = source.send(b"?");
-        arrived(sink).ok()?.then_some(())
-    })
-}
-
-/// Checks that what is sent during some work does not arrive: not one datagram.
-fn assert_tight(
-    sink: &UdpSocket,
-    source: &UdpSocket,
-    work: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    let over = AtomicBool::new(false);
-    let deadline = Instant::now() + 8 * PATIENCE;
-    let sent = std::thread::scope(|scope| {
-        let sending = scope.spawn(|| {
-            let mut sent = 0_u64;
-            while sent < 100 || !over.load(Ordering::Relaxed) {
-                sent += u64::from(source.send(b"leak?").is_ok());
-                std::thread::yield_now();
-                if Instant::now() > deadline {
-                    break;
-                }
-            }
-            sent
-        });
-        let result = work();
-        over.store(true, Ordering::Relaxed);
-        let sent = sending.join().expect("no panic");
-        result.map(|()| sent)
-    })?;
-    ensure!(sent >= 100, "{sent} datagrams are too few to tell");
-    assert!(!arrived(sink)?, "one of {sent} datagrams leaked");
-    Ok(())
-}
-
 #[test]
 fn a_stop_lifts_everything() -> Result<()> {
     let mut scene = Scene::new("on_stop: lift\n")?;
     let (sink, source) = datagrams(&scene.pair)?;
     scene.add(&[&Pair::B.to_string(), "--mode", "drop"])?;
     assert!(!attached(&scene.pair.a)?.is_empty());
-    assert_tight(&sink, &source, || Ok(()))?;
+    assert_tight(&sink, &source, TIGHT, || Ok(()))?;
     assert!(scene.daemon.stop()?.success());
     wait_passing(&sink, &source, PATIENCE)?;
     assert_no_trace(&scene.pair.a, &scene.daemon)?;
@@ -120,7 +67,7 @@ fn a_stop_keeps_what_the_configuration_says_and_a_start_takes_over() -> Result<(
     while arrived(&sink)? {}
     flow.client.send(b"late")?;
     let before = attached(&pair.a)?;
-    assert_tight(&sink, &source, || {
+    assert_tight(&sink, &source, TIGHT, || {
         assert!(daemon.stop()?.success());
         assert_eq!(attached(&pair.a)?.len(), before.len());
         assert_eq!(daemon.blockctl(&["list"])?.code, 3);
@@ -150,7 +97,7 @@ fn a_daemon_that_hands_over_keeps_the_rules_whatever_the_configuration_says() ->
     let (sink, source) = datagrams(&pair)?;
     let b = Pair::B.to_string();
     daemon.json(&["add", &b, "--mode", "drop", "--id", "dev01"])?;
-    assert_tight(&sink, &source, || {
+    assert_tight(&sink, &source, TIGHT, || {
         let pid = Pid::from_raw(daemon.pid().context("it runs")?.try_into()?);
         kill(pid, Signal::SIGUSR2)?;
         // As a service manager does, whatever came before.
@@ -180,7 +127,7 @@ fn a_killed_daemon_leaves_the_block_and_its_deadline() -> Result<()> {
         scene.add(&[&[b.as_str()], &words[..]].concat())?;
         let added = Instant::now();
         scene.daemon.kill()?;
-        assert_tight(&sink, &source, || {
+        assert_tight(&sink, &source, TIGHT, || {
             // Well within the two seconds.
             poll("most of the time to pass", PATIENCE, || {
                 (start.elapsed() > Duration::from_millis(1500)).then_some(())
@@ -224,7 +171,7 @@ fn unload_removes_every_trace_of_a_killed_daemon() -> Result<()> {
 
     scene.daemon.kill()?;
     assert!(!attached(&scene.pair.a)?.is_empty());
-    assert_tight(&sink, &source, || Ok(()))?;
+    assert_tight(&sink, &source, TIGHT, || Ok(()))?;
     scene.daemon.blocker(&scene.pair.a, "unload")?.success()?;
     wait_passing(&sink, &source, PATIENCE)?;
     assert_no_trace(&scene.pair.a, &scene.daemon)?;

@@ -8,11 +8,14 @@ mod chaostoolkit;
 mod command;
 mod demo;
 mod fleet;
+#[path = "../../blocker/tests/footprint/mod.rs"]
+mod footprint;
 mod kernels;
 #[path = "../../blocker/tests/lab/mod.rs"]
 mod lab;
 mod package;
 mod setup;
+mod soak;
 mod test;
 mod test_package;
 #[path = "../../blocker/build/toolchain.rs"]
@@ -80,6 +83,15 @@ enum Task {
     },
     /// Install, use, upgrade and purge the Debian package in a booted system
     TestPackage(test_package::Packages),
+    /// Change rules, reload, restart and kill the daemon for a long time, with traffic, and see that
+    /// nothing passes that should not, and nothing grows
+    Soak {
+        #[command(flatten)]
+        how: soak::How,
+        /// Where the programs are, if they are built already
+        #[arg(long, hide = true)]
+        programs: Option<PathBuf>,
+    },
     /// Run all tests, those that need root and a kernel included
     Test {
         /// Only tests whose name contains one of these
@@ -107,6 +119,7 @@ fn main() -> ExitCode {
         Task::Demo { programs } => demo::demo(programs),
         Task::Package { fixed: false } => package::deb(),
         Task::Package { fixed: true } => package::fixed(),
+        Task::Soak { how, programs } => soak::run(how, programs),
         Task::TestPackage(packages) => test_package::run(packages),
         Task::Test { filter, kernel } if kernel.is_empty() => test::run(&filter),
         Task::Test { filter, kernel } => kernels::run(&kernel, &filter),

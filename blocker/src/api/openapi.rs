@@ -25,7 +25,7 @@ pub fn document() -> &'static Value {
     &DOCUMENT
 }
 
-/// Which statuses an operation's problems may have, besides those of all: 400, 403 and 500.
+/// Which statuses an operation's problems may have, besides those of all: 400, 403, 500 and 503 (busy).
 #[derive(Clone, Copy)]
 enum Fails {
     No,
@@ -278,7 +278,7 @@ impl Writer {
         } = operation;
         let problem = json!({"$ref": "#/components/responses/Problem"});
         let mut responses = json!({
-            "200": answer, "400": problem, "403": problem, "500": problem,
+            "200": answer, "400": problem, "403": problem, "500": problem, "503": problem,
         });
         let more: &[&str] = match fails {
             Fails::No => &[],

@@ -4,6 +4,9 @@
 //! Who may is settled before anything of a request is looked at: root and members of the
 //! configured group may all, others may read if the configuration lets them.
 
+mod body;
+mod connections;
+
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -13,21 +16,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Path as UrlPath, Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::serve::IncomingStream;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use futures_util::stream;
 use nix::unistd::{Group, User};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::openapi;
 use super::types::{
@@ -190,23 +193,36 @@ fn clear(path: &Path) -> Result<(), ServeError> {
 }
 
 /// Serves until `shutdown` is ready; requests under way are answered first.
-///
-/// # Errors
-/// If the listener fails.
 pub async fn serve(
     socket: Socket,
     control: Control,
     controller: Controller,
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+) {
     let Socket { listener, file } = socket;
-    let app = router(controller, metrics, &control).into_make_service_with_connect_info::<Peer>();
-    let result = axum::serve(listener, app)
-        .with_graceful_shutdown(shutdown)
-        .await;
+    let app = router(controller, metrics, &control);
+    connections::serve(listener, app, shutdown).await;
     drop(file);
-    result
+}
+
+/// Streams (of events, and leases) at once: fewer than connections, so that no number of them keeps
+/// requests out.
+const STREAMS: usize = 192;
+
+/// Room for streams.
+#[derive(Clone)]
+struct Streams(Arc<Semaphore>);
+
+impl Streams {
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            Failure::busy(format!(
+                "{STREAMS} streams of events and leases are open, as many as may be at once: close \
+                 some (`ss -xp` shows whose they are)"
+            ))
+        })
+    }
 }
 
 /// What a stream of lines of JSON is.
@@ -241,6 +257,7 @@ fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router
         .fallback(no_such_endpoint)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(Extension(Streams(Arc::new(Semaphore::new(STREAMS)))))
         .layer(middleware::from_fn_with_state(may, admit))
         .layer(middleware::from_fn_with_state(metrics, count))
 }
@@ -253,10 +270,10 @@ struct Peer {
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
         // Where the kernel does not say who it is, it is nobody.
-        stream.io().peer_cred().map_or(
+        stream.peer_cred().map_or(
             Self {
                 uid: u32::MAX,
                 gid: u32::MAX,
@@ -422,10 +439,12 @@ async fn flows(
 async fn hold(
     State(controller): State<Controller>,
     ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(streams): Extension<Streams>,
     headers: HeaderMap,
     options: Asked<LeaseOptions>,
     request: Sent<LeaseRequest>,
 ) -> Result<Response, Failure> {
+    let place = streams.enter()?;
     let Query(LeaseOptions { force }) = options?;
     let Json(LeaseRequest { rules }) = request?;
     let options = ChangeOptions {
@@ -435,9 +454,9 @@ async fn hold(
     let lease = controller
         .hold(rules, asking(peer, &headers, &options))
         .await?;
-    let lines = stream::unfold(lease, async |mut lease| {
+    let lines = stream::unfold((lease, place), async |(mut lease, place)| {
         let line = lease.next().await?;
-        Some((Ok::<_, Infallible>(line), lease))
+        Some((Ok::<_, Infallible>(line), (lease, place)))
     });
     Ok((NDJSON, Body::from_stream(lines)).into_response())
 }
@@ -445,16 +464,18 @@ async fn hold(
 /// A stream without an end but the caller's or the daemon's.
 async fn events(
     State(controller): State<Controller>,
+    Extension(streams): Extension<Streams>,
     request: Asked<EventsRequest>,
 ) -> Result<Response, Failure> {
+    let place = streams.enter()?;
     let Query(request) = request?;
     let watcher = controller.watch(request).ok_or_else(|| {
         let error = "the daemon is stopping: nothing more happens".to_owned();
         Failure::from(Error::Inside(error))
     })?;
-    let lines = stream::unfold(watcher, async |mut watcher| {
+    let lines = stream::unfold((watcher, place), async |(mut watcher, place)| {
         let lines = watcher.next().await?;
-        Some((Ok::<_, Infallible>(lines), watcher))
+        Some((Ok::<_, Infallible>(lines), (watcher, place)))
     });
     Ok((NDJSON, Body::from_stream(lines)).into_response())
 }
@@ -613,6 +634,15 @@ impl Failure {
             StatusCode::BAD_REQUEST,
             Code::InvalidInput,
             "invalid input",
+            detail,
+        )
+    }
+
+    fn busy(detail: String) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Code::Busy,
+            "too many at once",
             detail,
         )
     }

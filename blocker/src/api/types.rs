@@ -274,4 +274,6 @@ pub enum Code {
     Forbidden,
     /// The kernel or the disk refused; nothing was changed (500).
     Internal,
+    /// As many are being served as may be at once; nothing was changed (503).
+    Busy,
 }

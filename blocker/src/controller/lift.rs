@@ -126,14 +126,18 @@ impl Controller {
     /// flows of starting rules killed that drop from then on, and the wanted rules in force.
     /// The writer's lock is held. What fails leaves everything as it was (but what was killed).
     ///
+    /// On disk a rule ends only once its flows are killed: a daemon that dies over that leaves it to
+    /// the next one, and what was sent during the block is not delivered.
+    ///
     /// Flows of starting `reset` rules are left to [`kill`](Self::kill), which needs no lock.
     pub(super) async fn change(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
         let before = self.live().wanted();
         let differs = kept(&before) != kept(&change.wanted);
-        if differs {
+        let lifts = change.ending.iter().any(Rule::lifts_by_reset);
+        if differs && !lifts {
             lock(&self.0.store).save(kept(&change.wanted))?;
         }
-        let result = self.carry_out(change, now).await;
+        let result = self.carry_out(change, differs && lifts, now).await;
         self.learn_names();
         if result.is_err() {
             if let Err(error) = self.put(before.clone(), now) {
@@ -146,7 +150,13 @@ impl Controller {
         result
     }
 
-    async fn carry_out(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
+    /// `save`: what is wanted is to be kept on disk yet, once the flows of ending rules are killed.
+    async fn carry_out(
+        &self,
+        change: Change,
+        save: bool,
+        now: Timestamp,
+    ) -> Result<Account, Error> {
         let Change {
             ending,
             starting,
@@ -155,6 +165,9 @@ impl Controller {
         let mut account = Account::default();
         if ending.iter().any(Rule::lifts_by_reset) {
             account = self.end(&ending, now).await?;
+        }
+        if save {
+            lock(&self.0.store).save(kept(&wanted))?;
         }
         let killing: Vec<Rule> = starting
             .into_iter()

@@ -241,6 +241,16 @@ impl Live {
         })
     }
 
+    /// Whether the datapath is attached to all devices that were met last.
+    fn is_everywhere(&self) -> bool {
+        let attached = self.datapath.attached();
+        let is_attached = |device: &Device| {
+            let mut indexes = attached.iter().map(|attached| attached.device.index);
+            indexes.any(|index| index == device.index)
+        };
+        self.devices.iter().all(is_attached)
+    }
+
     /// Attaches to the devices that were met last, and tells what could not be.
     pub(super) fn attach(&mut self) -> Vec<Error> {
         let device = |attached: &Attached| (attached.device.index, attached.device.name.clone());
@@ -316,10 +326,15 @@ impl Controller {
     /// Attaches to the devices that the configuration names; rules that name interfaces follow. The
     /// writer's lock is held.
     pub(super) fn follow_devices(&self, devices: &[Device], now: Timestamp) -> Vec<Error> {
-        let Some(follow) = self.live().meet(devices) else {
-            return Vec::new();
+        let follow = {
+            let mut live = self.live();
+            let follow = live.meet(devices);
+            if follow.is_none() && live.is_everywhere() {
+                return Vec::new();
+            }
+            follow
         };
-        let wanted = (follow == Follow::RulesAndHooks).then(|| self.live().wanted());
+        let wanted = (follow == Some(Follow::RulesAndHooks)).then(|| self.live().wanted());
         let put = wanted.map_or(Ok(()), |wanted| self.put(wanted, now));
         let attached = self.live().attach();
         put.err().into_iter().chain(attached).collect()

@@ -223,22 +223,34 @@ impl Controller {
         let mut changes = devices::changes()?;
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut trouble = Trouble::default();
         loop {
             tokio::select! {
                 change = changes.next() => {
                     if change.is_none() {
                         return Err(Error::Inside("the kernel's device messages ended".to_owned()));
                     }
-                    let _writer = self.0.writer.lock().await;
-                    let devices = devices::list().await?;
-                    for error in self.follow_devices(&devices, Timestamp::now()) {
-                        tracing::error!("{error}");
-                    }
-                    self.tell_devices();
+                    trouble.note(&self.meet_devices().await);
                 }
-                _ = tick.tick() => self.expire().await,
+                _ = tick.tick() => {
+                    if trouble.is_due() {
+                        trouble.note(&self.meet_devices().await);
+                    }
+                    self.expire().await;
+                }
             }
         }
+    }
+
+    /// Follows devices that came or went, and tells what could not be done about them.
+    async fn meet_devices(&self) -> Vec<Error> {
+        let _writer = self.0.writer.lock().await;
+        let errors = match devices::list().await {
+            Ok(devices) => self.follow_devices(&devices, Timestamp::now()),
+            Err(error) => vec![error.into()],
+        };
+        self.tell_devices();
+        errors
     }
 
     /// Reads the configuration file again and puts its rules in force as one change.
@@ -334,6 +346,32 @@ impl Controller {
 
     fn live(&self) -> MutexGuard<'_, Live> {
         lock(&self.0.live)
+    }
+}
+
+/// What could not be done about devices, as when descriptors had run out: it is tried again, and is
+/// no reason to end.
+#[derive(Default)]
+struct Trouble {
+    /// What was said of it, so that it is said once.
+    said: Vec<String>,
+    again: Option<Instant>,
+}
+
+impl Trouble {
+    fn note(&mut self, errors: &[Error]) {
+        /// How long until it is tried again.
+        const RESPITE: Duration = Duration::from_secs(2);
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        for error in errors.iter().filter(|error| !self.said.contains(error)) {
+            tracing::error!("{error}; it is tried again every {} s", RESPITE.as_secs());
+        }
+        self.again = (!errors.is_empty()).then(|| Instant::now() + RESPITE);
+        self.said = errors;
+    }
+
+    fn is_due(&self) -> bool {
+        self.again.is_some_and(|again| again <= Instant::now())
     }
 }
 

@@ -62,6 +62,13 @@ const GENERIC: &str = "generic";
 
 const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
 
+fn make(directory: &Path) -> Result<(), Error> {
+    fs::create_dir_all(directory).map_err(|source| Error::Pins {
+        path: directory.to_owned(),
+        source,
+    })
+}
+
 impl Attachments {
     /// Nothing attached yet; pins will be under `pin_dir/links`. Without `tcx` clsact filters are
     /// used even where the kernel has TCX.
@@ -70,10 +77,7 @@ impl Attachments {
     /// If the directory can't be made.
     pub fn new(pin_dir: &Path, choice: HookChoice, tcx: bool) -> Result<Self, Error> {
         let links = pin_dir.join("links");
-        fs::create_dir_all(&links).map_err(|source| Error::Pins {
-            path: links.clone(),
-            source,
-        })?;
+        make(&links)?;
         Ok(Self {
             links,
             choice,
@@ -186,6 +190,8 @@ impl Attachments {
     }
 
     fn attach(&self, object: &mut Object, device: &Device) -> Result<Attached, Error> {
+        // The file system may have been taken away, and be back.
+        make(&self.links)?;
         let mut attached = Attached {
             device: device.clone(),
             hooks: Vec::new(),

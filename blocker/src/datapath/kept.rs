@@ -132,6 +132,7 @@ pub(super) fn sweep(pin_dir: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(&maps).map_err(error)? {
         let path = entry.map_err(error)?.path();
         if path != ours {
+            tracing::warn!(pin = %path.display(), "counting began anew: these maps are of a version with another layout, and removed");
             remove_tree(&path)?;
         }
     }

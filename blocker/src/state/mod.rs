@@ -135,6 +135,8 @@ impl Store {
             dir: dir.to_owned(),
             lists: Lists::new(dir),
         };
+        // A daemon died while it wrote this: it holds nothing that was acknowledged.
+        let _ = fs::remove_file(store.new_file());
         let loaded = match store.read() {
             Ok(rules) => {
                 store.lists.sweep();
@@ -158,6 +160,11 @@ impl Store {
             }
         };
         (store, loaded)
+    }
+
+    /// Where the file is written that takes the old one's place.
+    fn new_file(&self) -> PathBuf {
+        self.dir.join(format!("{FILE}.new"))
     }
 
     fn read(&mut self) -> Result<Vec<Stored>, Unusable> {
@@ -243,7 +250,7 @@ impl Store {
             });
         }
         let path = self.dir.join(FILE);
-        let new = self.dir.join(format!("{FILE}.new"));
+        let new = self.new_file();
         let outcome = write(&new, |buffer| {
             serde_json::to_writer(&mut *buffer, &written)?;
             buffer.write_all(b"\n")

@@ -171,6 +171,16 @@ fn a_save_that_fails_leaves_what_was_saved() {
 }
 
 #[test]
+fn what_a_dying_daemon_was_writing_is_cleared_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = [stored("a", "{}")];
+    save_all(dir.path(), &rules).unwrap();
+    fs::write(dir.path().join("rules.json.new"), "{\"version\": 2, \"ru").unwrap();
+    assert_eq!(load(dir.path(), now()).rules, rules);
+    assert_eq!(names(dir.path()), [FILE]);
+}
+
+#[test]
 fn only_the_owner_may_read_the_file() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();

@@ -170,7 +170,7 @@ fn exit_of(error: &ClientError) -> Exit {
             Code::InvalidInput | Code::LimitExceeded | Code::Conflict => Exit::Invalid,
             Code::Refused | Code::Protected => Exit::Refused,
             Code::NotFound => Exit::Unknown,
-            Code::NoSuchEndpoint | Code::Forbidden | Code::Internal => Exit::Failed,
+            Code::NoSuchEndpoint | Code::Forbidden | Code::Internal | Code::Busy => Exit::Failed,
         },
     }
 }
