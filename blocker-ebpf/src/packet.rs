@@ -443,8 +443,7 @@ impl Packet {
             let step = match next {
                 // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
                 0 | 43 | 60 | 135 | 139 | 140 => {
-                    let Some([following, length]) = self.inside::<_, [u8; 2]>(source, offset)
-                    else {
+                    let Some([following, length]) = source.read::<[u8; 2]>(offset) else {
                         return Ok(());
                     };
                     next = following;
@@ -452,8 +451,7 @@ impl Packet {
                 }
                 // Authentication header: its length counts 4 bytes (RFC 4302).
                 51 => {
-                    let Some([following, length]) = self.inside::<_, [u8; 2]>(source, offset)
-                    else {
+                    let Some([following, length]) = source.read::<[u8; 2]>(offset) else {
                         return Ok(());
                     };
                     next = following;
@@ -461,8 +459,8 @@ impl Packet {
                 }
                 44 => {
                     let (Some([following, _]), Some(field)) = (
-                        self.inside::<_, [u8; 2]>(source, offset),
-                        self.inside::<_, Be16>(source, offset + 2),
+                        source.read::<[u8; 2]>(offset),
+                        source.read::<Be16>(offset + 2),
                     ) else {
                         return Ok(());
                     };
@@ -497,13 +495,14 @@ impl Packet {
         Ok(())
     }
 
-    /// Reads a `T` of the IP packet, which may end before the frame does: Ethernet pads.
+    /// All ones if so many bytes of the transport header are of the IP packet, 0 if it ends before
+    /// that, as where Ethernet pads. Arithmetic, since the verifier would walk all that follows once
+    /// more for a branch.
     #[inline(always)]
-    fn inside<S: Source, T: Bytes>(&self, source: &S, offset: u32) -> Option<T> {
-        if offset + size_of::<T>() as u32 > self.l3 + self.length {
-            return None;
-        }
-        source.read(offset)
+    fn holds(&self, bytes: u32) -> u32 {
+        let end = self.l3 + self.length;
+        let beyond = end.wrapping_sub(self.l4 + bytes) >> 31;
+        (opaque(beyond as usize) as u32).wrapping_sub(1)
     }
 
     #[inline(always)]
@@ -514,14 +513,15 @@ impl Packet {
         match self.protocol {
             TCP | UDP => {
                 let (Some(from), Some(to)) = (
-                    self.inside::<_, Be16>(source, self.l4),
-                    self.inside::<_, Be16>(source, self.l4 + 2),
+                    source.read::<Be16>(self.l4),
+                    source.read::<Be16>(self.l4 + 2),
                 ) else {
                     return;
                 };
-                self.source_port = from.get();
-                self.destination_port = to.get();
-                self.ports = true;
+                let there = self.holds(4);
+                self.source_port = from.get() & there as u16;
+                self.destination_port = to.get() & there as u16;
+                self.ports = there != 0;
                 if self.protocol == TCP
                     && let Some(header) = source.read::<Tcp>(self.l4)
                 {
@@ -536,7 +536,8 @@ impl Packet {
                 }
             }
             ICMP | ICMPV6 => {
-                self.icmp_type = self.inside::<_, u8>(source, self.l4).unwrap_or(0xff);
+                let there = self.holds(1);
+                self.icmp_type = source.read::<u8>(self.l4).unwrap_or(0xff) | !there as u8;
             }
             _ => {}
         }

@@ -154,13 +154,13 @@ fn v6(rest: &[u8], gso: bool, link: usize) -> Transport<'_> {
     let mut walked = 0;
     while is_extension(next) {
         // One too many, or one that is cut short: what comes behind it is out of reach.
-        let Some([following, units]) = packet.get(at..at + 2).filter(|_| walked < MOST) else {
+        let Some([following, units]) = rest.get(at..at + 2).filter(|_| walked < MOST) else {
             return read;
         };
         let (following, units) = (*following, usize::from(*units));
         at += match next {
             44 => {
-                let Some(field) = word(packet, at + 2) else {
+                let Some(field) = word(rest, at + 2) else {
                     return read;
                 };
                 read.part = match (field >> 3, field & 1) {
