@@ -2,7 +2,8 @@
 //! or whoever asked is gone.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -324,6 +325,69 @@ fn what_is_wrong_with_one_value_one_host_or_one_user_is_told_and_harms_no_other(
             output.stdout, output.stderr
         );
     }
+
+    // A clock that is not the writer's.
+    let now = jiff::Timestamp::now();
+    let (written, expires) = (
+        now - jiff::SignedDuration::from_hours(1),
+        now + jiff::SignedDuration::from_mins(5),
+    );
+    let value = format!(
+        r#"{{"version":1,"hosts":"web3","written":"{written}","rule":{{"targets":["192.0.2.50"],"expires":"{expires}"}}}}"#
+    );
+    fleet.etcdctl("operator", &["put", "/blocker/rules/clock", &value])?;
+    fleet.wait_for("the clocks to be found different", |fleet| {
+        fleet.hosts[2]
+            .state()
+            .is_ok_and(|state| state["skewed"] == true && state["rules"] == 1)
+    })?;
+    fleet.wait_for("the operator to be told", |fleet| {
+        fleet
+            .fleet(&["status"])
+            .is_ok_and(|status| status.stdout.contains("web3: its clock is off by 36"))
+    })?;
+    fleet.fleet(&["del", "clock", "--wait"])?.success()?;
+
+    // A live flow is told of before, and dead after.
+    let servers = servers(&fleet)?;
+    let (listener, server) = &servers[1];
+    let mut flow = cut.namespace.enter(|| TcpStream::connect(server))??;
+    let (_other_end, _) = listener.accept()?;
+    let rule = [
+        "add",
+        REMOTES[1],
+        "--hosts",
+        "web2,web3",
+        "--mode",
+        "reset",
+        "--for",
+        "5m",
+        "--id",
+        "flow",
+    ];
+    let dry = fleet.json(&[&rule[..], &["--dry-run"]].concat())?;
+    assert_eq!(
+        (
+            &dry["hosts"]["web2"]["flows"],
+            &dry["hosts"]["web3"]["flows"]
+        ),
+        (&1.into(), &0.into()),
+        "{dry}"
+    );
+    let added = fleet.json(&[&rule[..], &["--wait"]].concat())?;
+    let web2 = added["hosts"]
+        .as_array()
+        .and_then(|hosts| hosts.iter().find(|host| host["host"] == "web2"));
+    assert_eq!(
+        web2.map(|host| &host["teardown"]["killed"]),
+        Some(&1.into()),
+        "{added}"
+    );
+    flow.set_read_timeout(Some(PATIENCE))?;
+    let died = flow.read(&mut [0; 1]).map_err(|error| error.kind());
+    // The kernel aborts a socket of its own host.
+    assert_eq!(died, Err(ErrorKind::ConnectionAborted));
+    fleet.fleet(&["del", "flow", "--wait"])?.success()?;
 
     // A host is cut off, and etcd's history is compacted away meanwhile.
     cut.cable(false)?;

@@ -8,13 +8,13 @@ use jiff::Timestamp;
 use super::live::{Live, boot_time};
 use super::{Controller, Error, lock};
 use crate::api::types::{
-    Account, Counters, HookStatus, InterfaceStatus, ListResponse, MapStatus, RuleStats, RuleView,
-    Stats, Status, Teardown, Usage,
+    Account, Counters, FleetStatus, HookStatus, InterfaceStatus, ListResponse, MapStatus,
+    RuleStats, RuleView, Stats, Status, Teardown, Usage,
 };
 use crate::compile::Fill;
 use crate::datapath::attach::{Attached, hook_name};
 use crate::datapath::{RuleCounters, Totals};
-use crate::rule::RuleId;
+use crate::rule::{Owner, RuleId};
 use crate::ruleset::Entry;
 
 impl Controller {
@@ -90,7 +90,11 @@ impl Controller {
                 killed: progress.killed,
             }),
             teardowns: *lock(&self.0.killed),
-            fleet: self.0.fleet.read(),
+            fleet: self.0.fleet.read().map(|fleet| FleetStatus {
+                // Some end by their deadlines, which nobody who follows the fleet is told of.
+                rules: owned(&live, &Owner::Fleet),
+                ..fleet
+            }),
         })
     }
 
@@ -130,6 +134,12 @@ impl From<Totals> for Counters {
             suppressed: totals.suppressed,
         }
     }
+}
+
+/// How many rules an owner has.
+fn owned(live: &Live, owner: &Owner) -> u64 {
+    let rules = live.ruleset().values();
+    rules.filter(|entry| entry.owner == *owner).count() as u64
 }
 
 fn map_status(fill: &Fill, name: &str, bytes: u64) -> MapStatus {

@@ -51,8 +51,13 @@ pub(super) async fn report(link: Link, keys: Keys, reports: Reports, board: Boar
     loop {
         let Err(error) = lease(&link, &keys, &mut changed, &board).await;
         let pause = if error.is_denied() { DENIED } else { RETRY };
-        tracing::warn!("this host cannot report itself to the fleet: {error}");
-        board.post(|status| status.report_error = Some(error.to_string()));
+        let error = error.to_string();
+        board.post(|status| {
+            if status.report_error.as_ref() != Some(&error) {
+                tracing::warn!("this host cannot report itself to the fleet: {error}");
+            }
+            status.report_error = Some(error);
+        });
         sleep(pause).await;
     }
 }

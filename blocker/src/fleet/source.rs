@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Event, EventType, GetOptions, PutOptions, WatchOptions, WatchStream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -42,6 +42,8 @@ const SILENCE: Duration = Duration::from_secs(12);
 const NEXT: Duration = Duration::from_millis(20);
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(5);
+/// How long until it is tried again what was refused here.
+const REFUSED: SignedDuration = SignedDuration::from_secs(30);
 /// Questions older than this were answered, or nobody waits any more.
 const STALE: Duration = Duration::from_secs(60);
 /// How many questions are answered at once; each looks at every flow of the host.
@@ -80,6 +82,9 @@ pub struct Follower<H> {
     lifted: bool,
     /// Whether what is held is yet to be enforced, because that failed.
     behind: bool,
+    /// When to look again though nothing was heard: a deadline passes, or what was refused may be
+    /// no more (an id or room that became free).
+    again: Option<Timestamp>,
     /// The connection, for whoever ends this.
     link: Arc<std::sync::Mutex<Option<Link>>>,
     questions: Arc<Semaphore>,
@@ -126,6 +131,7 @@ impl<H: Host> Follower<H> {
             heard: Instant::now(),
             lifted: false,
             behind: false,
+            again: None,
             link: Arc::default(),
             questions: Arc::new(Semaphore::new(QUESTIONS)),
         }
@@ -237,7 +243,7 @@ impl<H: Host> Follower<H> {
                         });
                     }
                     link.ask("asking for a sign of life", watch.request_progress()).await?;
-                    if self.behind {
+                    if self.behind || self.again.is_some_and(|again| again <= Timestamp::now()) {
                         self.apply(false).await;
                     }
                 }
@@ -314,7 +320,9 @@ impl<H: Host> Follower<H> {
     /// Enforces what is held. `news`: it may differ from what is saved.
     async fn apply(&mut self, news: bool) {
         let revision = self.held.revision();
-        let (told, mut refused) = self.held.due(&self.me, Timestamp::now(), self.lifted);
+        let now = Timestamp::now();
+        let (told, mut refused) = self.held.due(&self.me, now, self.lifted);
+        self.again = told.iter().filter_map(|told| told.rule.expires).min();
         let written = |id: &str| {
             let of = told.iter().find(|told| told.rule.id.as_str() == id);
             of.map_or(revision, |told| told.revision)
@@ -322,6 +330,10 @@ impl<H: Host> Follower<H> {
         match self.host.enforce(told.clone()).await {
             Ok(done) => {
                 self.behind = false;
+                if !done.refused.is_empty() {
+                    let later = now.checked_add(REFUSED).unwrap_or(now);
+                    self.again = Some(self.again.map_or(later, |again| again.min(later)));
+                }
                 refused.extend(done.refused.iter().map(|(id, why)| FleetRefusal {
                     rule: id.to_string(),
                     revision: written(id.as_str()),

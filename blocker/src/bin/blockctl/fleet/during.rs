@@ -80,9 +80,20 @@ pub(super) async fn during(
         );
     }
     drop(hold);
-    lift(fleet, &id, &mut changed, patience, global).await?;
-    if !global.quiet {
-        note(&render::fleet::lifted(&changed, view));
+    match lift(fleet, &id, &mut changed, patience, global).await {
+        Ok(()) if global.quiet => {}
+        Ok(()) => note(&render::fleet::lifted(&changed, view)),
+        // How the command ended is told all the same.
+        Err(failure) => {
+            for message in failure.messages() {
+                output::error(&message);
+            }
+            lost = lost.or_else(|| {
+                Some(
+                    "it could not be lifted: it ends with its lease, or at its deadline".to_owned(),
+                )
+            });
+        }
     }
     if let Some(why) = &lost {
         output::error(&format!("the block did not hold to the end: {why}"));
