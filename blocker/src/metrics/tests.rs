@@ -23,6 +23,10 @@ fn status() -> Status {
              "last_success": "2026-11-23T18:18:31Z"},
             {"name": "new", "type": "file", "source": "/l", "state": "waiting", "entries": 0, "rules": 0, "left_out": 0,
              "failures": 0}],
+        "fleet": {"name": "web1", "labels": {}, "prefix": "/blocker", "state": "lost", "revision": 17,
+                  "stale_seconds": 61.5, "rules": 1, "lifted_by_loss": false, "skewed": true,
+                  "skew_seconds": -90.5, "changes": 4, "losses": 2,
+                  "refused": [{"rule": "bad", "revision": 3, "why": "no"}]},
     }))
     .unwrap()
 }
@@ -91,6 +95,16 @@ fn every_value_is_in_its_series() {
         r#"blocker_rule_replies_total{rule="dev01",owner="api",mode="reset",direction="ingress"} 9"#,
         r#"blocker_rule_replies_suppressed_total{rule="dev01",owner="api",mode="reset",direction="ingress"} 1"#,
         r#"blocker_rule_packets_total{rule="net",owner="config",mode="drop",direction="egress"} 0"#,
+        "blocker_fleet_following 0",
+        "blocker_fleet_stale_seconds 61.5",
+        "blocker_fleet_revision 17",
+        "blocker_fleet_rules_refused 1",
+        "blocker_fleet_rules_lifted_by_loss 0",
+        "blocker_fleet_reporting 0",
+        "blocker_fleet_clock_skew_seconds -90.5",
+        "blocker_fleet_changes_total 4",
+        "blocker_fleet_losses_total 2",
+        r#"blocker_rules{owner="fleet"} 0"#,
         r#"blocker_hook_info{device="odd\"\\name",hook="xdp",mode="native"} 1"#,
         r#"blocker_hook_packets_total{device="odd\"\\name",hook="xdp"} 100"#,
         r#"blocker_hook_passed_packets_total{device="odd\"\\name",hook="xdp"} 80"#,

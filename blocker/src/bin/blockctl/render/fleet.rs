@@ -57,6 +57,11 @@ pub(crate) fn added(changed: &FleetChanged, view: View) -> String {
     let refused = |host: &HostResult| host.state == State::Refused;
     let mut out = if changed.hosts.iter().all(refused) {
         styled(BAD, &format!("every host refuses to block {what}")) + "\n"
+    } else if !changed.hosts.iter().any(HostResult::is_well) {
+        styled(
+            BAD,
+            &format!("no host has confirmed yet that it blocks {what}"),
+        ) + "\n"
     } else {
         format!("blocked {what}{again}\n")
     };
@@ -498,6 +503,9 @@ mod tests {
         let none = changed(vec![result("web3", State::Refused, Some("no"), 0)]);
         assert_eq!(none.exit() as u8, 5);
         assert!(plain(&added(&none, view())).starts_with("every host refuses"));
+        let silent = changed(vec![result("web3", State::Silent, None, 0)]);
+        assert_eq!(silent.exit() as u8, 6);
+        assert!(plain(&added(&silent, view())).starts_with("no host has confirmed"));
     }
 
     fn report(more: &Json) -> HostReport {
