@@ -137,7 +137,7 @@ pub const V6_FANOUT: usize = 8;
 /// The most levels of the IPv6 tree: 8^8 ranges.
 pub const V6_LEVELS: usize = 8;
 
-/// Blocks of [`maps::KNOWN`](crate::maps::KNOWN), on each CPU.
+/// Blocks of [`maps::KNOWN`], on each CPU.
 pub const KNOWN_BLOCKS: u32 = 16;
 /// Words of a block: with its counter, 4 KiB, since a value on each CPU may not be larger than 32 KiB.
 pub const KNOWN_WORDS: usize = 511;

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 
-use super::Peer;
+use super::access::Peer;
 use super::body::Arrivals;
 
 /// Connections at once.
@@ -145,7 +145,7 @@ fn refuse(stream: &UnixStream, most: usize) {
         "{most} connections are being served, as many as may be at once: try again, or close \
          some (`ss -xp` shows whose they are)"
     );
-    let problem = super::Failure::busy(detail).0;
+    let problem = super::failure::Failure::busy(detail).into_problem();
     let body = serde_json::to_string(&problem).unwrap_or_default();
     let response = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\

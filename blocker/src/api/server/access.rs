@@ -1,0 +1,124 @@
+//! Who may: root and members of the configured group may all, others may read if the configuration
+//! lets them. Settled by the peer's credentials, before anything of a request is looked at.
+
+use std::sync::Arc;
+
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use nix::unistd::{Group, User};
+use tokio::net::UnixStream;
+
+use super::EXPLAIN;
+use super::failure::Failure;
+use super::socket::find_group;
+use crate::api::types::{Code, Problem};
+use crate::config::{Control, ReadAccess};
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    pub(super) uid: u32,
+    gid: u32,
+    pub(super) pid: Option<i32>,
+}
+
+impl Peer {
+    pub(super) fn of(stream: &UnixStream) -> Self {
+        // Where the kernel does not say who it is, it is nobody.
+        stream.peer_cred().map_or(
+            Self {
+                uid: u32::MAX,
+                gid: u32::MAX,
+                pid: None,
+            },
+            |credentials| Self {
+                uid: credentials.uid(),
+                gid: credentials.gid(),
+                pid: credentials.pid(),
+            },
+        )
+    }
+}
+
+/// Who may do what.
+pub(super) struct May {
+    group: Option<u32>,
+    read: ReadAccess,
+}
+
+impl May {
+    /// As the configuration says.
+    pub(super) fn of(control: &Control) -> Self {
+        let group = control.group.as_deref();
+        Self {
+            group: group.and_then(|name| find_group(name).ok()),
+            read: control.read,
+        }
+    }
+
+    fn write(&self, peer: Peer) -> bool {
+        peer.uid == 0
+            || self
+                .group
+                .is_some_and(|group| peer.gid == group || is_member(peer.uid, group))
+    }
+
+    fn read(&self, peer: Peer) -> bool {
+        self.read == ReadAccess::All || self.write(peer)
+    }
+}
+
+/// Whether a user is a member of a group by the system's user database.
+fn is_member(uid: u32, group: u32) -> bool {
+    let Ok(Some(user)) = User::from_uid(uid.into()) else {
+        return false;
+    };
+    let Ok(Some(group)) = Group::from_gid(group.into()) else {
+        return false;
+    };
+    user.gid == group.gid || group.mem.contains(&user.name)
+}
+
+/// Lets a request in, or refuses it; what comes of one that changes something is logged.
+pub(super) async fn admit(
+    State(may): State<Arc<May>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let reads =
+        matches!(*request.method(), Method::GET | Method::HEAD) || request.uri().path() == EXPLAIN;
+    let admitted = if reads {
+        may.read(peer)
+    } else {
+        may.write(peer)
+    };
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if admitted {
+        let response = next.run(request).await;
+        if let Some(Problem { detail, code, .. }) = response.extensions().get() {
+            if *code == Code::Internal {
+                tracing::error!(uid = peer.uid, pid = peer.pid, %method, path, "request failed: {detail}");
+            } else if !reads {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, %method, path, "request refused: {detail}");
+            }
+        }
+        return response;
+    }
+    tracing::warn!(uid = peer.uid, pid = peer.pid, %method, path, "request refused: the caller may not");
+    let detail = format!(
+        "user {} may not {} here: root and members of the configured group (control.group) may",
+        peer.uid,
+        if reads { "read" } else { "change rules" },
+    );
+    Failure::new(
+        StatusCode::FORBIDDEN,
+        Code::Forbidden,
+        "not allowed",
+        detail,
+    )
+    .into_response()
+}
