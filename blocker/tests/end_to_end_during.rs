@@ -150,6 +150,28 @@ fn a_client_that_is_killed_leaves_no_block() -> Result<()> {
 }
 
 #[test]
+fn a_client_and_a_daemon_that_are_killed_leave_no_block_behind_the_lease() -> Result<()> {
+    let mut scene = Scene::new("")?;
+    let listener = Listener::new(&scene.pair.a, Pair::A, 0)?;
+    let mut child = during(&scene, &[&Pair::B.to_string(), "--mode", "reset"]).spawn()?;
+    wait_rules(&scene, 1)?;
+    scene.daemon.kill()?;
+    signal(&child, Signal::SIGKILL)?;
+    child.wait()?;
+    let address = listener.address;
+    assert!(
+        connect_error(&scene.pair.b, address)?.is_some(),
+        "it holds without either"
+    );
+    poll("the kernel to end the block", TERM, || {
+        connect_error(&scene.pair.b, address)
+            .ok()?
+            .is_none()
+            .then_some(())
+    })
+}
+
+#[test]
 fn a_daemon_that_is_killed_leaves_no_block_behind_the_lease() -> Result<()> {
     let mut scene = Scene::new("")?;
     let files = tempfile::tempdir()?;
