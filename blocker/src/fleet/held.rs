@@ -5,8 +5,8 @@
 //! disk: every rule until its own deadline.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -17,6 +17,7 @@ use super::value::{self, Value, ValueError};
 use crate::api::types::FleetRefusal;
 use crate::config::Fleet;
 use crate::rule::{Rule, RuleId};
+use crate::state;
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "fleet.json";
@@ -225,8 +226,6 @@ impl Held {
     /// # Errors
     /// It cannot be written: the file is as it was.
     pub fn save(&self, directory: &Path, prefix: &str) -> Result<(), HeldError> {
-        let path = directory.join(FILE);
-        let error = |source| HeldError::new("writing", &path, source);
         let rules = self.entries.iter().map(|(key, entry)| Kept {
             key: key.clone(),
             revision: entry.revision,
@@ -239,16 +238,10 @@ impl Held {
             revision: self.revision,
             rules: rules.collect(),
         };
-        let text = serde_json::to_vec(&file).map_err(|e| error(e.into()))?;
-        fs::create_dir_all(directory).map_err(error)?;
-        let mut new = tempfile::NamedTempFile::new_in(directory).map_err(error)?;
-        new.write_all(&text).map_err(error)?;
-        new.as_file().sync_data().map_err(error)?;
-        new.persist(&path).map_err(|e| error(e.error))?;
-        // The new name is on the disk once the directory is.
-        File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(error)
+        let saved = state::replace(&directory.join(FILE), |out| {
+            Ok(serde_json::to_writer(out, &file)?)
+        });
+        saved.map_err(|error| HeldError::new(error.attempt, &error.path, error.source))
     }
 
     /// Removes what was saved.

@@ -136,7 +136,7 @@ impl Store {
             lists: Lists::new(dir),
         };
         // A daemon died while it wrote this: it holds nothing that was acknowledged.
-        let _ = fs::remove_file(store.new_file());
+        let _ = fs::remove_file(beside(&dir.join(FILE)));
         let loaded = match store.read() {
             Ok(rules) => {
                 store.lists.sweep();
@@ -160,11 +160,6 @@ impl Store {
             }
         };
         (store, loaded)
-    }
-
-    /// Where the file is written that takes the old one's place.
-    fn new_file(&self) -> PathBuf {
-        self.dir.join(format!("{FILE}.new"))
     }
 
     fn read(&mut self) -> Result<Vec<Stored>, Unusable> {
@@ -211,20 +206,13 @@ impl Store {
         &mut self,
         rules: impl IntoIterator<Item = (&'a Rule, Timestamp)>,
     ) -> Result<(), StateError> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(failed("creating", &self.dir))?;
+        make(&self.dir)?;
         let outcome = self.replace(rules);
         // What was written for a file that is not there is in nobody's way, but takes room that the
         // disk may lack; so does what only the file before it named.
         self.lists.settle(outcome.is_ok());
         outcome?;
-        // A rename is durable once the directory is.
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(failed("syncing", &self.dir))
+        sync(&self.dir)
     }
 
     fn replace<'a>(
@@ -250,17 +238,10 @@ impl Store {
             });
         }
         let path = self.dir.join(FILE);
-        let new = self.new_file();
-        let outcome = write(&new, |buffer| {
+        put_in_place(&path, |buffer| {
             serde_json::to_writer(&mut *buffer, &written)?;
             buffer.write_all(b"\n")
         })
-        .map_err(failed("writing", &new))
-        .and_then(|()| fs::rename(&new, &path).map_err(failed("replacing", &path)));
-        if outcome.is_err() {
-            let _ = fs::remove_file(&new);
-        }
-        outcome
     }
 }
 
@@ -311,20 +292,42 @@ pub fn replace(
     contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), StateError> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    make(dir)?;
+    put_in_place(path, contents)?;
+    sync(dir)
+}
+
+/// Makes a directory of the daemon's own, if it is not there.
+fn make(dir: &Path) -> Result<(), StateError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(failed("creating", dir))?;
-    let new = path.with_added_extension("new");
+        .map_err(failed("creating", dir))
+}
+
+/// Where what is to take a file's place is written.
+fn beside(path: &Path) -> PathBuf {
+    path.with_added_extension("new")
+}
+
+/// Writes a new file and renames it to the old one's name. If that fails, nothing is left of it.
+fn put_in_place(
+    path: &Path,
+    contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), StateError> {
+    let new = beside(path);
     let outcome = write(&new, contents)
         .map_err(failed("writing", &new))
         .and_then(|()| fs::rename(&new, path).map_err(failed("replacing", path)));
     if outcome.is_err() {
         let _ = fs::remove_file(&new);
     }
-    outcome?;
-    // A rename is durable once the directory is.
+    outcome
+}
+
+/// A rename is durable once the directory is.
+fn sync(dir: &Path) -> Result<(), StateError> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(failed("syncing", dir))
