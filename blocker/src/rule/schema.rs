@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::{Direction, Established, Lifetime, Mode, OnLift, Ports, Protocol, RuleId, Target};
+use super::{Lifetime, Ports, Protocol, RuleId, Target};
 
 /// What an id looks like.
 pub(crate) const ID_PATTERN: &str = "^[a-z0-9][a-z0-9._-]{0,62}$";
@@ -23,15 +23,7 @@ macro_rules! schemas {
     )+};
 }
 
-fn enumerated<T: Copy>(all: &[T], word: impl Fn(T) -> &'static str) -> Vec<&'static str> {
-    all.iter().copied().map(word).collect()
-}
-
 schemas! {
-    Mode: { "enum": enumerated(Mode::ALL, Mode::word) };
-    Direction: { "enum": enumerated(Direction::ALL, Direction::word) };
-    Established: { "enum": enumerated(Established::ALL, Established::word) };
-    OnLift: { "enum": enumerated(OnLift::ALL, OnLift::word) };
     RuleId: { "type": "string", "pattern": ID_PATTERN };
     Target: {
         "type": "string",

@@ -7,7 +7,8 @@ use serde::de;
 
 use super::RuleError;
 
-/// An enum of words: text both ways, serde both ways, and one error that lists the words.
+/// An enum of words: text both ways, serde both ways, its JSON Schema, and one error that lists the
+/// words.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident, $what:literal, $expected:literal, { $($(#[$vmeta:meta])* $variant:ident = $word:literal),* $(,)? }) => {
         $(#[$meta])*
@@ -40,6 +41,16 @@ macro_rules! words {
         }
 
         text_serde!($name);
+
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "enum": [$($word),*] })
+            }
+        }
     };
 }
 

@@ -165,17 +165,6 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-impl JsonSchema for Connect {
-    fn schema_name() -> Cow<'static, str> {
-        "Connect".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let words: Vec<&str> = Self::ALL.iter().map(|outcome| outcome.word()).collect();
-        json_schema!({ "enum": words })
-    }
-}
-
 impl JsonSchema for Text {
     fn schema_name() -> Cow<'static, str> {
         "Text".into()

@@ -4,24 +4,7 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::event::{DeviceFate, EventKind, LostAt, RuleFate};
-use super::{Decision, FlowOrder};
 use crate::rule::{Owner, Target, Targets};
-
-macro_rules! words_schemas {
-    ($($name:ident)+) => {$(
-        impl JsonSchema for $name {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                let words: Vec<&str> = Self::ALL.iter().map(|value| value.word()).collect();
-                json_schema!({"type": "string", "enum": words})
-            }
-        }
-    )+};
-}
 
 /// A moment: RFC 3339, in UTC.
 pub(super) struct Moment;
@@ -39,8 +22,6 @@ impl JsonSchema for Moment {
         json_schema!({"type": "string", "format": "date-time"})
     }
 }
-
-words_schemas!(Decision DeviceFate EventKind FlowOrder LostAt RuleFate);
 
 impl JsonSchema for Owner {
     fn schema_name() -> Cow<'static, str> {
