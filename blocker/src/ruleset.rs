@@ -45,6 +45,18 @@ impl Diff {
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
     }
+
+    /// The rules that are others or gone, as they were.
+    pub fn before(&self) -> impl Iterator<Item = &Rule> {
+        let changed = self.changed.iter().map(|(before, _)| before);
+        self.removed.iter().chain(changed)
+    }
+
+    /// The rules that are others or new, as they are.
+    pub fn after(&self) -> impl Iterator<Item = &Rule> {
+        let changed = self.changed.iter().map(|(_, after)| after);
+        self.added.iter().chain(changed)
+    }
 }
 
 /// Why a set of rules cannot be an owner's.

@@ -11,15 +11,8 @@ use crate::ruleset::Diff;
 
 /// Says what became of a feed's rules, in one line.
 pub(super) fn tell(owner: &Owner, diff: &Diff) {
-    let before = diff
-        .removed
-        .iter()
-        .chain(diff.changed.iter().map(|(before, _)| before));
-    let after = diff
-        .added
-        .iter()
-        .chain(diff.changed.iter().map(|(_, after)| after));
-    let (before, after): (Vec<&Rule>, Vec<&Rule>) = (before.collect(), after.collect());
+    let (before, after): (Vec<&Rule>, Vec<&Rule>) =
+        (diff.before().collect(), diff.after().collect());
     let count = |rules: &[&Rule], others: &[&Rule]| -> usize {
         rules.iter().map(|rule| beyond(rule, others).len()).sum()
     };
@@ -44,15 +37,8 @@ pub(super) fn replace(
     owner: &Owner,
     now: Timestamp,
 ) {
-    let before = diff
-        .removed
-        .iter()
-        .chain(diff.changed.iter().map(|(before, _)| before));
-    let after = diff
-        .added
-        .iter()
-        .chain(diff.changed.iter().map(|(_, after)| after));
-    let (before, after): (Vec<&Rule>, Vec<&Rule>) = (before.collect(), after.collect());
+    let (before, after): (Vec<&Rule>, Vec<&Rule>) =
+        (diff.before().collect(), diff.after().collect());
     for rule in before.iter().filter(|rule| rule.lifts_by_reset()) {
         let gone = beyond(rule, &after);
         if !gone.is_empty() {
