@@ -25,15 +25,6 @@ pub fn document() -> &'static Value {
     &DOCUMENT
 }
 
-/// Which statuses an operation's problems may have, besides those of all: 400, 403, 500 and 503 (busy).
-#[derive(Clone, Copy)]
-enum Fails {
-    No,
-    NotFound,
-    Conflict,
-    NotFoundOrConflict,
-}
-
 const JSON: &str = "application/json";
 /// A stream: an object a line.
 const NDJSON: &str = "application/x-ndjson";
@@ -83,7 +74,8 @@ struct Operation {
     summary: &'static str,
     /// What a success is answered with.
     answer: Value,
-    fails: Fails,
+    /// Which statuses its problems may have, besides those of all: 400, 403, 500 and 503 (busy).
+    fails: &'static [&'static str],
     /// What OpenAPI has for what it takes: parameters, a body.
     asks: Value,
 }
@@ -102,7 +94,7 @@ impl Writer {
             id: "listRules",
             summary: "Lists the rules in force.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks: json!({}),
         });
 
@@ -113,7 +105,7 @@ impl Writer {
             id: "addRule",
             summary: "Adds a rule. One that is there already with the same effect is no error.",
             answer,
-            fails: Fails::Conflict,
+            fails: &["409"],
             asks,
         });
 
@@ -124,7 +116,7 @@ impl Writer {
             id: "deleteRules",
             summary: "Lifts all rules of owner api, or one target wherever it is.",
             answer,
-            fails: Fails::NotFound,
+            fails: &["404"],
             asks,
         });
 
@@ -139,7 +131,7 @@ impl Writer {
             id: "showRule",
             summary: "Shows a rule.",
             answer,
-            fails: Fails::NotFound,
+            fails: &["404"],
             asks: named.clone(),
         });
         let answer = self.content::<DeleteResponse>(JSON, "It is lifted.");
@@ -148,7 +140,7 @@ impl Writer {
             id: "deleteRule",
             summary: "Lifts a rule.",
             answer,
-            fails: Fails::NotFound,
+            fails: &["404"],
             asks: named.clone(),
         });
         let answer = self.content::<ConfirmResponse>(JSON, "It stays.");
@@ -157,7 +149,7 @@ impl Writer {
             id: "confirmRule",
             summary: "Confirms a rule that reverts otherwise.",
             answer,
-            fails: Fails::NotFound,
+            fails: &["404"],
             asks: named,
         });
 
@@ -168,7 +160,7 @@ impl Writer {
             id: "replaceRuleset",
             summary: "Replaces all rules of owner api, at once.",
             answer,
-            fails: Fails::Conflict,
+            fails: &["409"],
             asks,
         });
     }
@@ -181,7 +173,7 @@ impl Writer {
             id: "status",
             summary: "Tells how the daemon fares.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks: json!({}),
         });
         let answer = self.content::<Stats>(JSON, "Totals, to make rates of.");
@@ -190,7 +182,7 @@ impl Writer {
             id: "stats",
             summary: "Reads all counters at once.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks: json!({}),
         });
         let answer = self.content::<FlowsResponse>(JSON, "The flows, and what is not among them.");
@@ -200,7 +192,7 @@ impl Writer {
             id: "listFlows",
             summary: "Lists flows that rules decided.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks,
         });
         let answer = self.content::<ExplainResponse>(JSON, "What becomes of the packet.");
@@ -210,7 +202,7 @@ impl Writer {
             id: "explain",
             summary: "Tells what becomes of a packet, and which rules have a say in it.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks,
         });
         let text = json!({"schema": {"type": "string"}});
@@ -223,7 +215,7 @@ impl Writer {
             id: "metrics",
             summary: "Reads the metrics.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks: json!({}),
         });
         let answer = json!({
@@ -235,7 +227,7 @@ impl Writer {
             id: "openapi",
             summary: "Describes the API.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks: json!({}),
         });
     }
@@ -249,7 +241,7 @@ impl Writer {
             id: "watchEvents",
             summary: "Tells what happens, as it happens. Ends with the connection.",
             answer,
-            fails: Fails::No,
+            fails: &[],
             asks,
         });
         let answer = self.content::<LeaseLine>(
@@ -262,7 +254,7 @@ impl Writer {
             id: "holdRules",
             summary: "Holds rules as long as the connection lasts.",
             answer,
-            fails: Fails::NotFoundOrConflict,
+            fails: &["404", "409"],
             asks,
         });
     }
@@ -280,13 +272,7 @@ impl Writer {
         let mut responses = json!({
             "200": answer, "400": problem, "403": problem, "500": problem, "503": problem,
         });
-        let more: &[&str] = match fails {
-            Fails::No => &[],
-            Fails::NotFound => &["404"],
-            Fails::Conflict => &["409"],
-            Fails::NotFoundOrConflict => &["404", "409"],
-        };
-        for status in more {
+        for status in fails {
             responses[status] = problem.clone();
         }
         if asks.get("requestBody").is_some() {
