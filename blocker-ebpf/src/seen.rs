@@ -75,14 +75,16 @@ fn record(decided: &Decided<'_>, id: &FlowId) {
         return;
     };
     let now = decided.packet.time();
-    if place.is_known() && add_to(decided, id, now) {
+    let known = place.is_known();
+    if known && add_to(decided, id, now) {
         return;
     }
     if !rate::take(bucket::FLOWS, maps::new_flows_per_second(), now) {
         return tally(|tally| tally.not_recorded += 1);
     }
     place.learn();
-    if add_to(decided, id, now) {
+    // Another CPU may have recorded it. One that was taken for known was looked for already.
+    if !known && add_to(decided, id, now) {
         return;
     }
     let record = FlowRecord {
