@@ -3,6 +3,9 @@
 //! A real etcd of three members, with TLS, in a network namespace of its own, and next to it many
 //! hosts in one process, which follow it by the daemon's own code, without a datapath.
 
+#[path = "../../blocker/tests/cluster/etcd.rs"]
+mod etcd;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,9 +19,11 @@ use crate::build::{FLEET, target_directory};
 use crate::command::{self, cargo, line, run as run_command, say};
 use crate::lab::{Namespace, poll};
 use crate::setup;
+use etcd::MEMBERS;
 
 const TASK: &str = "fleet";
-const MEMBERS: usize = 3;
+/// Where the members listen.
+const ADDRESS: &str = "127.0.0.1";
 /// How long etcd may take to elect a leader on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
@@ -87,16 +92,8 @@ impl Etcd {
         let files = tempfile::Builder::new()
             .prefix("blocker-fleet-")
             .tempdir()?;
-        let script = files.path().join("certificates.sh");
-        fs::write(
-            &script,
-            include_str!("../../blocker/tests/cluster/certificates.sh"),
-        )?;
-        let mut certificates = Command::new("sh");
-        certificates
-            .arg(&script)
-            .args(["127.0.0.1", "host"])
-            .current_dir(files.path());
+        let users = ["host".to_owned()];
+        let mut certificates = etcd::certificates(files.path(), ADDRESS, &users)?;
         certificates.stdout(Stdio::null()).stderr(Stdio::null());
         run_command(TASK, &mut certificates)?;
         let mut etcd = Self {
@@ -107,11 +104,12 @@ impl Etcd {
         for member in 0..MEMBERS {
             etcd.member(member)?;
         }
+        let endpoint = etcd::endpoints(ADDRESS).swap_remove(0);
         poll("etcd to have a leader", START, || {
             let mut health = Command::new("etcdctl");
             health
                 .env("ETCDCTL_API", "3")
-                .args(["endpoint", "health", "--endpoints", &url(2379)]);
+                .args(["endpoint", "health", "--endpoints", &endpoint]);
             for (flag, file) in [
                 ("--cacert", "ca.pem"),
                 ("--cert", "host.pem"),
@@ -124,9 +122,7 @@ impl Etcd {
         })?;
         let config = format!(
             "fleet: {{endpoints: {:?}, name: host, tls: {{ca: {}, cert: {}, key: {}}}}}\n",
-            (0..MEMBERS)
-                .map(|member| url(2379 + 100 * member))
-                .collect::<Vec<_>>(),
+            etcd::endpoints(ADDRESS),
             etcd.path("ca.pem").display(),
             etcd.path("host.pem").display(),
             etcd.path("host.key").display(),
@@ -140,48 +136,13 @@ impl Etcd {
     }
 
     fn member(&mut self, member: usize) -> Result<()> {
-        let (client, peer) = (url(2379 + 100 * member), url(2380 + 100 * member));
-        let cluster = (0..MEMBERS).map(|m| format!("m{m}={}", url(2380 + 100 * m)));
         let mut command = many_files("etcd");
+        etcd::member(&mut command, self.files.path(), ADDRESS, member, "new");
         command
-            .args([
-                "--name",
-                &format!("m{member}"),
-                "--logger",
-                "zap",
-                "--log-level",
-                "error",
-            ])
-            .arg("--data-dir")
-            .arg(self.path(&format!("m{member}")))
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &cluster.collect::<Vec<_>>().join(",")])
-            .args(["--client-cert-auth", "--peer-client-cert-auth"])
+            .args(["--log-level", "error"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        for flag in ["", "peer-"] {
-            for (kind, file) in [
-                ("trusted-ca", "ca.pem"),
-                ("cert", "etcd.pem"),
-                ("key", "etcd.key"),
-            ] {
-                command
-                    .arg(format!("--{flag}{kind}-file"))
-                    .arg(self.path(file));
-            }
-        }
         self.members.push(self.namespace.spawn(&mut command)?);
         Ok(())
     }
@@ -202,10 +163,6 @@ fn many_files(program: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n $(ulimit -Hn); exec \"$@\"", "sh", program]);
     command
-}
-
-fn url(port: usize) -> String {
-    format!("https://127.0.0.1:{port}")
 }
 
 fn measure(program: &Path, hosts: usize, rules: usize) -> Result<Value> {

@@ -5,6 +5,8 @@
 
 #![allow(dead_code)] // each test uses a part of it
 
+mod etcd;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use etcd::MEMBERS;
 
 use crate::lab::{Daemon, Namespace, Output, Programs, join, poll};
 
@@ -24,7 +28,6 @@ pub(crate) const REMOTES: [&str; 2] = ["10.90.0.250", "10.90.0.251"];
 /// and a daemon's pause between attempts are within it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-const MEMBERS: usize = 3;
 /// How many daemons start at once.
 const AT_ONCE: usize = 2;
 
@@ -132,14 +135,7 @@ impl Fleet {
             .into_iter()
             .chain(users)
             .collect();
-        let script = self.path("certificates.sh");
-        fs::write(&script, include_str!("certificates.sh"))?;
-        let mut command = Command::new("sh");
-        command
-            .arg(&script)
-            .arg(CENTRE)
-            .args(users)
-            .current_dir(self.files.path());
+        let mut command = etcd::certificates(self.files.path(), CENTRE, &users)?;
         run(&mut command).map(drop)
     }
 
@@ -184,9 +180,7 @@ impl Fleet {
     }
 
     fn endpoints(&self) -> Vec<String> {
-        (0..MEMBERS)
-            .map(|member| format!("https://{CENTRE}:{}", 2379 + 100 * member))
-            .collect()
+        etcd::endpoints(CENTRE)
     }
 
     fn namespace(&self, host: usize) -> Result<Namespace> {
@@ -216,62 +210,19 @@ impl Fleet {
 
     /// Starts a member; `state` is `new`, or `existing` for one that was killed.
     pub(crate) fn start(&mut self, member: usize, state: &str) -> Result<()> {
-        let (client, peer) = (2379 + 100 * member, 2380 + 100 * member);
-        let url = |port: usize| format!("https://{CENTRE}:{port}");
-        let cluster: Vec<String> = (0..MEMBERS)
-            .map(|m| format!("m{m}={}", url(2380 + 100 * m)))
-            .collect();
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(self.path(&format!("m{member}.log")))?;
         let mut command = Command::new("etcd");
+        etcd::member(&mut command, self.files.path(), CENTRE, member, state);
         command
-            .args([
-                "--name",
-                &format!("m{member}"),
-                "--logger",
-                "zap",
-                "--log-level",
-                "warn",
-            ])
-            .arg("--data-dir")
-            .arg(self.path(&format!("m{member}")))
-            .args([
-                "--listen-client-urls",
-                &url(client),
-                "--advertise-client-urls",
-                &url(client),
-            ])
-            .args([
-                "--listen-peer-urls",
-                &url(peer),
-                "--initial-advertise-peer-urls",
-                &url(peer),
-            ])
-            .args([
-                "--initial-cluster",
-                &cluster.join(","),
-                "--initial-cluster-state",
-                state,
-            ])
+            .args(["--log-level", "warn"])
             // Nothing here outlives the machine; the gateway would pass for the member itself.
             .args(["--unsafe-no-fsync", "--enable-grpc-gateway=false"])
-            .args(["--client-cert-auth", "--peer-client-cert-auth"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        for flag in ["", "peer-"] {
-            for (kind, file) in [
-                ("trusted-ca", "ca.pem"),
-                ("cert", "etcd.pem"),
-                ("key", "etcd.key"),
-            ] {
-                command
-                    .arg(format!("--{flag}{kind}-file"))
-                    .arg(self.path(file));
-            }
-        }
         self.members[member] = Some(self.centre.spawn(&mut command)?);
         Ok(())
     }
