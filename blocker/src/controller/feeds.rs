@@ -19,10 +19,10 @@ use super::requests::facts;
 use super::{Asking, Controller, Error, lock};
 use crate::api::types::FeedStatus;
 use crate::config::feeds::{Feed, FeedName};
-use crate::feeds::FeedError;
 use crate::feeds::account::Account;
 use crate::feeds::content::{Made, With};
 use crate::feeds::kept::{self, Kept};
+use crate::feeds::{FeedError, beside};
 use crate::rule::{Owner, Rule};
 use crate::ruleset::{self, Diff};
 pub(super) use held::{Held, take_up};
@@ -87,10 +87,7 @@ impl Controller {
     pub async fn put_feed(&self, feed: Feed, kept: Kept) -> Result<bool, FeedError> {
         let (runtime, this) = (Handle::current(), self.clone());
         // To its end once it is begun, and on a thread that may be held up.
-        let work = move || runtime.block_on(this.put_feed_now(&feed, kept));
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| FeedError::Inside(error.to_string()))?
+        beside(move || runtime.block_on(this.put_feed_now(&feed, kept))).await
     }
 
     /// Makes a feed's rules again, if what must not be blocked is not what it was.
@@ -102,11 +99,11 @@ impl Controller {
         let differs = move || {
             let facts = facts(&Asking::default());
             let feeds = lock(&this.0.feeds);
-            let held = feeds.find(&feed).filter(|held| held.facts != facts)?;
-            Some((feed, held.kept.clone()?))
+            let held = feeds.find(&feed).filter(|held| held.facts != facts);
+            let kept = held.and_then(|held| held.kept.clone());
+            Ok(kept.map(|kept| (feed, kept)))
         };
-        let differs = tokio::task::spawn_blocking(differs).await;
-        match differs.map_err(|error| FeedError::Inside(error.to_string()))? {
+        match beside(differs).await? {
             Some((feed, kept)) => self.put_feed(feed, kept).await.map(drop),
             None => Ok(()),
         }

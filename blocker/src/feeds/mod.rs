@@ -24,3 +24,12 @@ pub use error::FeedError;
 pub use fetch::{read_certificates, read_key};
 pub use list::{load_file, warn_of_files};
 pub use task::follow;
+
+/// Does what takes its time where nobody waits.
+pub(crate) async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FeedError> + Send + 'static,
+) -> Result<T, FeedError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| FeedError::Inside(error.to_string()))?
+}

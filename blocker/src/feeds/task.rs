@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use super::kept::{self, Kept};
-use super::{FeedError, pace};
+use super::{FeedError, beside, pace};
 use crate::config::feeds::{Feed, FeedName, Source};
 use crate::controller::Controller;
 use crate::rule::Lifetime;
@@ -161,15 +161,6 @@ impl Follower {
             }
         }
     }
-}
-
-/// Does what takes its time where nobody waits.
-async fn beside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FeedError> + Send + 'static,
-) -> Result<T, FeedError> {
-    spawn_blocking(work)
-        .await
-        .map_err(|error| FeedError::Inside(error.to_string()))?
 }
 
 fn span(lifetime: Lifetime) -> Duration {
