@@ -169,3 +169,10 @@ impl Source<'_> {
 fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
+
+/// The pieces of YAML in a document in Markdown.
+#[cfg(test)]
+pub(crate) fn examples(document: &str) -> Vec<&str> {
+    let begun = document.split("```yaml\n").skip(1);
+    begun.filter_map(|rest| rest.split("```").next()).collect()
+}

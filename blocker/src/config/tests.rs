@@ -64,11 +64,7 @@ fn the_annotated_example_is_valid_and_shows_every_key() {
 #[test]
 fn the_documentation_names_every_key_and_its_examples_are_valid() {
     let text = include_str!("../../../docs/configuration.md");
-    let examples: Vec<&str> = text
-        .split("```yaml\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let examples = crate::yaml::examples(text);
     assert_eq!(examples.len(), 1);
     for example in examples {
         parse(example).unwrap_or_else(|error| panic!("{error}"));

@@ -363,10 +363,7 @@ fn what_is_shipped_is_right_by_the_schema_too() {
 #[test]
 fn the_documentation_names_every_key_and_its_examples_are_valid() {
     let text = include_str!("../../../docs/runbooks.md");
-    let examples = text.split("```yaml\n").skip(1);
-    let examples: Vec<&str> = examples
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let examples = crate::yaml::examples(text);
     assert!(!examples.is_empty());
     for example in examples {
         parse(example).unwrap_or_else(|error| panic!("{error}"));
