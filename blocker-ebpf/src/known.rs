@@ -10,7 +10,7 @@
 //! What is forgotten, or was recorded by another CPU, costs one token of the rate of new flows to be
 //! learnt again. A flow that is taken for known costs one look in vain.
 
-use blocker_ebpf::{FlowId, KNOWN_BLOCKS, KNOWN_WORDS, KnownBlock};
+use blocker_ebpf::{KNOWN_BLOCKS, KNOWN_WORDS, KnownBlock};
 
 use crate::maps;
 
@@ -29,10 +29,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of a flow, on this CPU.
+    /// Of a flow, by its hash, on this CPU.
     #[inline(always)]
-    pub fn of(id: &FlowId) -> Option<Self> {
-        let hash = hash(id);
+    pub fn of(hash: u64) -> Option<Self> {
         let block = maps::KNOWN.get_ptr_mut(hash as u32 % KNOWN_BLOCKS)?;
         let one_of = |bits: u64, choices: u64| (bits & 0xffff) * choices >> 16;
         Some(Self {
@@ -94,28 +93,3 @@ impl Place {
         }
     }
 }
-
-/// A hash of a flow and its rule: a product a word, which the processor makes side by side, and the
-/// end of MurmurHash3's finaliser.
-#[inline(always)]
-fn hash(id: &FlowId) -> u64 {
-    // SAFETY: `FlowId` is 44 bytes without padding, aligned to 4.
-    let words: [u32; 11] = unsafe { core::mem::transmute(*id) };
-    let mut sum = u64::from(words[10]).wrapping_mul(ODD[5]);
-    for place in 0..5 {
-        let word = u64::from(words[2 * place]) << 32 | u64::from(words[2 * place + 1]);
-        sum ^= word.wrapping_mul(ODD[place]);
-    }
-    let hash = (sum ^ sum >> 32).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^ hash >> 33
-}
-
-/// Odd, and without a pattern: the fractions of the square roots of the first primes.
-const ODD: [u64; 6] = [
-    0x6a09_e667_f3bc_c909,
-    0xbb67_ae85_84ca_a73b,
-    0x3c6e_f372_fe94_f82b,
-    0xa54f_f53a_5f1d_36f1,
-    0x510e_527f_ade6_82d1,
-    0x9b05_688c_2b3e_6c1f,
-];

@@ -11,7 +11,7 @@
 #![no_std]
 
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the eBPF programs in the object.
 pub mod programs {
@@ -67,9 +67,14 @@ pub mod maps {
     /// established TCP flows that rules with [`flag::RECORD`](crate::flag::RECORD) blocked. Apart
     /// from [`FLOWS`], so that no flood of other packets makes it forget one.
     pub const ESTABLISHED: &str = "ESTABLISHED";
-    /// `LRU_HASH` of [`FlowId`](crate::FlowId) to [`FlowRecord`](crate::FlowRecord): every flow
-    /// that a rule decided.
+    /// `ARRAY` of [`FlowSlot`](crate::FlowSlot), mmapable: every flow that a rule decided. A power of
+    /// two of them, in sets of [`FLOW_WAYS`](crate::FLOW_WAYS).
     pub const FLOWS: &str = "FLOWS";
+    /// `ARRAY` of [`FlowHigh`](crate::FlowHigh), mmapable: one to each slot of [`FLOWS`].
+    pub const FLOWS_HIGH: &str = "FLOWS_HIGH";
+    /// `HASH` of u32 to u8: the sets of [`FLOWS`] that a CPU is making a record in. Private to the
+    /// datapath.
+    pub const FLOW_LOCKS: &str = "FLOW_LOCKS";
     /// `PERCPU_ARRAY` of [`KNOWN_BLOCKS`](crate::KNOWN_BLOCKS) [`KnownBlock`](crate::KnownBlock)s,
     /// private to the datapath.
     pub const KNOWN: &str = "KNOWN";
@@ -91,6 +96,8 @@ pub mod globals {
     pub const REPLIES_PER_SECOND: &str = "REPLIES_PER_SECOND";
     /// u32: flows a second on each CPU that are recorded anew.
     pub const NEW_FLOWS_PER_SECOND: &str = "NEW_FLOWS_PER_SECOND";
+    /// u32: slots of [`maps::FLOWS`](crate::maps::FLOWS), less one: a mask.
+    pub const FLOW_MASK: &str = "FLOW_MASK";
     /// u32: events a second on each CPU.
     pub const EVENTS_PER_SECOND: &str = "EVENTS_PER_SECOND";
     /// u32: range blocks of one bank in [`maps::V4_RANGES`](crate::maps::V4_RANGES).
@@ -136,6 +143,11 @@ pub const NEVER: u64 = u64::MAX;
 pub const V6_FANOUT: usize = 8;
 /// The most levels of the IPv6 tree: 8^8 ranges.
 pub const V6_LEVELS: usize = 8;
+
+/// Slots that a flow's record may be in, side by side in [`maps::FLOWS`].
+pub const FLOW_WAYS: u32 = 8;
+/// Set in [`FlowSlot::kind`] of an IPv6 flow.
+pub const FLOW_V6: u32 = 1 << 31;
 
 /// Blocks of [`maps::KNOWN`], on each CPU.
 pub const KNOWN_BLOCKS: u32 = 16;
@@ -371,6 +383,49 @@ shared! {
         pub reserved: u16,
     }
 
+    /// A flow and its record, in one cache line: all of an IPv4 flow, and of an IPv6 flow all but
+    /// the upper 12 bytes of its addresses, which are in [`FlowHigh`].
+    pub struct FlowSlot {
+        /// A part of the flow's hash, never 0; 0 where there is no flow, or one is being written.
+        pub tag: u32,
+        /// [`Rule::counter`] of the rule.
+        pub rule: u32,
+        /// The last 4 bytes of the remote's address, as they are in memory.
+        pub remote: u32,
+        /// The last 4 bytes of the local address, likewise.
+        pub local: u32,
+        /// The remote's port.
+        pub remote_port: u16,
+        /// The local port.
+        pub local_port: u16,
+        /// IP protocol number, and [`FLOW_V6`].
+        pub kind: u32,
+        /// As [`FlowRecord::packets`].
+        pub packets: u64,
+        /// As [`FlowRecord::bytes`].
+        pub bytes: u64,
+        /// As [`FlowRecord::first_seen`].
+        pub first_seen: u64,
+        /// As [`FlowRecord::last_seen`].
+        pub last_seen: u64,
+        /// As [`FlowRecord::ifindex`].
+        pub ifindex: u32,
+        /// As [`FlowRecord::verdict`].
+        pub verdict: u8,
+        /// As [`FlowRecord::hook`].
+        pub hook: u8,
+        /// Fills the line.
+        pub reserved: u16,
+    }
+
+    /// The upper 12 bytes of an IPv6 flow's addresses, as they are in memory. Not written for IPv4.
+    pub struct FlowHigh {
+        /// The remote's.
+        pub remote: [u32; 3],
+        /// The local one's.
+        pub local: [u32; 3],
+    }
+
     /// A part of what a CPU remembers of the flows that have a record.
     pub struct KnownBlock {
         /// Flows that were remembered in it.
@@ -411,6 +466,43 @@ shared! {
         pub remote: [u8; 16],
         /// The local address, network order.
         pub local: [u8; 16],
+    }
+}
+
+impl FlowSlot {
+    /// The flow that the slot has, and its record.
+    #[must_use]
+    pub fn flow(&self, high: &FlowHigh) -> (FlowId, FlowRecord) {
+        let address = |high: [u32; 3], low: u32| {
+            let [first, second, third] = match self.kind & FLOW_V6 {
+                0 => [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff])],
+                _ => high,
+            };
+            let mut bytes = [0; 16];
+            for (place, word) in [first, second, third, low].into_iter().enumerate() {
+                bytes[place * 4..place * 4 + 4].copy_from_slice(&word.to_ne_bytes());
+            }
+            bytes
+        };
+        let flow = FlowKey {
+            remote: address(high.remote, self.remote),
+            local: address(high.local, self.local),
+            remote_port: self.remote_port,
+            local_port: self.local_port,
+            protocol: self.kind & !FLOW_V6,
+        };
+        let record = FlowRecord {
+            packets: self.packets,
+            bytes: self.bytes,
+            first_seen: self.first_seen,
+            last_seen: self.last_seen,
+            ifindex: self.ifindex,
+            verdict: self.verdict,
+            hook: self.hook,
+            reserved: 0,
+        };
+        let rule = self.rule;
+        (FlowId { flow, rule }, record)
     }
 }
 
@@ -560,7 +652,7 @@ mod tests {
         assert_eq!(size_of::<LocalKey>(), 20);
         assert_eq!(size_of::<FlowKey>(), 40);
         assert_eq!(size_of::<FlowId>(), 44);
-        assert_eq!(size_of::<FlowRecord>(), 40);
+        assert_eq!(size_of::<FlowSlot>(), 64);
         assert_eq!(size_of::<Event>(), 64);
     }
 
@@ -571,6 +663,48 @@ mod tests {
             assert_eq!(slot(tagged), number);
             assert_eq!(tagged >> 16, u32::from(incarnation));
         }
+    }
+
+    #[test]
+    fn a_slot_gives_back_its_flow() {
+        let slot = FlowSlot {
+            tag: 1,
+            rule: 7,
+            remote: u32::from_ne_bytes([192, 0, 2, 1]),
+            local: u32::from_ne_bytes([198, 51, 100, 2]),
+            remote_port: 443,
+            local_port: 40_000,
+            kind: 6,
+            packets: 1,
+            bytes: 2,
+            first_seen: 3,
+            last_seen: 4,
+            ifindex: 5,
+            verdict: verdict::RESET,
+            hook: Hook::Egress as u8,
+            reserved: 0,
+        };
+        let high = FlowHigh {
+            remote: [u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]), 0, 0],
+            local: [u32::from_ne_bytes([0x20, 1, 0xd, 0xb9]), 0, 0],
+        };
+        let (id, record) = slot.flow(&high);
+        assert_eq!(
+            id.flow.remote[..12],
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255]
+        );
+        assert_eq!(id.flow.remote[12..], [192, 0, 2, 1]);
+        assert_eq!(id.flow.local[12..], [198, 51, 100, 2]);
+        assert_eq!((id.flow.remote_port, id.flow.local_port), (443, 40_000));
+        assert_eq!((id.flow.protocol, id.rule), (6, 7));
+        assert_eq!((record.packets, record.bytes), (1, 2));
+        assert_eq!((record.first_seen, record.last_seen), (3, 4));
+        assert_eq!((record.ifindex, record.verdict, record.hook), (5, 1, 2));
+        let kind = slot.kind | FLOW_V6;
+        let (id, _) = FlowSlot { kind, ..slot }.flow(&high);
+        assert_eq!(id.flow.remote[..4], [0x20, 1, 0xd, 0xb8]);
+        assert_eq!(id.flow.local[..4], [0x20, 1, 0xd, 0xb9]);
+        assert_eq!(id.flow.protocol, 6);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! What a packet meets on its way is told in `docs/packet-flow.md`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// For `packet::opaque` and `seen::add`. aya-ebpf needs the feature too.
+// For `packet::opaque` and `flows::add`. aya-ebpf needs the feature too.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -18,6 +18,8 @@ mod buffer;
 mod checksum;
 #[cfg(target_arch = "bpf")]
 mod due;
+#[cfg(target_arch = "bpf")]
+mod flows;
 #[cfg(target_arch = "bpf")]
 mod known;
 mod maps;

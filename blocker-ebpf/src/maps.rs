@@ -8,9 +8,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use blocker_ebpf::{
-    Bank, Bucket, Counters, FlowId, FlowKey, FlowRecord, HookCounters, Index, InterfaceKey,
-    KNOWN_BLOCKS, KnownBlock, LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule, RuleList,
-    RuleName, State, Tally, Tick, V6Node, bucket, local_set,
+    Bank, Bucket, Counters, FLOW_WAYS, FlowHigh, FlowKey, FlowSlot, HookCounters, Index,
+    InterfaceKey, KNOWN_BLOCKS, KnownBlock, LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule,
+    RuleList, RuleName, State, Tally, Tick, V6Node, bucket, local_set,
 };
 
 use crate::packet::Packet;
@@ -46,7 +46,11 @@ pub static KILLS: HashMap<FlowKey, u32> = HashMap::with_max_entries(1, BPF_F_NO_
 #[map]
 pub static ESTABLISHED: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1, 0);
 #[map]
-pub static FLOWS: LruHashMap<FlowId, FlowRecord> = LruHashMap::with_max_entries(1, 0);
+pub static FLOWS: Array<FlowSlot> = Array::with_max_entries(FLOW_WAYS, BPF_F_MMAPABLE);
+#[map]
+pub static FLOWS_HIGH: Array<FlowHigh> = Array::with_max_entries(FLOW_WAYS, BPF_F_MMAPABLE);
+#[map]
+pub static FLOW_LOCKS: HashMap<u32, u8> = HashMap::with_max_entries(FLOW_SETS_AT_ONCE, 0);
 #[map]
 pub static KNOWN: PerCpuArray<KnownBlock> = PerCpuArray::with_max_entries(KNOWN_BLOCKS, 0);
 #[map]
@@ -59,6 +63,9 @@ pub static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Sets that flows are recorded in at once: as many as there may be CPUs.
+const FLOW_SETS_AT_ONCE: u32 = 1_024;
 
 /// Room for what does not fit the stack: the packet that an ICMP error quotes, or the chunk
 /// that a checksum is taken of.
@@ -73,6 +80,8 @@ static MARK: Global<u32> = Global::new(0);
 static REPLIES_PER_SECOND: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static NEW_FLOWS_PER_SECOND: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static FLOW_MASK: Global<u32> = Global::new(FLOW_WAYS - 1);
 #[unsafe(no_mangle)]
 static EVENTS_PER_SECOND: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -118,6 +127,12 @@ pub fn replies_per_second() -> u64 {
 #[inline(always)]
 pub fn new_flows_per_second() -> u64 {
     u64::from(NEW_FLOWS_PER_SECOND.load())
+}
+
+/// Slots of the table of flows, less one.
+#[inline(always)]
+pub fn flow_mask() -> u32 {
+    FLOW_MASK.load()
 }
 
 /// Events a second on this CPU.

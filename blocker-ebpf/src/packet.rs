@@ -317,6 +317,7 @@ pub enum Fragment {
 /// Zero bytes are a packet of which nothing is known.
 #[repr(C, align(8))]
 pub struct Packet {
+    // The addresses are first: `write_addresses` and `addresses` rely on it.
     pub source: Words,
     pub destination: Words,
     /// Offset of the network header.
@@ -395,6 +396,24 @@ impl Packet {
         }
     }
 
+    /// Writes both addresses, by halves; plain assignments become calls of `memset` and `memmove`, as
+    /// in [`Self::clear`].
+    #[inline(always)]
+    fn write_addresses(&mut self, from: [u64; 2], to: [u64; 2]) {
+        let words = core::ptr::from_mut(self).cast::<u64>();
+        for (place, half) in [from[0], from[1], to[0], to[1]].into_iter().enumerate() {
+            // SAFETY: the addresses are the first 32 bytes of the packet, which is aligned to 8.
+            unsafe { words.add(place).write_volatile(half) };
+        }
+    }
+
+    /// The addresses as words of 32 bits, as they are in memory: source, destination.
+    #[inline(always)]
+    pub fn addresses(&self) -> [[u32; 4]; 2] {
+        // SAFETY: as in `write_addresses`; any bytes are numbers.
+        unsafe { core::ptr::from_ref(self).cast::<[[u32; 4]; 2]>().read() }
+    }
+
     #[inline(always)]
     fn read_v4<S: Source>(&mut self, source: &S) -> Result<(), Odd> {
         let header = read::<_, Ipv4>(source, self.l3)?;
@@ -410,8 +429,7 @@ impl Packet {
         if self.length < header_length {
             return Err(Odd::Malformed);
         }
-        self.source = mapped(header.source);
-        self.destination = mapped(header.destination);
+        self.write_addresses(mapped(header.source), mapped(header.destination));
         self.l4 = self.l3 + header_length;
         self.protocol = u16::from(header.protocol);
         let fragment = header.fragment.get();
@@ -432,8 +450,8 @@ impl Packet {
         } else {
             length + 40
         };
-        self.source = read(source, self.l3 + 8)?;
-        self.destination = read(source, self.l3 + 24)?;
+        let (from, to) = (read(source, self.l3 + 8)?, read(source, self.l3 + 24)?);
+        self.write_addresses(halves(&from), halves(&to));
         let [next, hop_limit] = read::<_, [u8; 2]>(source, self.l3 + 6)?;
         self.hop_limit = hop_limit;
         let mut next = next;
@@ -602,8 +620,22 @@ fn is_extension(protocol: u8) -> bool {
     matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
 
+/// An IPv4 address, v4-mapped: its halves, as they are in memory.
 #[inline(always)]
-fn mapped(address: Be32) -> Words {
+fn mapped(address: Be32) -> [u64; 2] {
     let Be32([high, low]) = address;
-    [0, 0, 0, 0, 0, 0xffff, high, low]
+    [
+        0,
+        0xffff << 16 | u64::from(high) << 32 | u64::from(low) << 48,
+    ]
+}
+
+/// An IPv6 address: its halves, as they are in memory.
+#[inline(always)]
+fn halves(address: &Words) -> [u64; 2] {
+    let word = |place: usize| u64::from(address[place]);
+    let half = |first: usize| {
+        word(first) | word(first + 1) << 16 | word(first + 2) << 32 | word(first + 3) << 48
+    };
+    [half(0), half(4)]
 }

@@ -34,16 +34,16 @@ const TICK: u64 = 10_000_000;
 type Flows = Vec<(FlowId, FlowRecord)>;
 
 /// The flows of the rule of a tag.
-fn flows(bench: &Bench, tag: u32) -> Result<Flows> {
+fn flows(bench: &Bench, tag: u32) -> Flows {
     let mut all = Flows::new();
     let count = bench
         .datapath
         .seen()
-        .flows(|id, record| all.push((*id, *record)))?;
+        .flows(|id, record| all.push((*id, *record)));
     assert_eq!(count, all.len() as u64);
     all.retain(|(id, _)| id.rule == tag);
     all.sort_by_key(|(id, _)| id.flow.remote_port);
-    Ok(all)
+    all
 }
 
 /// Makes a rule live as if it had not been there before, and gives its tag.
@@ -151,7 +151,7 @@ fn a_flow_is_recorded_in_every_mode_at_every_hook_in_both_families() -> Result<(
                     }
                     let after = now()?;
                     let what = format!("{mode}, {program:?}: {packet:?}");
-                    let flows = flows(bench, tag)?;
+                    let flows = flows(bench, tag);
                     let [(id, record)] = &flows[..] else {
                         panic!("{what}: {flows:?}");
                     };
@@ -196,7 +196,7 @@ fn what_no_rule_decides_leaves_nothing() -> Result<()> {
                 bench.run(program, &program.meets(&packet))?;
             }
         }
-        assert_eq!(flows(bench, tag(0, 0))?, []);
+        assert_eq!(flows(bench, tag(0, 0)), []);
         assert_eq!(events(bench), []);
         Ok(())
     })
@@ -216,14 +216,14 @@ fn the_last_packet_of_a_flow_is_told_and_both_directions_are_one_flow() -> Resul
             (Program::Egress, verdict::SUPPRESSED),
         ] {
             bench.run(program, &program.meets(&packet))?;
-            let flows = flows(bench, tag(0, 0))?;
+            let flows = flows(bench, tag(0, 0));
             assert_eq!(flows.len(), 1, "{flows:?}");
             assert_eq!(flows[0].1.verdict, fate);
             assert_eq!(u32::from(flows[0].1.hook), program.hook() as u32);
         }
         // A segment that gets no reply is dropped.
         bench.run(Program::Ingress, &packet.fragment(3, false))?;
-        let dropped = flows(bench, tag(0, 0))?;
+        let dropped = flows(bench, tag(0, 0));
         assert!(
             dropped
                 .iter()
@@ -247,7 +247,7 @@ fn each_rule_has_a_record_of_its_own_and_a_slot_that_is_used_again_too() -> Resu
         let counted = bench.run(Program::Ingress, &packet)?.counted;
         assert_eq!(counted.rules[0].packets, 1, "the slot is the same");
         for (tag, packets) in [(tag(0, 0), 2), (tag(0, 1), 1)] {
-            let flows = flows(bench, tag)?;
+            let flows = flows(bench, tag);
             assert_eq!(flows.len(), 1);
             assert_eq!(flows[0].1.packets, packets, "{tag:#x}");
         }
@@ -281,7 +281,7 @@ fn new_flows_over_the_rate_are_counted_and_known_ones_go_on() -> Result<()> {
         let tally = bench.datapath.seen().tally()?;
         assert!((RATE..=most).contains(&tally.created), "{tally:?}");
         assert_eq!(tally.created + tally.not_recorded, u64::from(FLOWS) + 1);
-        let flows = flows(bench, tag(0, 0))?;
+        let flows = flows(bench, tag(0, 0));
         assert_eq!(flows.len() as u64, tally.created);
         let known = flows
             .iter()
@@ -323,7 +323,7 @@ fn a_known_flow_is_counted_to_the_packet_while_a_flood_of_others_comes_and_goes(
         }
         let tally = bench.datapath.seen().tally()?;
         assert!(tally.not_recorded > 1_000, "a flood: {tally:?}");
-        let flows = flows(bench, tag(0, 0))?;
+        let flows = flows(bench, tag(0, 0));
         let known = flows.iter().find(|(id, _)| id.flow.protocol == 17);
         assert_eq!(known.expect("it is known").1.packets, rounds);
         Ok(())
@@ -341,9 +341,35 @@ fn nothing_is_recorded_with_no_room_for_flows_but_what_is_to_be_killed() -> Resu
         let run = bench.run(Program::Ingress, &tcp(ACK))?;
         assert_eq!(run.counted.rules[0].packets, 1);
         assert!(!bench.datapath.seen().is_recording());
-        assert_eq!(flows(bench, tag(0, 0))?, []);
+        assert_eq!(flows(bench, tag(0, 0)), []);
         assert_eq!(bench.datapath.seen().tally()?.not_recorded, 0);
         assert_eq!(bench.datapath.recorded(&[0])?.len(), 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_table_has_room_for_nearly_all_flows_that_it_is_for() -> Result<()> {
+    const FLOWS: u16 = 4_096;
+    let settings = Settings {
+        flows: u32::from(FLOWS),
+        ..SETTINGS
+    };
+    Bench::with(settings, |bench| {
+        bench.enforce(&[rule("r", REMOTES, "{mode: drop}")], &[])?;
+        for round in 1..=2 {
+            for port in 0..FLOWS {
+                for packet in [udp(b"x"), udp(b"x").v6()] {
+                    bench.verdict(Program::Ingress, &packet.remote_port(port / 2).bytes())?;
+                }
+            }
+            let present = flows(bench, tag(0, 0));
+            let whole = present
+                .iter()
+                .filter(|(_, record)| record.packets == 2 * round);
+            // Of sets that hold 8, and 4 on average, 2 in 100 have more to hold (Poisson).
+            assert!(whole.count() > usize::from(FLOWS) * 97 / 100, "{round}");
+        }
         Ok(())
     })
 }
@@ -362,9 +388,18 @@ fn a_full_table_gives_up_old_flows_and_how_many_is_known() -> Result<()> {
             bench.verdict(Program::Ingress, &packet.bytes())?;
         }
         let tally = bench.datapath.seen().tally()?;
-        let present = flows(bench, tag(0, 0))?.len() as u64;
+        let present = flows(bench, tag(0, 0));
         assert_eq!((tally.created, tally.not_recorded), (FLOWS, 0));
-        assert!((1..=1_024).contains(&present), "{present}");
+        // There are twice the slots, for few sets to be full before there are as many flows.
+        assert!(
+            (1_024..=2_048).contains(&present.len()),
+            "{}",
+            present.len()
+        );
+        let newest = present
+            .iter()
+            .filter(|(id, _)| u64::from(id.flow.remote_port) >= FLOWS - 100);
+        assert_eq!(newest.count(), 100, "old ones give way");
         Ok(())
     })
 }
@@ -438,7 +473,7 @@ fn events_over_the_rate_and_those_that_find_no_room_are_counted() -> Result<()> 
                 seen >= 100 && lost >= more_than,
                 "rate {rate}: {seen} seen, {lost} lost"
             );
-            let flows = flows(bench, tag(0, 0))?;
+            let flows = flows(bench, tag(0, 0));
             assert_eq!(flows[0].1.packets, PACKETS, "the record misses none");
             Ok(())
         })?;
@@ -479,21 +514,20 @@ fn no_packet_of_a_flow_is_missed_by_two_cpus_at_once() -> Result<()> {
                     .collect::<Result<Vec<()>>>()
             })?;
         }
-        let flows = flows(bench, tag(0, 0))?;
+        let flows = flows(bench, tag(0, 0));
         assert_eq!(flows.len() as u64, ROUNDS);
-        let each = 2 * u64::from(REPEAT);
-        for (id, record) in &flows {
-            assert_eq!(record.packets, each, "{id:?}");
-            assert_eq!(
-                record.bytes,
-                each * length(Program::Xdp, &tcp(ACK)),
-                "{id:?}"
-            );
-        }
+        let sent = ROUNDS * 2 * u64::from(REPEAT);
         let tally = bench.datapath.seen().tally()?;
-        assert_eq!((tally.created, tally.not_recorded), (ROUNDS, 0));
+        assert_eq!(tally.created, ROUNDS);
+        // Where a test run is put off its CPU while it makes a record, the other waits in vain.
+        let recorded: u64 = flows.iter().map(|(_, record)| record.packets).sum();
+        assert_eq!(recorded + tally.not_recorded, sent, "{tally:?}");
+        for (id, record) in &flows {
+            let expected = record.packets * length(Program::Xdp, &tcp(ACK));
+            assert_eq!(record.bytes, expected, "{id:?}");
+        }
         let counted = bench.datapath.rule_counters(0)?.ingress.packets;
-        assert_eq!(counted, ROUNDS * each);
+        assert_eq!(counted, sent);
         Ok(())
     })
 }

@@ -20,7 +20,7 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// What `cargo xtask setup` installs.
 fn chaos() -> Result<PathBuf> {
-    let chaos = Path::new(ROOT).join("target/chaostoolkit/bin/chaos");
+    let chaos = Path::new(ROOT).join("target/python/bin/chaos");
     ensure!(
         chaos.is_file(),
         "{} is missing: run `cargo xtask setup`",

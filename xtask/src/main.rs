@@ -4,7 +4,6 @@
 
 mod bench;
 mod build;
-mod chaostoolkit;
 mod command;
 mod demo;
 mod fleet;
@@ -14,6 +13,7 @@ mod kernels;
 #[path = "../../blocker/tests/lab/mod.rs"]
 mod lab;
 mod package;
+mod python;
 mod setup;
 mod soak;
 mod test;

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::chaostoolkit;
 use crate::command::{self, cargo, find, line, rustc, say};
+use crate::python;
 use crate::toolchain::{self, BPF_LINKER, Missing};
 
 const TASK: &str = "setup";
@@ -143,6 +143,12 @@ const TOOLS: &[Tool] = &[
         "asks the control API, and services in runbooks",
     ),
     tool("jq", "jq", Purpose::Test, "reads what it answers"),
+    tool(
+        "socat",
+        "socat",
+        Purpose::Test,
+        "takes HTTP over TCP to the control socket",
+    ),
     tool("python3", "python3", Purpose::Test, "asks it, too"),
     tool(
         "fail2ban-server",
@@ -269,14 +275,14 @@ pub(crate) fn check(purpose: Purpose) -> Result<()> {
     for tool in &tools {
         say(TASK, &format!("missing: {} ({})", tool.program, tool.why));
     }
-    let chaos = tests(purpose) && !chaostoolkit::is_there();
-    if chaos {
+    let python = tests(purpose) && !python::is_there();
+    if python {
         say(
             TASK,
-            "missing: chaos (runs the experiments in config/runbooks)",
+            "missing: chaos and schemathesis (run the experiments in config/runbooks, and requests by /openapi.json)",
         );
     }
-    if !parts.is_empty() || !tools.is_empty() || chaos {
+    if !parts.is_empty() || !tools.is_empty() || python {
         bail!("the set-up is incomplete: run `cargo xtask setup`");
     }
     say(TASK, "complete");
@@ -313,9 +319,9 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         say(TASK, &format!("{} is missing ({})", tool.program, tool.why));
     }
     let mut packages: Vec<_> = tools.iter().map(|tool| tool.package).collect();
-    let chaos = tests(purpose) && !chaostoolkit::is_there();
-    if chaos && !chaostoolkit::can_be_made() {
-        packages.push(chaostoolkit::PACKAGE);
+    let python = tests(purpose) && !python::is_there();
+    if python && !python::can_be_made() {
+        packages.push(python::PACKAGE);
     }
     packages.extend(compiler);
     if packages.contains(&CROWDSEC) {
@@ -345,8 +351,8 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         install_program("cargo-deb", CARGO_DEB, cargo_deb_cache().as_deref())?;
         done.push(format!("cargo-deb {CARGO_DEB}"));
     }
-    if chaos {
-        done.push(chaostoolkit::make()?);
+    if python {
+        done.push(python::make()?);
     }
     if done.is_empty() {
         say(TASK, "nothing to install");

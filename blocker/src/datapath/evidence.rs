@@ -2,13 +2,14 @@
 //! ones it blocked that are to be killed later.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, MapData, MapError};
 use blocker_ebpf::{FlowKey, maps};
 
 use super::load::Object;
-use super::{Error, Plain};
+use super::{Error, Plain, batch};
 use crate::teardown;
 
 /// The map of flows under teardown.
@@ -41,6 +42,15 @@ impl Kills {
     }
 }
 
+/// No flow.
+const NO_FLOW: FlowKey = FlowKey {
+    remote: [0; 16],
+    local: [0; 16],
+    remote_port: 0,
+    local_port: 0,
+    protocol: 0,
+};
+
 /// The map of established flows that were blocked and are to be killed when their rule ends.
 pub struct Recorded(HashMap<MapData, Plain<FlowKey>, u32>);
 
@@ -60,13 +70,15 @@ impl Recorded {
     /// # Errors
     /// If the map can't be read.
     pub fn of(&self, tags: &[u32]) -> Result<Vec<FlowKey>, Error> {
-        let entries = self
-            .0
-            .iter()
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(flows_error)?;
-        let ours = entries.into_iter().filter(|(_, rule)| tags.contains(rule));
-        Ok(ours.map(|(flow, _)| flow.0).collect())
+        let mut ours = Vec::new();
+        let map = IterableMap::map(&self.0).fd().as_fd();
+        batch::each(map, (NO_FLOW, 0_u32), |flow, rule| {
+            if tags.contains(rule) {
+                ours.push(*flow);
+            }
+        })
+        .map_err(|source| Error::Flows { source })?;
+        Ok(ours)
     }
 
     /// Forgets flows.

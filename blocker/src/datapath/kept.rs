@@ -27,9 +27,9 @@ pub(super) struct Kept {
 
 impl Kept {
     /// The maps of a datapath for so many rules and flows. No map is of size 0.
-    pub(super) fn all(rules: u32, flows: u32) -> [Self; 6] {
+    pub(super) fn all(rules: u32, flows: u32) -> [Self; 7] {
         let established = if flows == 0 { FLOWS } else { flows };
-        let flows = flows.max(1);
+        let slots = flow_slots(flows);
         let array = |name, kind, value, entries| Self {
             name,
             kind,
@@ -62,13 +62,18 @@ impl Kept {
                 size_of::<abi::Tally>(),
                 1,
             ),
-            Self {
-                name: maps::FLOWS,
-                kind: MapType::LruHash,
-                key: size_of::<abi::FlowId>(),
-                value: size_of::<abi::FlowRecord>(),
-                entries: flows,
-            },
+            array(
+                maps::FLOWS,
+                MapType::Array,
+                size_of::<abi::FlowSlot>(),
+                slots,
+            ),
+            array(
+                maps::FLOWS_HIGH,
+                MapType::Array,
+                size_of::<abi::FlowHigh>(),
+                slots,
+            ),
             Self {
                 name: maps::ESTABLISHED,
                 kind: MapType::LruHash,
@@ -88,6 +93,14 @@ impl Kept {
                 && info.max_entries() == self.entries
         })
     }
+}
+
+/// Slots of the table of flows for so many: twice as many, so that few sets are ever full.
+pub(super) fn flow_slots(flows: u32) -> u32 {
+    flows
+        .saturating_mul(2)
+        .max(abi::FLOW_WAYS)
+        .next_power_of_two()
 }
 
 /// Where this ABI's maps are pinned.

@@ -98,6 +98,7 @@ impl Object {
             _ => settings.new_flows_per_second,
         };
         let kept = Kept::all(limits.rules, settings.flows);
+        let flow_mask = kept::flow_slots(settings.flows) - 1;
         let places = kept::prepare(pin_dir, &kept)?;
         let level = match settings.log {
             log::LevelFilter::Off => 0_u8,
@@ -114,6 +115,7 @@ impl Object {
                 true,
             )
             .override_global(globals::NEW_FLOWS_PER_SECOND, &new_flows_per_second, true)
+            .override_global(globals::FLOW_MASK, &flow_mask, true)
             .override_global(
                 globals::EVENTS_PER_SECOND,
                 &settings.events_per_second,

@@ -15,6 +15,8 @@ pub struct Mapped<T> {
 
 // SAFETY: the mapping is shared memory without thread affinity; writing needs `&mut`.
 unsafe impl<T: Send> Send for Mapped<T> {}
+// SAFETY: by `&self` values are only copied, and addresses given, whose use is their user's promise.
+unsafe impl<T: Sync> Sync for Mapped<T> {}
 
 impl<T: Copy> Mapped<T> {
     /// Maps the `values` values of the array behind `fd`, which must hold `T`s.

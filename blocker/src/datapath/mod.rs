@@ -76,8 +76,8 @@ pub enum Error {
         /// What the kernel said.
         source: MapError,
     },
-    /// The flows can't be read.
-    #[error("the flows that rules decided cannot be read: {source}")]
+    /// The flows that are to be killed when their rule ends can't be read.
+    #[error("the established flows that rules blocked cannot be read: {source}")]
     Flows {
         /// What the kernel said.
         source: io::Error,
@@ -239,10 +239,6 @@ unsafe impl aya::Pod for Plain<blocker_ebpf::RuleName> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<FlowKey> {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::FlowRecord> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::FlowId> {}
-// SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::Tally> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
@@ -284,7 +280,7 @@ impl Datapath {
     ) -> Result<Self, Error> {
         let mut object = Object::load(&settings, pin_dir)?;
         // First: it maps a map that the banks take.
-        let seen = Arc::new(Seen::new(&mut object, settings.flows > 0)?);
+        let seen = Arc::new(Seen::new(&mut object, settings.flows)?);
         Ok(Self {
             seen,
             banks: banks::Banks::new(&mut object, settings.limits)?,

@@ -4,18 +4,80 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::from_ref;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
-use aya::maps::{HashMap, IterableMap, Map, MapData, PerCpuArray, RingBuf};
-use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, State, Tally, maps};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use blocker_ebpf::{Event, FLOW_V6, FlowHigh, FlowId, FlowRecord, FlowSlot, State, Tally, maps};
 
 use super::load::Object;
 use super::memory::Mapped;
-use super::{Error, Plain, batch};
+use super::{Error, Plain, kept};
+
+/// In the place of what an IPv4 flow does not have.
+const NO_HIGH: FlowHigh = FlowHigh {
+    remote: [0; 3],
+    local: [0; 3],
+};
+
+/// The table of flows, as the datapath fills it.
+struct Flows {
+    slots: Mapped<FlowSlot>,
+    high: Mapped<FlowHigh>,
+    count: usize,
+}
+
+impl Flows {
+    fn new(object: &mut Object, count: u32) -> Result<Self, Error> {
+        let count = count as usize;
+        Ok(Self {
+            slots: mapped(object, maps::FLOWS, count)?,
+            high: mapped(object, maps::FLOWS_HIGH, count)?,
+            count,
+        })
+    }
+
+    /// What a slot has, if it has a flow. The datapath may give the slot to another flow meanwhile:
+    /// what was read then is told by the tag, and read once more.
+    fn at(&self, place: usize) -> Option<(FlowId, FlowRecord)> {
+        loop {
+            let slot = self.slots.at(place);
+            // SAFETY: inside the mapping. Programs write there at any time, whole words; of what is
+            // read, any bytes are a slot.
+            let (before, copy) = unsafe {
+                let before = (&raw const (*slot).tag).read_volatile();
+                fence(Ordering::Acquire);
+                (before, slot.read_volatile())
+            };
+            if before == 0 {
+                return None;
+            }
+            // Only IPv6 flows have this, and only of them is memory touched.
+            let high = match copy.kind & FLOW_V6 {
+                0 => NO_HIGH,
+                // SAFETY: as above.
+                _ => unsafe { self.high.at(place).read_volatile() },
+            };
+            fence(Ordering::Acquire);
+            // SAFETY: as above.
+            if before == unsafe { (&raw const (*slot).tag).read_volatile() } {
+                return Some(copy.flow(&high));
+            }
+        }
+    }
+}
+
+/// A map's values as memory. The map stays in the object.
+fn mapped<T: Copy>(object: &Object, name: &'static str, values: usize) -> Result<Mapped<T>, Error> {
+    let Map::Array(map) = object.peek(name)? else {
+        return Err(Error::Missing { what: name });
+    };
+    Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })
+}
 
 /// The maps of flows and events.
 pub struct Seen {
-    flows: HashMap<MapData, Plain<FlowId>, Plain<FlowRecord>>,
+    flows: Flows,
     recording: bool,
     tally: PerCpuArray<MapData, Plain<Tally>>,
     ring: Mutex<RingBuf<MapData>>,
@@ -23,48 +85,18 @@ pub struct Seen {
     state: Mutex<Mapped<State>>,
 }
 
-/// No flow.
-const NO_FLOW: (FlowId, FlowRecord) = (
-    FlowId {
-        flow: FlowKey {
-            remote: [0; 16],
-            local: [0; 16],
-            remote_port: 0,
-            local_port: 0,
-            protocol: 0,
-        },
-        rule: 0,
-    },
-    FlowRecord {
-        packets: 0,
-        bytes: 0,
-        first_seen: 0,
-        last_seen: 0,
-        ifindex: 0,
-        verdict: 0,
-        hook: 0,
-        reserved: 0,
-    },
-);
-
 impl Seen {
     /// Takes the maps from a loaded object, and maps [`maps::STATE`], which the banks take later.
-    /// `recording` is whether the object's programs record flows.
+    /// `flows` is how many the object was loaded for.
     ///
     /// # Errors
     /// If a map is missing or can't be mapped.
-    pub fn new(object: &mut Object, recording: bool) -> Result<Self, Error> {
+    pub fn new(object: &mut Object, flows: u32) -> Result<Self, Error> {
         let error = |map| move |source| Error::Map { map, source };
-        let Map::Array(state) = object.peek(maps::STATE)? else {
-            return Err(Error::Missing { what: maps::STATE });
-        };
-        let state = Mapped::new(state.fd(), 1).map_err(|source| Error::Memory {
-            map: maps::STATE,
-            source,
-        })?;
+        let state = mapped(object, maps::STATE, 1)?;
         Ok(Self {
-            flows: HashMap::try_from(object.map(maps::FLOWS)?).map_err(error(maps::FLOWS))?,
-            recording,
+            flows: Flows::new(object, kept::flow_slots(flows))?,
+            recording: flows > 0,
             tally: PerCpuArray::try_from(object.map(maps::TALLY)?).map_err(error(maps::TALLY))?,
             ring: Mutex::new(
                 RingBuf::try_from(object.map(maps::EVENTS)?).map_err(error(maps::EVENTS))?,
@@ -79,12 +111,12 @@ impl Seen {
     }
 
     /// Shows every flow that rules decided, and gives how many there are.
-    ///
-    /// # Errors
-    /// If the map can't be read.
-    pub fn flows(&self, mut see: impl FnMut(&FlowId, &FlowRecord)) -> Result<u64, Error> {
-        let map = IterableMap::map(&self.flows).fd().as_fd();
-        batch::each(map, NO_FLOW, &mut see).map_err(|source| Error::Flows { source })
+    pub fn flows(&self, mut see: impl FnMut(&FlowId, &FlowRecord)) -> u64 {
+        let flows = (0..self.flows.count).filter_map(|place| self.flows.at(place));
+        flows.fold(0, |count, (id, record)| {
+            see(&id, &record);
+            count + 1
+        })
     }
 
     /// What was recorded and what was not, of all CPUs together.

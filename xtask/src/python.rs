@@ -1,5 +1,6 @@
-//! The Chaos Toolkit, from PyPI, in a Python environment of its own under `target/`: the tests run the
-//! experiments that are shipped by it.
+//! What the tests need of PyPI, in a Python environment of its own under `target/`: the Chaos Toolkit,
+//! which carries out the experiments that are shipped, and Schemathesis, which makes requests of what
+//! `/openapi.json` allows and forbids.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,14 +13,18 @@ use crate::command::{find, line, run, say, workspace};
 const TASK: &str = "setup";
 
 /// What is installed, by pip.
-const VERSIONS: [&str; 2] = ["chaostoolkit==1.19.0", "chaostoolkit-lib==1.44.0"];
+const VERSIONS: [&str; 3] = [
+    "chaostoolkit==1.19.0",
+    "chaostoolkit-lib==1.44.0",
+    "schemathesis==4.32.5",
+];
 
 /// Debian's package of what makes such environments.
 pub(crate) const PACKAGE: &str = "python3-venv";
 
 /// Where it is. The tests look for it there, wherever cargo builds.
 fn directory() -> PathBuf {
-    workspace().join("target/chaostoolkit")
+    workspace().join("target/python")
 }
 
 /// Made last, it says which versions are there.
@@ -56,14 +61,12 @@ pub(crate) fn make() -> Result<String> {
         .args(VERSIONS);
     let by_hand = line(&pip);
     run(TASK, &mut pip).with_context(|| {
-        format!("the Chaos Toolkit could not be fetched; with the network there, run in {}: bin/{by_hand}", directory.display())
+        format!("what the tests need of PyPI could not be fetched; with the network there, run in {}: bin/{by_hand}", directory.display())
     })?;
     let stamp = stamp();
     fs::write(&stamp, VERSIONS.join("\n"))
         .with_context(|| format!("writing {}", stamp.display()))?;
-    say(
-        TASK,
-        &format!("{} is in {}", VERSIONS[0], directory.display()),
-    );
-    Ok(VERSIONS[0].to_owned())
+    let versions = VERSIONS.join(", ");
+    say(TASK, &format!("{versions}: in {}", directory.display()));
+    Ok(versions)
 }
