@@ -213,6 +213,13 @@ const TOOLS: &[Tool] = &[
         "knows what a Debian package must be",
     ),
     tool(
+        "dpkg-shlibdeps",
+        "dpkg-dev",
+        Purpose::Package,
+        "finds which libraries' packages the programs need",
+    ),
+    tool("rpm", "rpm", Purpose::Package, "looks at the RPM"),
+    tool(
         "debootstrap",
         "debootstrap",
         Purpose::Package,
@@ -226,8 +233,44 @@ const TOOLS: &[Tool] = &[
     ),
 ];
 
-/// The version of cargo-deb that makes the package.
-const CARGO_DEB: &str = "3.8.0";
+/// A program of crates.io that is kept in a cache of ours.
+pub(crate) struct CargoTool {
+    name: &'static str,
+    version: &'static str,
+}
+
+/// Makes the Debian package.
+pub(crate) const CARGO_DEB: CargoTool = CargoTool {
+    name: "cargo-deb",
+    version: "3.8.0",
+};
+/// Makes the RPM.
+pub(crate) const CARGO_GENERATE_RPM: CargoTool = CargoTool {
+    name: "cargo-generate-rpm",
+    version: "0.21.1",
+};
+
+impl CargoTool {
+    /// Where it is.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn path(&self) -> Result<PathBuf> {
+        let name = self.name;
+        self.find()
+            .with_context(|| format!("{name} is not there after the set-up"))
+    }
+
+    fn find(&self) -> Option<PathBuf> {
+        let cached = self.cache()?.join("bin").join(self.name);
+        cached.is_file().then_some(cached)
+    }
+
+    fn cache(&self) -> Option<PathBuf> {
+        let name = format!("{}-{}", self.name, self.version);
+        Some(toolchain::cache()?.with_file_name(name))
+    }
+}
 
 /// Debian starts these as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
@@ -338,12 +381,18 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         }
     }
     if missing_parts().contains(&Missing::Linker) {
-        install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;
+        install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref(), &[])?;
         done.push(format!("bpf-linker {BPF_LINKER}"));
     }
-    if purpose == Purpose::Package && cargo_deb().is_none() {
-        install_program("cargo-deb", CARGO_DEB, cargo_deb_cache().as_deref())?;
-        done.push(format!("cargo-deb {CARGO_DEB}"));
+    if purpose == Purpose::Package {
+        for tool in [CARGO_DEB, CARGO_GENERATE_RPM] {
+            if tool.find().is_none() {
+                // Each runs for seconds: what they cost is to be built.
+                let quickly = ["--profile", "dev"];
+                install_program(tool.name, tool.version, tool.cache().as_deref(), &quickly)?;
+                done.push(format!("{} {}", tool.name, tool.version));
+            }
+        }
     }
     if chaos {
         done.push(chaostoolkit::make()?);
@@ -457,20 +506,12 @@ fn stop_service(name: &str) {
     }
 }
 
-/// The cargo-deb of our version, if it is there.
-pub(crate) fn cargo_deb() -> Option<PathBuf> {
-    let cached = cargo_deb_cache()?.join("bin/cargo-deb");
-    cached.is_file().then_some(cached)
-}
-
-fn cargo_deb_cache() -> Option<PathBuf> {
-    Some(toolchain::cache()?.with_file_name(format!("cargo-deb-{CARGO_DEB}")))
-}
-
 /// Builds a program of crates.io into the cache. It takes some minutes, once.
-fn install_program(name: &str, version: &str, cache: Option<&Path>) -> Result<()> {
+fn install_program(name: &str, version: &str, cache: Option<&Path>, how: &[&str]) -> Result<()> {
     let mut install = cargo();
-    install.args(["install", name, "--version", version, "--locked"]);
+    install
+        .args(["install", name, "--version", version, "--locked"])
+        .args(how);
     if let Some(cache) = cache {
         // On the PATH, or cargo warns that it is not; who uses it finds it by itself.
         let mut path = cache.join("bin").into_os_string();
