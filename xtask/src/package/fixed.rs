@@ -36,7 +36,7 @@ inside "$1" /blockctl add 192.0.2.1 --id proof
 inside "$1" /blockctl list
 stat --format='the socket has group %g and mode %a' "$1/run/blocker/control.sock"
 test "$(stat --format=%g "$1/run/blocker/control.sock")" = 4242
-inside "$1" /blockctl remove proof
+inside "$1" /blockctl del proof
 kill "$daemon"
 wait "$daemon"
 "#;
