@@ -381,15 +381,13 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         }
     }
     if missing_parts().contains(&Missing::Linker) {
-        install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref(), &[])?;
+        install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;
         done.push(format!("bpf-linker {BPF_LINKER}"));
     }
     if purpose == Purpose::Package {
         for tool in [CARGO_DEB, CARGO_GENERATE_RPM] {
             if tool.find().is_none() {
-                // Each runs for seconds: what they cost is to be built.
-                let quickly = ["--profile", "dev"];
-                install_program(tool.name, tool.version, tool.cache().as_deref(), &quickly)?;
+                install_program(tool.name, tool.version, tool.cache().as_deref())?;
                 done.push(format!("{} {}", tool.name, tool.version));
             }
         }
@@ -507,11 +505,9 @@ fn stop_service(name: &str) {
 }
 
 /// Builds a program of crates.io into the cache. It takes some minutes, once.
-fn install_program(name: &str, version: &str, cache: Option<&Path>, how: &[&str]) -> Result<()> {
+fn install_program(name: &str, version: &str, cache: Option<&Path>) -> Result<()> {
     let mut install = cargo();
-    install
-        .args(["install", name, "--version", version, "--locked"])
-        .args(how);
+    install.args(["install", name, "--version", version, "--locked"]);
     if let Some(cache) = cache {
         // On the PATH, or cargo warns that it is not; who uses it finds it by itself.
         let mut path = cache.join("bin").into_os_string();
