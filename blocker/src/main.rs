@@ -105,7 +105,10 @@ async fn main() -> ExitCode {
             log_format,
             datapath_log_level,
         } => match logging::start(tracing_level(log_level), log_format) {
-            Ok(()) => run(&config, datapath_log_level).await,
+            Ok(()) => match run(&config, datapath_log_level).await {
+                Ok(Ending::WhileStarting) => return ExitCode::from(STOPPED_WHILE_STARTING),
+                ended => ended.map(|_| ()),
+            },
             Err(error) => Err(error.into()),
         },
         Command::Check { config } => return check(&config),
@@ -122,7 +125,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
+/// As a shell says that a command was ended by SIGTERM; blocker.service knows what to do then.
+const STOPPED_WHILE_STARTING: u8 = 128 + 15;
+
+async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     let config = Config::load(path)?;
     let limits = config.limits;
     let control = config.control.clone();
@@ -170,7 +176,12 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
-    let result = {
+    // A service manager that has not heard that yet sends SIGTERM in any case, and can't say before
+    // whether it is for a restart: what is in force stays so, until it knows.
+    let managed = service::heard().await;
+    let result = if managed && terminate.recv().now_or_never().is_some() {
+        Ok(Ending::WhileStarting)
+    } else {
         // A task of its own: it holds the right to change rules now and then, and must be able to
         // go on while a reload waits for it.
         let following = controller.clone();
@@ -225,15 +236,18 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<()> {
         tracing::error!("the control socket failed inside: {error}");
     }
     pin_dir.remove_if_empty();
-    result.map(|_| ())
+    result
 }
 
 /// What becomes of the rules at the daemon's end.
+#[derive(Clone, Copy)]
 enum Ending {
     /// What `on_stop` says.
     AsConfigured,
     /// They stay in force.
     HandOver,
+    /// They stay in force, and the service manager decides.
+    WhileStarting,
 }
 
 /// What was begun, or nothing is left of it.

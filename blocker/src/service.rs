@@ -7,12 +7,18 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::pending;
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+/// How long is waited for the service manager to take something in, as `sd_notify(1)` does.
+const HEARING: Duration = Duration::from_secs(5);
 
 /// Why a socket that was passed can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +74,31 @@ pub fn passed_socket() -> Result<Option<Passed>, PassedError> {
 /// Says that the daemon serves.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
+}
+
+/// Waits until the service manager has taken in what it was told (`sd_notify_barrier(3)`), five
+/// seconds at most. Gives whether there is one.
+pub async fn heard() -> bool {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return false;
+    }
+    if let Err(error) = barrier().await {
+        tracing::warn!("whether the service manager has heard is unknown: {error}");
+    }
+    true
+}
+
+/// Passes one end of a pipe, which the service manager closes when it comes to it.
+async fn barrier() -> io::Result<()> {
+    let (ours, theirs) = io::pipe()?;
+    sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+    drop(theirs);
+    let mut ours = pipe::Receiver::from_owned_fd(ours.into())?;
+    // Nobody writes: its end is what is read.
+    match timeout(HEARING, ours.read_u8()).await {
+        Ok(_) => Ok(()),
+        Err(late) => Err(late.into()),
+    }
 }
 
 /// Says that the configuration is read again; [`ready`] ends it.

@@ -75,14 +75,14 @@ enum Task {
         #[arg(long, default_value_t = 20, value_name = "N")]
         rules: usize,
     },
-    /// Build a Debian package, and have lintian look at it
+    /// Build a Debian package and an RPM, and have lintian look at it
     Package {
         /// Build the programs without shared libraries instead
         #[arg(long = "static")]
         fixed: bool,
     },
-    /// Install, use, upgrade and purge the Debian package in a booted system
-    TestPackage(test_package::Packages),
+    /// Install, use, upgrade and remove the packages in a booted system
+    TestPackage(test_package::How),
     /// Change rules, reload, restart and kill the daemon for a long time, with traffic, and see that
     /// nothing passes that should not, and nothing grows
     Soak {
@@ -117,10 +117,10 @@ fn main() -> ExitCode {
         Task::Fleet { hosts, rules } => fleet::run(&hosts, rules),
         Task::Build => build::release(),
         Task::Demo { programs } => demo::demo(programs),
-        Task::Package { fixed: false } => package::deb(),
+        Task::Package { fixed: false } => package::check(),
         Task::Package { fixed: true } => package::fixed(),
         Task::Soak { how, programs } => soak::run(how, programs),
-        Task::TestPackage(packages) => test_package::run(packages),
+        Task::TestPackage(how) => test_package::run(how),
         Task::Test { filter, kernel } if kernel.is_empty() => test::run(&filter),
         Task::Test { filter, kernel } => kernels::run(&kernel, &filter),
     };

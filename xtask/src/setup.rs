@@ -219,6 +219,13 @@ const TOOLS: &[Tool] = &[
         "knows what a Debian package must be",
     ),
     tool(
+        "dpkg-shlibdeps",
+        "dpkg-dev",
+        Purpose::Package,
+        "finds which libraries' packages the programs need",
+    ),
+    tool("rpm", "rpm", Purpose::Package, "looks at the RPM"),
+    tool(
         "debootstrap",
         "debootstrap",
         Purpose::Package,
@@ -232,8 +239,44 @@ const TOOLS: &[Tool] = &[
     ),
 ];
 
-/// The version of cargo-deb that makes the package.
-const CARGO_DEB: &str = "3.8.0";
+/// A program of crates.io that is kept in a cache of ours.
+pub(crate) struct CargoTool {
+    name: &'static str,
+    version: &'static str,
+}
+
+/// Makes the Debian package.
+pub(crate) const CARGO_DEB: CargoTool = CargoTool {
+    name: "cargo-deb",
+    version: "3.8.0",
+};
+/// Makes the RPM.
+pub(crate) const CARGO_GENERATE_RPM: CargoTool = CargoTool {
+    name: "cargo-generate-rpm",
+    version: "0.21.1",
+};
+
+impl CargoTool {
+    /// Where it is.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn path(&self) -> Result<PathBuf> {
+        let name = self.name;
+        self.find()
+            .with_context(|| format!("{name} is not there after the set-up"))
+    }
+
+    fn find(&self) -> Option<PathBuf> {
+        let cached = self.cache()?.join("bin").join(self.name);
+        cached.is_file().then_some(cached)
+    }
+
+    fn cache(&self) -> Option<PathBuf> {
+        let name = format!("{}-{}", self.name, self.version);
+        Some(toolchain::cache()?.with_file_name(name))
+    }
+}
 
 /// Debian starts these as services when they are installed; the tests run their own.
 const PROMETHEUS: &str = "prometheus";
@@ -347,9 +390,13 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         install_program("bpf-linker", BPF_LINKER, toolchain::cache().as_deref())?;
         done.push(format!("bpf-linker {BPF_LINKER}"));
     }
-    if purpose == Purpose::Package && cargo_deb().is_none() {
-        install_program("cargo-deb", CARGO_DEB, cargo_deb_cache().as_deref())?;
-        done.push(format!("cargo-deb {CARGO_DEB}"));
+    if purpose == Purpose::Package {
+        for tool in [CARGO_DEB, CARGO_GENERATE_RPM] {
+            if tool.find().is_none() {
+                install_program(tool.name, tool.version, tool.cache().as_deref())?;
+                done.push(format!("{} {}", tool.name, tool.version));
+            }
+        }
     }
     if python {
         done.push(python::make()?);
@@ -461,16 +508,6 @@ fn stop_service(name: &str) {
     if let Err(error) = stopped {
         say(TASK, &format!("{error:#}; the service {name} may run"));
     }
-}
-
-/// The cargo-deb of our version, if it is there.
-pub(crate) fn cargo_deb() -> Option<PathBuf> {
-    let cached = cargo_deb_cache()?.join("bin/cargo-deb");
-    cached.is_file().then_some(cached)
-}
-
-fn cargo_deb_cache() -> Option<PathBuf> {
-    Some(toolchain::cache()?.with_file_name(format!("cargo-deb-{CARGO_DEB}")))
 }
 
 /// Builds a program of crates.io into the cache. It takes some minutes, once.

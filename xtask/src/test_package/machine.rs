@@ -19,7 +19,8 @@ use crate::lab::{Namespace, poll};
 use super::TASK;
 
 const RELEASE: &str = "bookworm";
-const PACKAGES: &str = "systemd,dbus,iproute2,procps";
+/// rpm is no stranger there: it installs what it is given, dependencies aside.
+const PACKAGES: &str = "systemd,dbus,iproute2,procps,rpm";
 /// Long enough for a boot on a busy machine.
 const BOOT: Duration = Duration::from_secs(60);
 
@@ -194,7 +195,8 @@ fn container(root: &Path, network: &Path) -> Result<Child> {
 
 /// A system that nothing was done to. Made once.
 fn pristine() -> Result<PathBuf> {
-    let root = target_directory().join("package").join(RELEASE);
+    let name = format!("{RELEASE},{PACKAGES}");
+    let root = target_directory().join("package").join(name);
     if root.exists() {
         return Ok(root);
     }

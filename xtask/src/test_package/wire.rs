@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::TASK;
+use crate::command::say;
 use crate::lab::{Pair, poll};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,8 +47,8 @@ impl Wire {
         Ok(())
     }
 
-    /// Checks that nothing that is sent during some work arrives.
-    pub(super) fn tight(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Checks that nothing of a flood during some work arrives. Gives how many datagrams were sent.
+    pub(super) fn tight(&self, work: impl FnOnce() -> Result<()>) -> Result<u64> {
         while self.arrived()? {}
         let over = AtomicBool::new(false);
         let (result, sent) = std::thread::scope(|scope| {
@@ -64,7 +66,12 @@ impl Wire {
         });
         result?;
         let sent = sent.map_err(|_| anyhow::anyhow!("the sender panicked"))?;
-        ensure!(!self.arrived()?, "one of {sent} datagrams leaked");
-        Ok(())
+        let mut leaked = 0_u64;
+        while self.arrived()? {
+            leaked += 1;
+        }
+        ensure!(leaked == 0, "{leaked} of {sent} datagrams leaked");
+        say(TASK, &format!("0 of {sent} datagrams arrived"));
+        Ok(sent)
     }
 }

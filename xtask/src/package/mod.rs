@@ -1,7 +1,11 @@
-//! `cargo xtask package`: a Debian package of the two programs, with all that belongs to them.
+//! `cargo xtask package`: packages of the two programs, with all that belongs to them.
 //!
-//! What is in it, `[package.metadata.deb]` in `blocker/Cargo.toml` says; this makes what is not in
-//! the tree (man pages, completions, the configuration, the changelog) and calls cargo-deb.
+//! What is in the Debian package, `[package.metadata.deb]` in `blocker/Cargo.toml` says; this makes
+//! what is not in the tree (man pages, completions, the configuration, the changelog) and calls
+//! cargo-deb. The same as RPM, and the programs without shared libraries, are a file each.
+
+mod fixed;
+mod rpm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,42 +14,59 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::build::{self, target_directory};
-use crate::command::{self, cargo, host, line, run, say, workspace};
+use crate::command::{self, line, run, say, workspace};
 use crate::setup;
 
-const TASK: &str = "package";
+pub(crate) use fixed::build as fixed;
 
-/// Builds the package and has lintian look at it.
-///
-/// # Errors
-/// Something does not build, or lintian objects.
-pub(crate) fn deb() -> Result<()> {
-    let package = build()?;
-    lintian(&package)
+const TASK: &str = "package";
+/// What is packed.
+const PROGRAMS: [&str; 2] = ["blocker", "blockctl"];
+
+/// The packages of one build.
+pub(crate) struct Built {
+    pub(crate) deb: PathBuf,
+    pub(crate) rpm: PathBuf,
 }
 
-/// Builds the package and gives its path.
+/// Builds the packages, and looks at them: lintian at the Debian one, and whether the other one has
+/// the same in it.
+///
+/// # Errors
+/// Something does not build, lintian objects, or the packages differ.
+pub(crate) fn check() -> Result<()> {
+    let built = build()?;
+    lintian(&built.deb)?;
+    rpm::check(&built)
+}
+
+/// Builds the packages and gives their paths.
 ///
 /// # Errors
 /// Something does not build.
-pub(crate) fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<Built> {
     setup::install(setup::Purpose::Package)?;
     build::release()?;
     stage()?;
-    pack(None)
+    Ok(Built {
+        deb: deb(None)?,
+        rpm: rpm::pack(None)?,
+    })
 }
 
-/// Packs what [`build()`] has made once more, as another version.
+/// Packs what [`build()`] has made once more, as another release of the same version.
 ///
 /// # Errors
-/// cargo-deb fails.
-pub(crate) fn again(version: &str) -> Result<PathBuf> {
-    pack(Some(version))
+/// cargo-deb or cargo-generate-rpm fails.
+pub(crate) fn again(release: u32) -> Result<Built> {
+    Ok(Built {
+        deb: deb(Some(release))?,
+        rpm: rpm::pack(Some(release))?,
+    })
 }
 
-fn pack(version: Option<&str>) -> Result<PathBuf> {
-    let cargo_deb = setup::cargo_deb().context("cargo-deb is not there after the set-up")?;
-    let mut command = Command::new(cargo_deb);
+fn deb(release: Option<u32>) -> Result<PathBuf> {
+    let mut command = Command::new(setup::CARGO_DEB.path()?);
     // It was built already; cargo-deb would build without the environment that the set-up found.
     command
         .args([
@@ -58,8 +79,9 @@ fn pack(version: Option<&str>) -> Result<PathBuf> {
         ])
         .arg(target_directory().join("package/"))
         .current_dir(workspace());
-    if let Some(version) = version {
-        command.args(["--deb-version", version]);
+    if let Some(release) = release {
+        let version = format!("{}-{release}", env!("CARGO_PKG_VERSION"));
+        command.args(["--deb-version", &version]);
     }
     say(TASK, &line(&command));
     let output = command
@@ -84,34 +106,6 @@ fn pack(version: Option<&str>) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Links all libraries into the programs, so that they run on any distribution.
-///
-/// # Errors
-/// Something does not build.
-pub(crate) fn fixed() -> Result<()> {
-    setup::install(setup::Purpose::Build)?;
-    let host = host()?;
-    // Named, the target's flags do not reach build scripts and procedural macros.
-    let mut command = cargo();
-    command
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "blocker",
-            "--bins",
-            build::FLEET,
-        ])
-        .args(["--target", &host])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    run(TASK, &mut command)?;
-    let programs = target_directory().join(host).join("release");
-    for program in ["blocker", "blockctl"] {
-        say(TASK, &format!("{}", programs.join(program).display()));
-    }
-    Ok(())
-}
-
 /// Makes what the package has and the tree has not.
 fn stage() -> Result<()> {
     // The manifest names this directory, wherever cargo builds.
@@ -122,7 +116,7 @@ fn stage() -> Result<()> {
             fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))?;
         }
     }
-    for program in ["blocker", "blockctl"] {
+    for program in PROGRAMS {
         let mut command = Command::new(target_directory().join("release").join(program));
         run(TASK, command.arg("manual").arg(&stage))?;
     }
@@ -176,7 +170,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 mod tests {
     #[test]
     fn the_packages_configuration_names_the_group() {
-        let annotated = include_str!("../../config/blocker.yaml");
+        let annotated = include_str!("../../../config/blocker.yaml");
         let packaged = super::with_group(annotated).unwrap();
         assert!(packaged.contains("\n  group: blocker\n"));
         assert_eq!(packaged.len(), annotated.len() - 1);

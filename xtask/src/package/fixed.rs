@@ -1,0 +1,134 @@
+//! `cargo xtask package --static`: the programs with all libraries linked in, so that they run on
+//! any distribution of the same architecture. Proved where there is nothing else.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{PROGRAMS, TASK};
+use crate::build::{self, target_directory};
+use crate::command::{cargo, elevated, host, line, run, say, sudo};
+use crate::setup;
+
+/// The group in the otherwise empty system.
+const GROUP: &str = "operators:x:4242:\n";
+const CONFIG: &str = "control: {group: operators}\n";
+/// In mounts and a network that end with it: the daemon runs, `blockctl` blocks and lifts, and the
+/// group, which C's library looks up, is found.
+const PROOF: &str = r#"
+mount -t proc proc "$1/proc"
+mount -t sysfs sysfs "$1/sys"
+mount -t bpf bpf "$1/sys/fs/bpf"
+ip link set lo up
+inside() { env -i chroot "$1" "$2" "${@:3}"; }
+inside "$1" /blocker check --config /blocker.yaml >/dev/null
+inside "$1" /blockctl --version
+inside "$1" /blocker run --config /blocker.yaml &
+daemon=$!
+until inside "$1" /blockctl list >/dev/null 2>&1; do
+    kill -0 "$daemon"
+    sleep 0.05
+done
+inside "$1" /blockctl add 192.0.2.1 --id proof
+inside "$1" /blockctl list
+stat --format='the socket has group %g and mode %a' "$1/run/blocker/control.sock"
+test "$(stat --format=%g "$1/run/blocker/control.sock")" = 4242
+inside "$1" /blockctl del proof
+kill "$daemon"
+wait "$daemon"
+"#;
+
+/// Builds the programs, and proves that they need nothing.
+///
+/// # Errors
+/// Something does not build, or needs something.
+pub(crate) fn build() -> Result<()> {
+    setup::install(setup::Purpose::Build)?;
+    let host = host()?;
+    // Named, the target's flags do not reach build scripts and procedural macros.
+    let mut command = cargo();
+    command
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "blocker",
+            "--bins",
+            build::FLEET,
+        ])
+        .args(["--target", &host])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    run(TASK, &mut command)?;
+    let programs = target_directory().join(host).join("release");
+    for program in PROGRAMS {
+        alone(&programs.join(program))?;
+    }
+    prove(&programs)?;
+    for program in PROGRAMS {
+        say(TASK, &format!("{}", programs.join(program).display()));
+    }
+    say(
+        TASK,
+        "users, groups and host names are looked up in files and by DNS alone: the GNU C library \
+         reaches no other service of nsswitch.conf (LDAP, SSSD, mDNS) from a static program",
+    );
+    Ok(())
+}
+
+/// Checks that a program has no interpreter and asks for no library.
+fn alone(program: &Path) -> Result<()> {
+    let mut readelf = Command::new("readelf");
+    readelf
+        .args(["--wide", "--program-headers", "--dynamic"])
+        .arg(program);
+    let output = readelf
+        .output()
+        .with_context(|| format!("`{}` cannot be started", line(&readelf)))?;
+    ensure!(output.status.success(), "`{}` failed", line(&readelf));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        said.contains("LOAD"),
+        "{} has nothing to load",
+        program.display()
+    );
+    let asked = said
+        .lines()
+        .find(|line| line.contains("INTERP") || line.contains("(NEEDED)"));
+    match asked {
+        Some(asked) => anyhow::bail!("{} is not static: {}", program.display(), asked.trim()),
+        None => Ok(()),
+    }
+}
+
+/// Runs them in a root directory that has nothing else.
+fn prove(programs: &Path) -> Result<()> {
+    let root = tempfile::tempdir().context("making a directory")?;
+    let at = |path: &str| root.path().join(path);
+    for directory in ["proc", "sys", "etc", "run/blocker", "var/lib", "tmp"] {
+        fs::create_dir_all(at(directory))?;
+    }
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
+    for program in PROGRAMS {
+        fs::copy(programs.join(program), at(program))?;
+    }
+    fs::write(at("etc/group"), GROUP)?;
+    fs::write(at("blocker.yaml"), CONFIG)?;
+    let sudo = sudo().context("run this as root: what is static is proved by chroot")?;
+    let mut unshare = elevated(sudo.as_deref(), "unshare");
+    unshare
+        .args(["--mount", "--net", "bash", "-euc", PROOF, "bash"])
+        .arg(root.path());
+    say(
+        TASK,
+        "running the programs in a root directory that has nothing else",
+    );
+    let status = unshare.status().context("unshare cannot be started")?;
+    ensure!(
+        status.success(),
+        "the static programs do not run by themselves ({status})"
+    );
+    Ok(())
+}
