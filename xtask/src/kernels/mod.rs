@@ -47,12 +47,16 @@ struct Built {
 /// does not run.
 pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
     setup::install(setup::Purpose::Kernels)?;
-    let built = build()?;
     let directory = target_directory().join("kernels");
-    let mut jobs = plan::jobs(&built)?;
-    if !filter.is_empty() {
-        jobs = plan::named(&built, filter)?;
-    }
+    let (built, jobs) = if filter.is_empty() {
+        let built = build(&plan::binaries())?;
+        let jobs = plan::jobs(&built)?;
+        (built, jobs)
+    } else {
+        let built = build(&["*"])?;
+        let jobs = plan::named(&built, filter)?;
+        (built, jobs)
+    };
     fs::create_dir_all(&directory)?;
     root::prepare(&directory, &built, &jobs)?;
 
@@ -119,8 +123,8 @@ fn on(release: Release, directory: &Path, jobs: &[Job]) -> Result<String> {
     ))
 }
 
-/// Builds the two programs and every integration test of them.
-fn build() -> Result<Vec<Built>> {
+/// Builds the two programs and these integration tests of them (`*` is every one).
+fn build(tests: &[&str]) -> Result<Vec<Built>> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -134,8 +138,10 @@ fn build() -> Result<Vec<Built>> {
 
     let mut command = cargo();
     command
-        .args(["test", "--no-run", "--package", "blocker", "--test", "*"])
+        // As `cargo xtask test` builds, so that what one built the other takes.
+        .args(["test", "--no-run", "--workspace"])
         .args(["--features", "blocker/kernel-tests"])
+        .args(tests.iter().flat_map(|test| ["--test", test]))
         .arg("--message-format=json-render-diagnostics")
         .env("PATH", search_path());
     say(TASK, &line(&command));
