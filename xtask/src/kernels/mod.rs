@@ -17,6 +17,7 @@ mod source;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -60,29 +61,36 @@ pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
     fs::create_dir_all(&directory)?;
     root::prepare(&directory, &built, &jobs)?;
 
+    // A guest under test keeps one CPU busy; the next kernel boots when one is done.
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let mut results: Vec<_> = std::thread::scope(|scope| {
+        let work = || {
+            let mut results = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(release) = releases.get(number) else {
+                    return results;
+                };
+                results.push((number, *release, timed(*release, &directory, &jobs)));
+            }
+        };
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
+        results
+            .flat_map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    results.sort_by_key(|(number, ..)| *number);
+
     let mut failed = Vec::new();
     let mut lines = Vec::new();
-    // A guest under test keeps one CPU busy.
-    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    for releases in releases.chunks(at_once) {
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let boots: Vec<_> = releases
-                .iter()
-                .map(|release| scope.spawn(|| timed(*release, &directory, &jobs)))
-                .collect();
-            boots
-                .into_iter()
-                .map(std::thread::ScopedJoinHandle::join)
-                .collect()
-        });
-        for (release, result) in releases.iter().zip(results) {
-            let (result, seconds) = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match result {
-                Ok(said) => lines.push(format!("{release}: ok, {said}; {seconds} s")),
-                Err(error) => {
-                    lines.push(format!("{release}: FAILED; {seconds} s: {error:#}"));
-                    failed.push(release.to_string());
-                }
+    for (_, release, (result, seconds)) in results {
+        match result {
+            Ok(said) => lines.push(format!("{release}: ok, {said}; {seconds} s")),
+            Err(error) => {
+                lines.push(format!("{release}: FAILED; {seconds} s: {error:#}"));
+                failed.push(release.to_string());
             }
         }
     }

@@ -21,10 +21,7 @@ const PLAN: &[(&str, &[&str])] = &[
     ),
     (
         "datapath_table",
-        &[
-            "few_prefixes_give_the_rule_that_the_oracle_gives",
-            "ipv6_gives_the_rule_that_the_oracle_gives",
-        ],
+        &["the_ends_of_the_address_space_are_found"],
     ),
     (
         "teardown_sockets",
