@@ -5,7 +5,6 @@
 //! blocker; it outlives the daemon, as the filters do.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{TcError, qdisc_add_clsact};

@@ -10,6 +10,9 @@ mkdir -p /dev/pts /dev/shm /run/netns /etc/modprobe.d
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t bpf bpf /sys/fs/bpf
+# udev would make this one, and opening it loads the module.
+mkdir /dev/net
+mknod /dev/net/tun c 10 200
 ip link set lo up
 
 # Runs test $2 of binary $1, for at most $3 seconds. What a failed one says may be long (verifier logs)

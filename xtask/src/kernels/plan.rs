@@ -90,7 +90,7 @@ const NEEDS: &[(&str, Feature)] = &[(
 )];
 
 /// How long a test may take in an emulated guest on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Binaries that are about a kernel without a module: it is taken away for them.
 const WITHOUT: &[(&str, &str)] = &[("teardown_untracked", "nf_conntrack_netlink")];
