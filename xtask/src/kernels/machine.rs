@@ -16,8 +16,9 @@ use super::source::Kernel;
 use crate::command::{line, say};
 
 /// `max` without cmpxchg16b: QEMU 7.2 leaves garbage in the flags after it, and an interrupt that comes
-/// then ends in a double fault. Linux has used it for every allocation since 6.4, and does without.
-/// Without `erms` and `fsrm` the kernel copies by words, which is emulated faster than by bytes.
+/// then ends in a double fault. Linux 6.12 allocates by it, and does without.
+/// Without `erms` and `fsrm` the kernel copies by words, which is emulated faster than by bytes; without
+/// feature 112 (`REP_GOOD`, in the kernel's arguments) it does so in a loop of its own.
 const CPU: &str = "max,cx16=off,erms=off,fsrm=off";
 /// Memory of a guest, in MiB: the initramfs, and maps as large as real ones.
 const MEMORY: &str = "2048";
