@@ -25,6 +25,7 @@
 //! | [`service`] | the service manager's protocols | know what the daemon does |
 //! | [`logging`] | where the log goes, in what form | know what is logged |
 //! | [`manual`] | man pages, completions | know what the commands are |
+//! | [`netlink`] | conversations with the kernel: framing, dumps, batches | know any family |
 //! | [`metrics`] | names and text of Prometheus' metrics | count |
 
 pub mod api;
@@ -38,6 +39,7 @@ pub mod lists;
 pub mod logging;
 pub mod manual;
 pub mod metrics;
+mod netlink;
 pub mod rule;
 pub mod ruleset;
 pub mod runbook;

@@ -56,6 +56,12 @@ fn put(datapath: &mut Datapath, rules: &[RuleInput<'_>]) -> Result<()> {
     Ok(datapath.switch(&snapshot)?)
 }
 
+/// What somebody else has at clsact: a filter that passes everything.
+const FILTER: [&str; 15] = [
+    "tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "u32", "match", "u32", "0", "0",
+    "flowid", "1:1",
+];
+
 /// How many of our filters are on eth0, both directions.
 fn filters(host: &Namespace) -> Result<usize> {
     let both =
@@ -65,6 +71,12 @@ fn filters(host: &Namespace) -> Result<usize> {
         count += shown?.matches("handle 0xb10c").count();
     }
     Ok(count)
+}
+
+/// Whether eth0 has a clsact qdisc.
+fn has_clsact(host: &Namespace) -> Result<bool> {
+    let shown = host.run(&["tc", "qdisc", "show", "dev", "eth0"])?;
+    Ok(shown.contains("clsact"))
 }
 
 #[test]
@@ -104,6 +116,7 @@ fn filters_drop_reset_and_let_go() -> Result<()> {
         }
         ensure!(datapath.detach().is_empty());
         ensure!(filters(&pair.a)? == 0, "a filter is left");
+        ensure!(!has_clsact(&pair.a)?, "a qdisc is left");
         Ok(())
     })?
 }
@@ -130,5 +143,50 @@ fn filters_stay_are_taken_over_and_are_unloaded() -> Result<()> {
     })??;
     daemon.blocker(&pair.a, "unload")?.success()?;
     assert_eq!(filters(&pair.a)?, 0);
+    assert!(!has_clsact(&pair.a)?, "a qdisc is left");
+    assert!(!daemon.pins().exists());
     Connection::open(&pair.b, &pair.a, Pair::A)?.check_alive()
+}
+
+#[test]
+fn a_qdisc_that_somebody_else_added_or_uses_stays() -> Result<()> {
+    const REMOVE: [&str; 6] = ["tc", "qdisc", "del", "dev", "eth0", "clsact"];
+    const ADD: [&str; 6] = ["tc", "qdisc", "add", "dev", "eth0", "clsact"];
+    let pair = Pair::new()?;
+    let daemon = Daemon::prepare(&pair.a, &Programs::under_test()?, "")?;
+    pair.a.enter(|| {
+        let mut datapath = attach(&daemon)?;
+        let devices: Vec<_> = datapath.attached().map(|at| at.device.clone()).collect();
+        pair.a.run(&FILTER)?;
+        ensure!(datapath.detach().is_empty());
+        ensure!(filters(&pair.a)? == 0 && has_clsact(&pair.a)?);
+        let shown = pair
+            .a
+            .run(&["tc", "filter", "show", "dev", "eth0", "egress"])?;
+        ensure!(shown.contains("u32"), "{shown}");
+
+        // From now on it is theirs, also without a filter.
+        pair.a
+            .run(&["tc", "filter", "del", "dev", "eth0", "egress"])?;
+        ensure!(datapath.attach(&devices).is_empty());
+        ensure!(datapath.detach().is_empty());
+        ensure!(has_clsact(&pair.a)?);
+
+        // Ours, that somebody replaced.
+        pair.a.run(&REMOVE)?;
+        ensure!(datapath.attach(&devices).is_empty());
+        pair.a.run(&REMOVE)?;
+        pair.a
+            .run(&["tc", "qdisc", "add", "dev", "eth0", "ingress"])?;
+        let _filters_are_gone = datapath.detach();
+        let shown = pair.a.run(&["tc", "qdisc", "show", "dev", "eth0"])?;
+        ensure!(shown.contains("ingress"), "{shown}");
+        Ok(())
+    })??;
+    pair.a
+        .run(&["tc", "qdisc", "del", "dev", "eth0", "ingress"])?;
+    pair.a.run(&ADD)?;
+    daemon.blocker(&pair.a, "unload")?.success()?;
+    assert!(has_clsact(&pair.a)?);
+    Ok(())
 }

@@ -205,6 +205,9 @@ fn every_state_dies_but_time_wait() -> Result<()> {
         states(&pair).ok().filter(|states| *states == expected)
     });
     seen.with_context(|| format!("{:?}", states(&pair)))?;
+    // Nor does A hear B, whose next SYN would open anew what was killed: nothing is blocked here.
+    pair.b
+        .run(&["iptables", "-A", "OUTPUT", "-p", "tcp", "-j", "DROP"])?;
     let account = kill_in(&pair.a, &reset_of(Pair::B)?, &Says::everything())?;
     assert_eq!((account.found, account.killed), (6, 6), "{account:?}");
     assert_eq!(states(&pair)?, ["TIME-WAIT"]);

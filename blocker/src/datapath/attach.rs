@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, XdpMode};
 use blocker_ebpf::{Hook, programs};
@@ -19,11 +19,13 @@ use blocker_ebpf::{Hook, programs};
 use super::Error;
 use super::devices::{Device, LinkKind};
 use super::load::Object;
+use super::qdisc::Qdiscs;
 use crate::config::HookChoice;
 
 /// Everything that is attached.
 pub struct Attachments {
     links: PathBuf,
+    qdiscs: Qdiscs,
     choice: HookChoice,
     tcx: bool,
     devices: BTreeMap<u32, Attached>,
@@ -80,6 +82,7 @@ impl Attachments {
         make(&links)?;
         Ok(Self {
             links,
+            qdiscs: Qdiscs::new(pin_dir),
             choice,
             tcx,
             devices: BTreeMap::new(),
@@ -109,12 +112,7 @@ impl Attachments {
             .collect();
         for index in gone {
             if let Some(attached) = self.devices.remove(&index) {
-                errors.extend(
-                    attached
-                        .hooks
-                        .into_iter()
-                        .filter_map(|hook| hook.release().err()),
-                );
+                errors.extend(self.release(index, attached.hooks));
             }
         }
         for device in wanted {
@@ -142,10 +140,17 @@ impl Attachments {
     /// Takes everything off its hooks.
     pub fn detach_all(&mut self) -> Vec<Error> {
         std::mem::take(&mut self.devices)
-            .into_values()
-            .flat_map(|attached| attached.hooks)
-            .filter_map(|hook| hook.release().err())
+            .into_iter()
+            .flat_map(|(index, attached)| self.release(index, attached.hooks))
             .collect()
+    }
+
+    /// Takes a device's programs off their hooks, and what only they needed away.
+    fn release(&self, index: u32, hooks: Vec<AttachedHook>) -> Vec<Error> {
+        let hooks = hooks.into_iter().map(AttachedHook::release);
+        let mut errors: Vec<_> = hooks.filter_map(Result::err).collect();
+        errors.extend(self.qdiscs.release(index).err());
+        errors
     }
 
     /// Leaves everything where it is, beyond the life of this process.
@@ -162,8 +167,8 @@ impl Attachments {
         }
     }
 
-    /// Removes pins of links that this process does not hold, such as those of devices that went
-    /// while no daemon was there.
+    /// Removes pins of links that this process does not hold, and marks of qdiscs, such as those of
+    /// devices that went while no daemon was there.
     ///
     /// # Errors
     /// If the pin directory can't be read or a pin can't be removed.
@@ -178,7 +183,9 @@ impl Attachments {
                     .map(|hook| self.pin(attached.device.index, hook.hook, hook.mode))
             })
             .collect();
-        super::pins::remove_except(&self.links, &held)
+        super::pins::remove_except(&self.links, &held)?;
+        let attached: Vec<u32> = self.indexes().collect();
+        self.qdiscs.sweep(&attached)
     }
 
     /// Where a link is pinned. A link of generic XDP has another place than one in the driver: the
@@ -206,10 +213,8 @@ impl Attachments {
                 Ok(hook) => attached.hooks.extend(hook),
                 Err(error) => {
                     // Half a device would let one direction through.
-                    for hook in attached.hooks {
-                        hook.release()?;
-                    }
-                    return Err(error);
+                    let failed = self.release(device.index, attached.hooks);
+                    return Err(failed.into_iter().next().unwrap_or(error));
                 }
             }
         }
@@ -277,7 +282,7 @@ impl Attachments {
                 Err(_) => {}
             }
         }
-        clsact(&device.name)?;
+        self.qdiscs.ensure(device)?;
         // A filter of an earlier run is replaced in place, so that no packet slips through.
         let old = filter(&device.name, at)?;
         let id = match classifier.attach_to_link(old) {
@@ -415,20 +420,6 @@ pub fn remove_filters(device: &str) {
     for at in [TcAttachType::Ingress, TcAttachType::Egress] {
         // Dropping a link removes its filter; that there is none is no news.
         drop(filter(device, at));
-    }
-}
-
-fn clsact(name: &str) -> Result<(), Error> {
-    match tc::qdisc_add_clsact(name) {
-        Ok(()) => Ok(()),
-        // There is one already, ours for the other direction or somebody else's.
-        Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
-            Ok(())
-        }
-        Err(source) => Err(Error::Clsact {
-            device: name.to_owned(),
-            source: Box::new(source),
-        }),
     }
 }
 

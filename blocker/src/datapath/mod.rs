@@ -16,6 +16,7 @@ mod kept;
 pub mod load;
 mod memory;
 pub mod pins;
+mod qdisc;
 mod seen;
 mod tags;
 
@@ -153,6 +154,14 @@ pub enum Error {
         device: String,
         /// What the kernel said.
         source: Box<aya::programs::tc::TcError>,
+    },
+    /// A clsact qdisc that blocker added can't be removed.
+    #[error("the clsact qdisc of the device with index {index} cannot be removed: {source}")]
+    ClsactLeft {
+        /// The device.
+        index: u32,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// A link is not what it should be.
     #[error("an attached link cannot be held: {source}")]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::qdisc::{self, Qdiscs};
 use super::{Error, attach, devices, kept};
 
 /// The pin directory, held by this process alone.
@@ -73,7 +74,11 @@ impl PinDir {
 
     /// Removes the directory, if nothing is left in it.
     pub fn remove_if_empty(&self) {
-        for path in [&self.path.join("links"), &self.path] {
+        for path in [
+            &self.path.join("links"),
+            &self.path.join(qdisc::MARKS),
+            &self.path,
+        ] {
             // Not empty, or gone already: both are fine.
             let _removed = fs::remove_dir(path);
         }
@@ -81,24 +86,30 @@ impl PinDir {
 }
 
 /// Removes every trace of a datapath without a daemon: pins, and clsact filters of this network
-/// namespace. Returns how many links were removed.
+/// namespace, with the qdiscs that blocker added for them. Returns how many links were removed.
 ///
 /// # Errors
 /// If a daemon holds the directory, or something can't be removed.
 pub async fn unload(path: &Path) -> Result<usize, Error> {
     let mut removed = 0;
+    let mut pins = None;
     if path.exists() {
-        let pins = PinDir::open(path)?;
+        pins = Some(PinDir::open(path)?);
         let links = path.join("links");
         removed = entries(&links)?.len();
         remove_except(&links, &[])?;
         kept::remove(path)?;
-        pins.remove_if_empty();
     }
+    let qdiscs = Qdiscs::new(path);
     for device in devices::list().await? {
         if device.kind != devices::LinkKind::Loopback {
             attach::remove_filters(&device.name);
+            qdiscs.release(device.index)?;
         }
+    }
+    qdiscs.sweep(&[])?;
+    if let Some(pins) = pins {
+        pins.remove_if_empty();
     }
     Ok(removed)
 }
@@ -109,7 +120,12 @@ pub(super) fn remove_except(directory: &Path, keep: &[PathBuf]) -> Result<(), Er
         .into_iter()
         .filter(|path| !keep.contains(path))
     {
-        fs::remove_file(&path).map_err(|source| Error::Pins { path, source })?;
+        let removed = if path.is_dir() {
+            fs::remove_dir(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(|source| Error::Pins { path, source })?;
     }
     Ok(())
 }

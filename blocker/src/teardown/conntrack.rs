@@ -18,8 +18,8 @@ use netlink_packet_netfilter::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::matching::Matcher;
-use super::netlink::{Body, Conversation, NetlinkError, encode};
 use super::tracked::{Connection, Wire};
+use crate::netlink::{Body, Conversation, NetlinkError, encode};
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h, as far as the crate keeps it to itself.
 const SUBSYSTEM: u16 = 1 << 8;

@@ -13,7 +13,6 @@
 //! | [`flow`] | a flow's tuple and state |
 //! | [`matching`] | which flows the rules name |
 //! | [`prefixes`] | numbers by prefix |
-//! | [`netlink`] | framing, dumps, batches |
 //! | [`bytecode`] | the filter that `sock_diag` runs |
 //! | [`sockets`] | listing and destroying sockets |
 //! | [`tracked`] | a tracked connection on either side of a NAT |
@@ -34,7 +33,6 @@ mod conntrack;
 mod flow;
 mod ledger;
 mod matching;
-mod netlink;
 mod netns;
 mod owners;
 mod prefixes;
@@ -53,6 +51,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::api::types::{Account, LiveFlow};
 use crate::config::Namespaces;
+use crate::netlink::Conversation;
 use crate::rule::Rule;
 use flow::Tuple;
 use prefixes::Prefixes;
@@ -169,7 +168,7 @@ pub fn towards(rules: &[Rule], mut flows: Vec<FlowKey>) -> Vec<FlowKey> {
 #[must_use]
 pub fn lacks() -> Vec<String> {
     let mut lacks = Vec::new();
-    let can_destroy = netlink::Conversation::open(NETLINK_SOCK_DIAG, "sock_diag")
+    let can_destroy = Conversation::open(NETLINK_SOCK_DIAG, "sock_diag")
         .and_then(|mut diag| sockets::can_destroy(&mut diag));
     match can_destroy {
         Ok(true) => {}

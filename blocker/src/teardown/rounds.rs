@@ -13,7 +13,6 @@ use super::conntrack;
 use super::flow::Tuple;
 use super::ledger::Ledger;
 use super::matching::Matcher;
-use super::netlink::Conversation;
 use super::probe::Prober;
 use super::segment::Probe;
 use super::sockets::{self, HostSocket};
@@ -21,6 +20,7 @@ use super::survey::{self, Place, note_once};
 use super::tracked::{Connection, View};
 use super::{Evidence, Listing, Progress, Settings, owners};
 use crate::api::types::{Account, LiveFlow};
+use crate::netlink::Conversation;
 use crate::rule::Rule;
 
 /// How long the first look waits for the kernel's own RSTs: they pass the datapath within the

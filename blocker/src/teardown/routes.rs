@@ -20,7 +20,7 @@ use netlink_packet_route::route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::matching::Device;
-use super::netlink::{Body, Conversation, NetlinkError};
+use crate::netlink::{Body, Conversation, NetlinkError};
 
 // Message types of include/uapi/linux/rtnetlink.h, which the crate keeps to itself.
 const RTM_GETLINK: u16 = 18;

@@ -14,7 +14,7 @@ use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY};
 use super::bytecode;
 use super::flow::{State, TCP, Tuple, UDP, on_the_wire};
 use super::matching::{Device, Match, Matcher};
-use super::netlink::{Body, Conversation, NetlinkError, encode};
+use crate::netlink::{Body, Conversation, NetlinkError, encode};
 
 /// `INET_DIAG_REQ_BYTECODE` of `include/uapi/linux/inet_diag.h`.
 const REQ_BYTECODE: u16 = 1;

@@ -10,12 +10,12 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use super::conntrack;
 use super::flow::Tuple;
 use super::matching::{Device, Match, Matcher};
-use super::netlink::{Conversation, NetlinkError};
 use super::netns::{self, Namespace};
 use super::routes::Routes;
 use super::sockets::{self, HostSocket};
 use super::tracked::{Connection, View};
 use super::{Namespaces, Settings};
+use crate::netlink::{Conversation, NetlinkError};
 
 /// The note on flows that a rule may name or not.
 pub(crate) const UNSURE: &str =

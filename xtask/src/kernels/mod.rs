@@ -17,6 +17,7 @@ mod source;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -47,38 +48,49 @@ struct Built {
 /// does not run.
 pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
     setup::install(setup::Purpose::Kernels)?;
-    let built = build()?;
     let directory = target_directory().join("kernels");
-    let mut jobs = plan::jobs(&built)?;
-    if !filter.is_empty() {
-        jobs = plan::named(&built, filter)?;
-    }
+    let (built, jobs) = if filter.is_empty() {
+        let built = build(&plan::binaries())?;
+        let jobs = plan::jobs(&built)?;
+        (built, jobs)
+    } else {
+        let built = build(&["*"])?;
+        let jobs = plan::named(&built, filter)?;
+        (built, jobs)
+    };
     fs::create_dir_all(&directory)?;
     root::prepare(&directory, &built, &jobs)?;
 
+    // A guest under test keeps one CPU busy; the next kernel boots when one is done.
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let mut results: Vec<_> = std::thread::scope(|scope| {
+        let work = || {
+            let mut results = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(release) = releases.get(number) else {
+                    return results;
+                };
+                results.push((number, *release, timed(*release, &directory, &jobs)));
+            }
+        };
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
+        results
+            .flat_map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    results.sort_by_key(|(number, ..)| *number);
+
     let mut failed = Vec::new();
     let mut lines = Vec::new();
-    // A guest under test keeps one CPU busy.
-    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    for releases in releases.chunks(at_once) {
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let boots: Vec<_> = releases
-                .iter()
-                .map(|release| scope.spawn(|| timed(*release, &directory, &jobs)))
-                .collect();
-            boots
-                .into_iter()
-                .map(std::thread::ScopedJoinHandle::join)
-                .collect()
-        });
-        for (release, result) in releases.iter().zip(results) {
-            let (result, seconds) = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match result {
-                Ok(said) => lines.push(format!("{release}: ok, {said}; {seconds} s")),
-                Err(error) => {
-                    lines.push(format!("{release}: FAILED; {seconds} s: {error:#}"));
-                    failed.push(release.to_string());
-                }
+    for (_, release, (result, seconds)) in results {
+        match result {
+            Ok(said) => lines.push(format!("{release}: ok, {said}; {seconds} s")),
+            Err(error) => {
+                lines.push(format!("{release}: FAILED; {seconds} s: {error:#}"));
+                failed.push(release.to_string());
             }
         }
     }
@@ -119,8 +131,8 @@ fn on(release: Release, directory: &Path, jobs: &[Job]) -> Result<String> {
     ))
 }
 
-/// Builds the two programs and every integration test of them.
-fn build() -> Result<Vec<Built>> {
+/// Builds the two programs and these integration tests of them (`*` is every one).
+fn build(tests: &[&str]) -> Result<Vec<Built>> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -134,8 +146,10 @@ fn build() -> Result<Vec<Built>> {
 
     let mut command = cargo();
     command
-        .args(["test", "--no-run", "--package", "blocker", "--test", "*"])
+        // As `cargo xtask test` builds, so that what one built the other takes.
+        .args(["test", "--no-run", "--workspace"])
         .args(["--features", "blocker/kernel-tests"])
+        .args(tests.iter().flat_map(|test| ["--test", test]))
         .arg("--message-format=json-render-diagnostics")
         .env("PATH", search_path());
     say(TASK, &line(&command));

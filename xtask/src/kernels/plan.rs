@@ -14,9 +14,10 @@ use super::source::Version;
 /// The tests that run unless others are named: of each kind a few, since the verifier of an emulated
 /// kernel takes most of a minute for the datapath, and nearly every test loads it.
 const PLAN: &[(&str, &[&str])] = &[
+    ("datapath_packets", &["reset_answers_to_both_ends"]),
     (
-        "datapath_packets",
-        &["drop_is_silent_on_every_hook", "reset_answers_to_both_ends"],
+        "datapath_rules",
+        &["a_rule_ends_at_its_deadline_without_anybody"],
     ),
     (
         "datapath_table",
@@ -30,19 +31,42 @@ const PLAN: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "teardown_probes",
+        &["an_idle_remote_answers_each_probe_with_its_exact_numbers"],
+    ),
+    (
         "teardown_tracked",
         &["forwarded_flows_are_found_and_their_entries_deleted"],
     ),
     ("teardown_datapath", &["forwarded_flows_die_at_both_ends"]),
     (
+        "teardown_lift",
+        &["forwarded_flows_that_nothing_tracks_die_at_the_end_of_the_rule_that_saw_them"],
+    ),
+    (
+        "teardown_untracked",
+        &["flows_of_this_host_die_and_forwarded_ones_at_their_next_segment"],
+    ),
+    (
         "end_to_end_reset",
         &["idle_flows_die_at_both_ends_and_new_ones_are_refused"],
     ),
     (
-        "end_to_end_drop",
-        &["nothing_passes_and_the_flow_resumes_afterwards"],
+        "end_to_end_clsact",
+        &[
+            "filters_stay_are_taken_over_and_are_unloaded",
+            "a_qdisc_that_somebody_else_added_or_uses_stays",
+        ],
     ),
-    ("end_to_end_clsact", &["filters_drop_reset_and_let_go"]),
+    ("end_to_end_l3", &["resets_reach_both_ends"]),
+    (
+        "end_to_end_counters",
+        &["they_are_what_tcpdump_saw_with_xdp_in_the_driver"],
+    ),
+    (
+        "end_to_end_restart",
+        &["counters_go_on_to_the_packet_when_a_daemon_takes_over"],
+    ),
     (
         "end_to_end_stop",
         &["unload_removes_every_trace_of_a_killed_daemon"],
@@ -56,27 +80,31 @@ struct Feature {
 }
 
 /// Tests that need more than the oldest kernel has.
-const NEEDS: &[(&str, Feature)] = &[
-    (
-        // The clsact qdisc that the filters were on stays, empty: it may be somebody else's.
-        "unload_removes_every_trace_of_a_killed_daemon",
-        Feature {
-            name: "TCX, which leaves no qdisc behind",
-            since: (6, 6),
-        },
-    ),
-    (
-        // Seen on 5.10: the socket stays in LAST-ACK, though the kernel says that it destroyed it.
-        "every_state_dies_but_time_wait",
-        Feature {
-            name: "destroying a socket that its owner has closed",
-            since: (6, 12),
-        },
-    ),
-];
+const NEEDS: &[(&str, Feature)] = &[(
+    // Seen on 5.10: the socket stays in LAST-ACK, though the kernel says that it destroyed it.
+    "every_state_dies_but_time_wait",
+    Feature {
+        name: "destroying a socket that its owner has closed",
+        since: (6, 1),
+    },
+)];
 
 /// How long a test may take in an emulated guest on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Binaries that are about a kernel without a module: it is taken away for them.
+const WITHOUT: &[(&str, &str)] = &[("teardown_untracked", "nf_conntrack_netlink")];
+
+/// The module that is taken away for a binary's tests.
+pub(super) fn without(binary: &str) -> Option<&'static str> {
+    let mut found = WITHOUT.iter().filter(|(name, _)| *name == binary);
+    found.next().map(|(_, module)| *module)
+}
+
+/// The binaries of the plan.
+pub(super) fn binaries() -> Vec<&'static str> {
+    PLAN.iter().map(|(binary, _)| *binary).collect()
+}
 
 /// The tests of one binary.
 #[derive(Clone)]
@@ -105,6 +133,13 @@ impl Job {
     /// How long it may take.
     pub(super) fn patience(&self) -> Duration {
         PATIENCE * u32::try_from(self.tests.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Its tests as they are named in what is told of them.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        self.tests
+            .iter()
+            .map(|test| format!("{}::{test}", self.binary))
     }
 }
 

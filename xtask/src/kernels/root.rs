@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::Job;
+use super::plan::{self, Job};
 use super::source::Kernel;
 use super::{Built, TASK};
 use crate::command::{self, find, line};
@@ -42,7 +42,7 @@ const FILES: [&str; 4] = [
 ];
 /// Kernel modules that tests have loaded, as parts of the tree.
 const MODULES: [&str; 5] = ["net", "lib", "crypto", "arch", "drivers/net"];
-/// Where the test binaries are.
+/// Where the test binaries are, as `init.sh` knows.
 const TESTS: &str = "/tests";
 
 /// Makes what is the same for every kernel.
@@ -125,22 +125,21 @@ pub(super) fn pack(common: &Path, own: &Path, kernel: &Kernel, jobs: &[Job]) -> 
     Ok(initramfs)
 }
 
-/// The shell script that runs the jobs. A failed test's output may be long (verifier logs); the
-/// console is slow, so that only its end is shown.
+/// The shell script that runs the jobs, by what `init.sh` has for it.
 fn script(jobs: &[Job]) -> String {
     let mut script = String::new();
-    for job in jobs.iter().filter(|job| !job.tests.is_empty()) {
-        let Job { binary, tests, .. } = job;
-        script += &format!(
-            "echo '== job {binary}'\n\
-             timeout {} {TESTS}/{binary} --test-threads=1 --exact {} >/tmp/out 2>&1\n\
-             code=$?\n\
-             grep '^test ' /tmp/out\n\
-             [ $code = 0 ] || tail -c 12000 /tmp/out\n\
-             echo \"== ended {binary} $code\"\n",
-            job.patience().as_secs(),
-            tests.join(" ")
-        );
+    for job in jobs {
+        let module = plan::without(&job.binary);
+        if let Some(module) = module {
+            script += &format!("hide {module}\n");
+        }
+        for test in &job.tests {
+            let seconds = plan::PATIENCE.as_secs();
+            script += &format!("run {} {test} {seconds}\n", job.binary);
+        }
+        if module.is_some() {
+            script += "unhide\n";
+        }
     }
     script
 }
