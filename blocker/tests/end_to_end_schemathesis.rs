@@ -88,6 +88,6 @@ fn no_request_near_what_the_document_allows_is_answered_otherwise_than_it_says()
 
     assert_eq!(daemon.pid(), pid, "the same process answers");
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
-    daemon.json(&["-o", "json", "flush", "--all"])?;
+    daemon.json(&["flush", "--all"])?;
     Ok(())
 }
