@@ -146,6 +146,8 @@ pub const V6_LEVELS: usize = 8;
 
 /// Slots that a flow's record may be in, side by side in [`maps::FLOWS`].
 pub const FLOW_WAYS: u32 = 8;
+/// Sets that flows are recorded in at once: as many as there may be CPUs.
+pub const FLOW_SETS_AT_ONCE: u32 = 1_024;
 /// Set in [`FlowSlot::kind`] of an IPv6 flow.
 pub const FLOW_V6: u32 = 1 << 31;
 

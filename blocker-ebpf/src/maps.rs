@@ -8,9 +8,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use blocker_ebpf::{
-    Bank, Bucket, Counters, FLOW_WAYS, FlowHigh, FlowKey, FlowSlot, HookCounters, Index,
-    InterfaceKey, KNOWN_BLOCKS, KnownBlock, LOCAL_SET_BITS, LocalKey, PortSet, RangeBlock, Rule,
-    RuleList, RuleName, State, Tally, Tick, V6Node, bucket, local_set,
+    Bank, Bucket, Counters, FLOW_SETS_AT_ONCE, FLOW_WAYS, FlowHigh, FlowKey, FlowSlot,
+    HookCounters, Index, InterfaceKey, KNOWN_BLOCKS, KnownBlock, LOCAL_SET_BITS, LocalKey, PortSet,
+    RangeBlock, Rule, RuleList, RuleName, State, Tally, Tick, V6Node, bucket, local_set,
 };
 
 use crate::packet::Packet;
@@ -63,9 +63,6 @@ pub static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
-
-/// Sets that flows are recorded in at once: as many as there may be CPUs.
-const FLOW_SETS_AT_ONCE: u32 = 1_024;
 
 /// Room for what does not fit the stack: the packet that an ICMP error quotes, or the chunk
 /// that a checksum is taken of.

@@ -27,7 +27,7 @@ pub(super) struct Kept {
 
 impl Kept {
     /// The maps of a datapath for so many rules and flows. No map is of size 0.
-    pub(super) fn all(rules: u32, flows: u32) -> [Self; 7] {
+    pub(super) fn all(rules: u32, flows: u32) -> [Self; 8] {
         let established = if flows == 0 { FLOWS } else { flows };
         let slots = flow_slots(flows);
         let array = |name, kind, value, entries| Self {
@@ -74,6 +74,14 @@ impl Kept {
                 size_of::<abi::FlowHigh>(),
                 slots,
             ),
+            // Two daemons' programs may write to one table for a moment.
+            Self {
+                name: maps::FLOW_LOCKS,
+                kind: MapType::Hash,
+                key: size_of::<u32>(),
+                value: size_of::<u8>(),
+                entries: abi::FLOW_SETS_AT_ONCE,
+            },
             Self {
                 name: maps::ESTABLISHED,
                 kind: MapType::LruHash,
