@@ -135,15 +135,16 @@ impl Key {
             if unsafe { self.is_in(slot, number) } {
                 // SAFETY: as above. Two CPUs may race for what is said of the last packet; either was.
                 unsafe {
-                    add(&raw mut (*slot).packets, 1);
-                    add(&raw mut (*slot).bytes, u64::from(decided.length));
+                    let record = &raw mut (*slot).record;
+                    add(&raw mut (*record).packets, 1);
+                    add(&raw mut (*record).bytes, u64::from(decided.length));
                     // Another CPU's tick may be further.
-                    if now > (*slot).last_seen {
-                        (*slot).last_seen = now;
+                    if now > (*record).last_seen {
+                        (*record).last_seen = now;
                     }
-                    (*slot).ifindex = decided.ifindex;
-                    (*slot).verdict = decided.fate;
-                    (*slot).hook = decided.hook as u8;
+                    (*record).ifindex = decided.ifindex;
+                    (*record).verdict = decided.fate;
+                    (*record).hook = decided.hook as u8;
                 }
                 return true;
             }
@@ -202,7 +203,11 @@ impl Key {
             let Some(slot) = maps::FLOWS.get(number) else {
                 return Recorded::Not;
             };
-            let seen = if slot.tag == 0 { 0 } else { slot.last_seen };
+            let seen = if slot.tag == 0 {
+                0
+            } else {
+                slot.record.last_seen
+            };
             if seen < oldest {
                 (chosen, oldest) = (number, seen);
             }
@@ -226,13 +231,14 @@ impl Key {
             (&raw mut (*slot).remote_port).write_volatile(self.remote_port);
             (&raw mut (*slot).local_port).write_volatile(self.local_port);
             (&raw mut (*slot).kind).write_volatile(self.kind);
-            (&raw mut (*slot).packets).write_volatile(1);
-            (&raw mut (*slot).bytes).write_volatile(u64::from(decided.length));
-            (&raw mut (*slot).first_seen).write_volatile(now);
-            (&raw mut (*slot).last_seen).write_volatile(now);
-            (&raw mut (*slot).ifindex).write_volatile(decided.ifindex);
-            (&raw mut (*slot).verdict).write_volatile(decided.fate);
-            (&raw mut (*slot).hook).write_volatile(decided.hook as u8);
+            let record = &raw mut (*slot).record;
+            (&raw mut (*record).packets).write_volatile(1);
+            (&raw mut (*record).bytes).write_volatile(u64::from(decided.length));
+            (&raw mut (*record).first_seen).write_volatile(now);
+            (&raw mut (*record).last_seen).write_volatile(now);
+            (&raw mut (*record).ifindex).write_volatile(decided.ifindex);
+            (&raw mut (*record).verdict).write_volatile(decided.fate);
+            (&raw mut (*record).hook).write_volatile(decided.hook as u8);
             (&raw mut (*slot).tag).write_volatile(self.tag());
         }
         Recorded::Created

@@ -402,22 +402,8 @@ shared! {
         pub local_port: u16,
         /// IP protocol number, and [`FLOW_V6`].
         pub kind: u32,
-        /// As [`FlowRecord::packets`].
-        pub packets: u64,
-        /// As [`FlowRecord::bytes`].
-        pub bytes: u64,
-        /// As [`FlowRecord::first_seen`].
-        pub first_seen: u64,
-        /// As [`FlowRecord::last_seen`].
-        pub last_seen: u64,
-        /// As [`FlowRecord::ifindex`].
-        pub ifindex: u32,
-        /// As [`FlowRecord::verdict`].
-        pub verdict: u8,
-        /// As [`FlowRecord::hook`].
-        pub hook: u8,
-        /// Fills the line.
-        pub reserved: u16,
+        /// What is kept of it.
+        pub record: FlowRecord,
     }
 
     /// The upper 12 bytes of an IPv6 flow's addresses, as they are in memory. Not written for IPv4.
@@ -493,18 +479,8 @@ impl FlowSlot {
             local_port: self.local_port,
             protocol: self.kind & !FLOW_V6,
         };
-        let record = FlowRecord {
-            packets: self.packets,
-            bytes: self.bytes,
-            first_seen: self.first_seen,
-            last_seen: self.last_seen,
-            ifindex: self.ifindex,
-            verdict: self.verdict,
-            hook: self.hook,
-            reserved: 0,
-        };
         let rule = self.rule;
-        (FlowId { flow, rule }, record)
+        (FlowId { flow, rule }, self.record)
     }
 }
 
@@ -677,14 +653,16 @@ mod tests {
             remote_port: 443,
             local_port: 40_000,
             kind: 6,
-            packets: 1,
-            bytes: 2,
-            first_seen: 3,
-            last_seen: 4,
-            ifindex: 5,
-            verdict: verdict::RESET,
-            hook: Hook::Egress as u8,
-            reserved: 0,
+            record: FlowRecord {
+                packets: 1,
+                bytes: 2,
+                first_seen: 3,
+                last_seen: 4,
+                ifindex: 5,
+                verdict: verdict::RESET,
+                hook: Hook::Egress as u8,
+                reserved: 0,
+            },
         };
         let high = FlowHigh {
             remote: [u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]), 0, 0],
