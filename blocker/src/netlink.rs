@@ -105,14 +105,8 @@ impl Conversation {
                     continue;
                 }
                 match header.message_type {
-                    NLMSG_DONE => {
-                        // An error that ends a dump comes as a negative number here.
-                        return match leading_errno(payload) {
-                            0 => Ok(()),
-                            errno => Err(self.error(action, io::Error::from_raw_os_error(errno))),
-                        };
-                    }
-                    NLMSG_ERROR => {
+                    // An error that ends a dump comes as a negative number in either.
+                    NLMSG_DONE | NLMSG_ERROR => {
                         return match leading_errno(payload) {
                             0 => Ok(()),
                             errno => Err(self.error(action, io::Error::from_raw_os_error(errno))),

@@ -2,44 +2,33 @@
 //! everything that is near the border.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 mod lab;
 
-use lab::{Daemon, Namespace, Programs, poll};
+use lab::{Daemon, Killed, Namespace, Programs, poll};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const PORT: &str = "8080";
 
 /// Takes connections to the control socket until it is dropped: Schemathesis speaks over TCP only.
-struct Relay(Child);
-
-impl Relay {
-    fn new(host: &Namespace, socket: &Path) -> Result<Self> {
-        let mut socat = Command::new("socat");
-        socat
-            .arg(format!("TCP-LISTEN:{PORT},bind=127.0.0.1,fork,reuseaddr"))
-            .arg(format!("UNIX-CONNECT:{}", socket.display()))
-            .stdin(Stdio::null());
-        let child = host.enter(|| socat.spawn())?;
-        let relay = Self(child.context("socat cannot be started")?);
-        poll("socat to listen", Duration::from_secs(10), || {
-            host.enter(|| std::net::TcpStream::connect(format!("127.0.0.1:{PORT}")))
-                .ok()?
-                .ok()
-        })?;
-        Ok(relay)
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
+fn relay(host: &Namespace, socket: &Path) -> Result<Killed> {
+    let mut socat = Command::new("socat");
+    socat
+        .arg(format!("TCP-LISTEN:{PORT},bind=127.0.0.1,fork,reuseaddr"))
+        .arg(format!("UNIX-CONNECT:{}", socket.display()))
+        .stdin(Stdio::null());
+    let child = host.enter(|| socat.spawn())?;
+    let relay = Killed(child.context("socat cannot be started")?);
+    poll("socat to listen", Duration::from_secs(10), || {
+        host.enter(|| std::net::TcpStream::connect(format!("127.0.0.1:{PORT}")))
+            .ok()?
+            .ok()
+    })?;
+    Ok(relay)
 }
 
 #[test]
@@ -47,7 +36,7 @@ fn no_request_near_what_the_document_allows_is_answered_otherwise_than_it_says()
     let host = Namespace::new("host")?;
     let daemon = Daemon::start(&host, &Programs::under_test()?, "")?;
     let pid = daemon.pid();
-    let _relay = Relay::new(&host, &daemon.socket())?;
+    let _relay = relay(&host, &daemon.socket())?;
 
     let program = Path::new(ROOT).join("target/python/bin/schemathesis");
     ensure!(

@@ -4,37 +4,21 @@ use std::fs;
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, mkfifo};
+use nix::unistd::mkfifo;
 
 mod lab;
 mod scene;
 mod tight;
 
-use lab::{Daemon, Pair, Programs};
+use lab::{Daemon, Killed, Pair, Programs};
 use scene::PATIENCE;
 use tight::{assert_tight, datagrams, wait_passing};
-
-/// A daemon that is killed when dropped.
-struct Killed(Child);
-
-impl Killed {
-    fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.0.id())?), signal)?)
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Starts a daemon that tells `manager`, and gives it with the directory that `manager` is in.
 fn start(pair: &Pair, daemon: &Daemon) -> Result<(Killed, UnixDatagram, tempfile::TempDir)> {

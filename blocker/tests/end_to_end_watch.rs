@@ -5,24 +5,23 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 mod lab;
 mod scene;
 
-use lab::{Daemon, Pair, poll};
+use lab::{Daemon, Killed, Pair, poll};
 use scene::{FAMILIES, PATIENCE, Scene};
 
 /// `blockctl watch` in the background, its output in a file. Killed when dropped.
 struct Watching {
-    process: Child,
+    process: Killed,
     output: PathBuf,
     _files: tempfile::TempDir,
 }
@@ -39,7 +38,7 @@ impl Watching {
             .stderr(File::create(files.path().join("errors"))?)
             .spawn()?;
         let watching = Self {
-            process,
+            process: Killed(process),
             output,
             _files: files,
         };
@@ -64,33 +63,13 @@ impl Watching {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.process.id().cast_signed()), signal)?;
-        Ok(())
+        self.process.signal(signal)
     }
 
     fn end(&mut self) -> Result<ExitStatus> {
         poll("the watcher's end", PATIENCE, || {
-            self.process.try_wait().ok().flatten()
+            self.process.0.try_wait().ok().flatten()
         })
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _killed = self.process.kill();
-        let _ended = self.process.wait();
-    }
-}
-
-/// A process, killed when dropped, even if it is stopped.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _killed = self.0.kill();
-        let _ended = self.0.wait();
     }
 }
 
@@ -107,12 +86,12 @@ impl Events {
 
 /// `blockctl -o json watch`, and its events as they come. The first is one that a change of rules
 /// made, so that nothing of what follows is missed.
-fn watch_json(scene: &Scene, words: &[&str]) -> Result<(Process, Events)> {
+fn watch_json(scene: &Scene, words: &[&str]) -> Result<(Killed, Events)> {
     let mut command = scene.daemon.blockctl_command();
     command.args(["-o", "json", "watch"]).args(words);
     let mut process = command.stdout(Stdio::piped()).spawn()?;
     let stdout = process.stdout.take().context("its output is a pipe")?;
-    Ok((Process(process), Events(BufReader::new(stdout))))
+    Ok((Killed(process), Events(BufReader::new(stdout))))
 }
 
 /// A UDP socket of B, and where A would receive.
@@ -305,8 +284,7 @@ fn a_stopped_watcher_holds_up_nobody() -> Result<()> {
         done.store(true, Ordering::Relaxed);
         told.into_iter().collect::<Result<Vec<Value>>>()
     })?;
-    let pid = Pid::from_raw(stopped.0.id().cast_signed());
-    kill(pid, Signal::SIGSTOP)?;
+    stopped.signal(Signal::SIGSTOP)?;
     let before = scene.daemon.json(&["status"])?["resident_bytes"]
         .as_u64()
         .context("its memory")?;
@@ -361,7 +339,7 @@ fn a_stopped_watcher_holds_up_nobody() -> Result<()> {
         after.saturating_sub(before) < 48 << 20,
         "from {before} to {after} bytes"
     );
-    kill(pid, Signal::SIGCONT)?;
+    stopped.signal(Signal::SIGCONT)?;
     let late = poll("the stopped watcher to be told", PATIENCE, || {
         let event = third.next().ok()?;
         (event["kind"] == "lost" && event["at"] == "watcher").then_some(event)

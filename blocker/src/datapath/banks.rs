@@ -10,7 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread::JoinHandle;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapData};
+use aya::maps::{HashMap, LpmTrie, MapData};
 use blocker_ebpf::{self as abi, Bank, IndexEntry, PortSet, Rule, RuleList, State, V6Node, maps};
 use ipnet::{IpNet, Ipv6Net};
 
@@ -45,17 +45,16 @@ impl Banks {
     /// If a map is missing or can't be mapped.
     pub fn new(object: &mut Object, limits: Limits) -> Result<Self, Error> {
         let blocks = |blocks: u32, each: usize| blocks as usize * 2 * each;
-        let state = map_array(object, maps::STATE, 1)?;
-        let index = map_array(object, maps::V4_INDEX, blocks(1, abi::BUCKETS))?;
-        let ranges = map_array(
-            object,
+        let state = object.mapped(maps::STATE, 1)?;
+        let index = object.mapped(maps::V4_INDEX, blocks(1, abi::BUCKETS))?;
+        let ranges = object.mapped(
             maps::V4_RANGES,
             blocks(limits.range_blocks, abi::WORDS_PER_BLOCK / 4),
         )?;
-        let v6_nodes = map_array(object, maps::V6_NODES, blocks(limits.v6_nodes(), 1))?;
-        let lists = map_array(object, maps::LISTS, blocks(limits.lists, 1))?;
-        let rules = map_array(object, maps::RULES, blocks(limits.rules, 1))?;
-        let port_sets = map_array(object, maps::PORT_SETS, blocks(limits.port_sets, 1))?;
+        let v6_nodes = object.mapped(maps::V6_NODES, blocks(limits.v6_nodes(), 1))?;
+        let lists = object.mapped(maps::LISTS, blocks(limits.lists, 1))?;
+        let rules = object.mapped(maps::RULES, blocks(limits.rules, 1))?;
+        let port_sets = object.mapped(maps::PORT_SETS, blocks(limits.port_sets, 1))?;
         let mut banks = Self {
             limits,
             state,
@@ -354,17 +353,6 @@ impl Drop for Banks {
             let _ended = settling.join();
         }
     }
-}
-
-fn map_array<T: Copy>(
-    object: &mut Object,
-    name: &'static str,
-    values: usize,
-) -> Result<Mapped<T>, Error> {
-    let Map::Array(map) = object.map(name)? else {
-        return Err(Error::Missing { what: name });
-    };
-    Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })
 }
 
 fn locals(object: &mut Object) -> Result<LpmTrie<MapData, Plain<abi::LocalKey>, u8>, Error> {

@@ -11,6 +11,7 @@ use super::Error;
 use super::accounting::Maps;
 use super::diagnostics::Diagnostics;
 use super::kept::{self, Kept};
+use super::memory::Mapped;
 use crate::compile::Limits;
 
 /// The eBPF object, built from `blocker-ebpf`.
@@ -176,12 +177,15 @@ impl Object {
         self.maps.memory()
     }
 
-    /// A map that stays in the object, for another to take.
+    /// An array's values as memory. The array itself stays in the object.
     ///
     /// # Errors
-    /// If it is not there (any more).
-    pub fn peek(&self, name: &'static str) -> Result<&Map, Error> {
-        self.ebpf.map(name).ok_or(Error::Missing { what: name })
+    /// If there is no such array, or what `mmap` said.
+    pub fn mapped<T: Copy>(&self, name: &'static str, values: usize) -> Result<Mapped<T>, Error> {
+        let Some(Map::Array(map)) = self.ebpf.map(name) else {
+            return Err(Error::Missing { what: name });
+        };
+        Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })
     }
 
     /// A TC program.

@@ -45,6 +45,12 @@ impl<T: Copy> Mapped<T> {
         Ok(Self { start, values })
     }
 
+    /// How many values there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values
+    }
+
     /// Copies values to places `first..`.
     ///
     /// # Panics

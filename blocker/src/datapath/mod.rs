@@ -288,10 +288,8 @@ impl Datapath {
         tcx: bool,
     ) -> Result<Self, Error> {
         let mut object = Object::load(&settings, pin_dir)?;
-        // First: it maps a map that the banks take.
-        let seen = Arc::new(Seen::new(&mut object, settings.flows)?);
         Ok(Self {
-            seen,
+            seen: Arc::new(Seen::new(&mut object, settings.flows)?),
             banks: banks::Banks::new(&mut object, settings.limits)?,
             counters: counters::CounterMaps::new(&mut object)?,
             attachments: Attachments::new(pin_dir, choice, tcx)?,

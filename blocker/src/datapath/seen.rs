@@ -7,7 +7,7 @@ use std::ptr::from_ref;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{MapData, PerCpuArray, RingBuf};
 use blocker_ebpf::{Event, FLOW_V6, FlowHigh, FlowId, FlowRecord, FlowSlot, State, Tally, maps};
 
 use super::load::Object;
@@ -24,16 +24,14 @@ const NO_HIGH: FlowHigh = FlowHigh {
 struct Flows {
     slots: Mapped<FlowSlot>,
     high: Mapped<FlowHigh>,
-    count: usize,
 }
 
 impl Flows {
-    fn new(object: &mut Object, count: u32) -> Result<Self, Error> {
-        let count = count as usize;
+    fn new(object: &Object, slots: u32) -> Result<Self, Error> {
+        let slots = slots as usize;
         Ok(Self {
-            slots: mapped(object, maps::FLOWS, count)?,
-            high: mapped(object, maps::FLOWS_HIGH, count)?,
-            count,
+            slots: object.mapped(maps::FLOWS, slots)?,
+            high: object.mapped(maps::FLOWS_HIGH, slots)?,
         })
     }
 
@@ -67,14 +65,6 @@ impl Flows {
     }
 }
 
-/// A map's values as memory. The map stays in the object.
-fn mapped<T: Copy>(object: &Object, name: &'static str, values: usize) -> Result<Mapped<T>, Error> {
-    let Map::Array(map) = object.peek(name)? else {
-        return Err(Error::Missing { what: name });
-    };
-    Mapped::new(map.fd(), values).map_err(|source| Error::Memory { map: name, source })
-}
-
 /// The maps of flows and events.
 pub struct Seen {
     flows: Flows,
@@ -86,14 +76,14 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Takes the maps from a loaded object, and maps [`maps::STATE`], which the banks take later.
+    /// Takes the maps from a loaded object.
     /// `flows` is how many the object was loaded for.
     ///
     /// # Errors
     /// If a map is missing or can't be mapped.
     pub fn new(object: &mut Object, flows: u32) -> Result<Self, Error> {
         let error = |map| move |source| Error::Map { map, source };
-        let state = mapped(object, maps::STATE, 1)?;
+        let state = object.mapped(maps::STATE, 1)?;
         Ok(Self {
             flows: Flows::new(object, kept::flow_slots(flows))?,
             recording: flows > 0,
@@ -112,7 +102,7 @@ impl Seen {
 
     /// Shows every flow that rules decided, and gives how many there are.
     pub fn flows(&self, mut see: impl FnMut(&FlowId, &FlowRecord)) -> u64 {
-        let flows = (0..self.flows.count).filter_map(|place| self.flows.at(place));
+        let flows = (0..self.flows.slots.len()).filter_map(|place| self.flows.at(place));
         flows.fold(0, |count, (id, record)| {
             see(&id, &record);
             count + 1

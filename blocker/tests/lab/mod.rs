@@ -12,6 +12,7 @@
 mod capture;
 mod connection;
 mod daemon;
+mod killed;
 mod leftovers;
 mod namespace;
 mod pins;
@@ -23,6 +24,8 @@ pub(crate) use capture::Capture;
 pub(crate) use connection::{Connection, Death, End, Listener, connect_timed, wait_dead};
 #[allow(unused_imports)]
 pub(crate) use daemon::{Daemon, Output, Programs, output};
+#[allow(unused_imports)]
+pub(crate) use killed::Killed;
 #[allow(unused_imports)]
 pub(crate) use leftovers::clean_up;
 #[allow(unused_imports)]
