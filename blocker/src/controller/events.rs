@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -63,6 +64,9 @@ pub(super) struct Events {
     sender: Mutex<Option<broadcast::Sender<Arc<Published>>>>,
     /// Somebody watches, or the daemon stops.
     pub(super) woken: Notify,
+    /// How many events the datapath lost while somebody watched. Not only an event tells of them:
+    /// a watcher may miss that one, too.
+    lost: Arc<AtomicU64>,
     /// The attached devices, as they were last told.
     devices: Mutex<Devices>,
     seen: Arc<dyn Observer>,
@@ -73,6 +77,7 @@ impl Events {
         Self {
             sender: Mutex::new(Some(broadcast::Sender::new(WAITING))),
             woken: Notify::new(),
+            lost: Arc::default(),
             devices: Mutex::default(),
             seen,
         }
@@ -84,7 +89,12 @@ impl Events {
         let events = sender.as_ref()?.subscribe();
         self.seen.watch(true);
         self.woken.notify_one();
-        Some(Watcher { events, request })
+        Some(Watcher {
+            events,
+            request,
+            told: self.lost.load(Ordering::Relaxed),
+            lost: Arc::clone(&self.lost),
+        })
     }
 
     /// Whether anybody watches; if nobody does, the datapath is told.
@@ -131,6 +141,13 @@ impl Events {
             // If the last watcher went meanwhile, nobody is left to miss it.
             let _nobody = sender.send(Arc::new(Published { event, line }));
         }
+    }
+
+    /// Publishes that the datapath lost events.
+    pub(super) fn lost(&self, events: u64) {
+        self.lost.fetch_add(events, Ordering::Relaxed);
+        let at = LostAt::Datapath;
+        self.publish(|| What::Lost(Lost { events, at }));
     }
 
     /// Publishes changes of rules.
@@ -273,6 +290,9 @@ impl Controller {
 pub struct Watcher {
     events: broadcast::Receiver<Arc<Published>>,
     request: EventsRequest,
+    /// As [`Events::lost`], and how many of them this watcher knows of.
+    lost: Arc<AtomicU64>,
+    told: u64,
 }
 
 impl Watcher {
@@ -294,17 +314,18 @@ impl Watcher {
                 }
             };
             match next {
+                Ok(published) if published.event.what.kind() == EventKind::Lost => {
+                    self.tell_lost(&mut lines);
+                }
                 Ok(published) => {
                     if takes(&self.request, &published.event.what) {
                         lines.extend_from_slice(published.line());
                     }
                 }
                 Err(broadcast::error::RecvError::Lagged(events)) => {
-                    let at = LostAt::Watcher;
-                    lines.extend_from_slice(&line(&Event {
-                        time: Timestamp::now(),
-                        what: What::Lost(Lost { events, at }),
-                    }));
+                    lines.extend_from_slice(&lost_line(events, LostAt::Watcher));
+                    // What told of them may be among what was missed.
+                    self.tell_lost(&mut lines);
                 }
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
@@ -313,6 +334,22 @@ impl Watcher {
             }
         }
     }
+
+    /// Tells of what the datapath lost since this watcher was last told.
+    fn tell_lost(&mut self, lines: &mut BytesMut) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        let told = std::mem::replace(&mut self.told, lost);
+        if lost > told {
+            lines.extend_from_slice(&lost_line(lost - told, LostAt::Datapath));
+        }
+    }
+}
+
+fn lost_line(events: u64, at: LostAt) -> Bytes {
+    line(&Event {
+        time: Timestamp::now(),
+        what: What::Lost(Lost { events, at }),
+    })
 }
 
 /// Whether an event is one that was asked for.

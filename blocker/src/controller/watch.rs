@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Controller;
 use super::names::{self, Clock};
-use crate::api::types::event::{Event, Lost, LostAt, Packet, What};
+use crate::api::types::event::{Event, Packet, What};
 
 /// How long events may gather before they are read: each reading costs a wake-up, and nobody sees
 /// the difference.
@@ -57,13 +57,7 @@ impl Controller {
                 self.pass_on().await;
                 let before = std::mem::replace(&mut lost, self.lost());
                 if lost > before {
-                    let events_lost = lost - before;
-                    events.publish(|| {
-                        What::Lost(Lost {
-                            events: events_lost,
-                            at: LostAt::Datapath,
-                        })
-                    });
+                    events.lost(lost - before);
                 }
                 sleep(GATHER).await;
             }

@@ -169,6 +169,34 @@ async fn a_slow_watcher_is_told_what_it_missed_and_holds_nobody_up() {
     assert_eq!((rest, missed), (WAITING as u64, (MANY - WAITING) as u64));
 }
 
+#[tokio::test]
+async fn what_the_datapath_lost_is_told_even_if_the_event_that_tells_so_is_missed() {
+    let (_, events) = scene();
+    let mut slow = events.watch(EventsRequest::default()).unwrap();
+    events.lost(5);
+    for _ in 0..WAITING {
+        events.publish(|| packet("a", "192.0.2.7", "tcp", Decision::Dropped));
+    }
+    events.lost(2);
+    let mut lost = Vec::new();
+    let mut packets = 0;
+    while lost.len() + packets < WAITING + 1 {
+        for event in told(&mut slow).await {
+            if event["kind"] == "lost" {
+                lost.push((event["at"].clone(), event["events"].clone()));
+            } else {
+                packets += 1;
+            }
+        }
+    }
+    let at_the_datapath: u64 = lost
+        .iter()
+        .filter(|(at, _)| at == "datapath")
+        .filter_map(|(_, events)| events.as_u64())
+        .sum();
+    assert_eq!(at_the_datapath, 7, "{lost:?}");
+}
+
 #[test]
 fn the_datapath_is_told_when_the_last_watcher_goes() {
     let (seen, events) = scene();
