@@ -2,7 +2,7 @@
 //!
 //! To find that a flow has no record takes as long as all else that is done with a packet, since the
 //! table of records is larger than a CPU's cache. In a flood of ever new flows that is most packets.
-//! So each CPU remembers, in 64 KiB, of which flows it has touched the record: a Bloom filter (Bloom,
+//! So each CPU remembers, in 128 KiB, of which flows it has touched the record: a Bloom filter (Bloom,
 //! CACM 1970) whose two bits are in one word, in two generations. A full one becomes the old one, and
 //! the one before that is forgotten, word by word as they are met: there is no moment at which all is
 //! cleared, and nobody in user space has to do it.
@@ -17,9 +17,10 @@ use crate::maps;
 /// Bits of one generation in a word: two of them, and the number of the younger one.
 const BITS: u32 = 24;
 const GENERATION: u64 = (1 << BITS) - 1;
-/// Flows that a block learns before its generation is an old one, as a power of two: of its bits, 28
-/// in 100 are set by then, and one unknown flow in seven is taken for known.
-const FLOWS_LOG2: u32 = 11;
+/// Flows that a block learns before its generation is an old one, as a power of two: of its bits, 15
+/// in 100 are set by then, and one unknown flow in twenty is taken for known, which costs a look at a
+/// whole set of slots in vain.
+const FLOWS_LOG2: u32 = 10;
 
 /// Where a flow's bits are.
 pub struct Place {

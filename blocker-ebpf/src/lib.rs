@@ -152,7 +152,7 @@ pub const FLOW_SETS_AT_ONCE: u32 = 1_024;
 pub const FLOW_V6: u32 = 1 << 31;
 
 /// Blocks of [`maps::KNOWN`], on each CPU.
-pub const KNOWN_BLOCKS: u32 = 16;
+pub const KNOWN_BLOCKS: u32 = 32;
 /// Words of a block: with its counter, 4 KiB, since a value on each CPU may not be larger than 32 KiB.
 pub const KNOWN_WORDS: usize = 511;
 
@@ -551,6 +551,9 @@ pub mod flag {
     pub const PER_FLOW: u16 = 2;
     /// The established TCP flows that it blocks are noted: they are to be killed when it ends.
     pub const RECORD: u16 = 4;
+    /// Every packet that comes in is dropped, until the deadline, whatever is behind its addresses;
+    /// nothing else of the rule needs a look.
+    pub const PLAIN: u16 = 8;
 }
 
 /// Bits of a [`maps::KILLS`] value.

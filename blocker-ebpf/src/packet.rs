@@ -123,6 +123,30 @@ struct Ipv4 {
     destination: Be32,
 }
 
+impl Ipv4 {
+    #[inline(always)]
+    fn header_length(&self) -> u32 {
+        u32::from(self.version_length & 15) * 4
+    }
+
+    /// Bytes from the header, which is at `offset`, to the packet's end.
+    #[inline(always)]
+    fn length_in<S: Source>(&self, source: &S, offset: u32) -> Result<u32, Odd> {
+        let there = source.len().saturating_sub(offset);
+        let length = u32::from(self.length.get());
+        // A GSO packet's own length may be 0 (BIG TCP); the buffer's length counts then.
+        let length = if source.is_gso() || length == 0 || length > there {
+            there
+        } else {
+            length
+        };
+        if length < self.header_length() {
+            return Err(Odd::Malformed);
+        }
+        Ok(length)
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Tcp {
@@ -296,6 +320,21 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
     }
 }
 
+/// Whether nothing behind the addresses can keep a rule from dropping a packet: it is none that is
+/// malformed further on, nor neighbour discovery ([`Packet::is_neighbour_discovery`]), by whose hop
+/// limit few others come.
+#[inline(always)]
+pub fn is_plain<S: Source>(source: &S, network: &Network) -> bool {
+    match network.remote {
+        Address::V4(_) => source
+            .read::<Ipv4>(network.offset)
+            .is_some_and(|header| header.length_in(source, network.offset).is_ok()),
+        Address::V6(_) => source
+            .read::<u8>(network.offset + 7)
+            .is_some_and(|hop_limit| hop_limit != 255),
+    }
+}
+
 #[inline(always)]
 fn read<S: Source, T: Bytes>(source: &S, offset: u32) -> Result<T, Odd> {
     source.read(offset).ok_or(Odd::Malformed)
@@ -353,7 +392,7 @@ pub struct Packet {
 
 /// The time.
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: the helper takes no arguments and can't fail.
     unsafe { bpf_ktime_get_boot_ns() }
 }
@@ -417,20 +456,9 @@ impl Packet {
     #[inline(always)]
     fn read_v4<S: Source>(&mut self, source: &S) -> Result<(), Odd> {
         let header = read::<_, Ipv4>(source, self.l3)?;
-        let header_length = u32::from(header.version_length & 15) * 4;
-        let there = source.len().saturating_sub(self.l3);
-        let length = u32::from(header.length.get());
-        // A GSO packet's own length may be 0 (BIG TCP); the buffer's length counts then.
-        self.length = if source.is_gso() || length == 0 || length > there {
-            there
-        } else {
-            length
-        };
-        if self.length < header_length {
-            return Err(Odd::Malformed);
-        }
+        self.length = header.length_in(source, self.l3)?;
         self.write_addresses(mapped(header.source), mapped(header.destination));
-        self.l4 = self.l3 + header_length;
+        self.l4 = self.l3 + header.header_length();
         self.protocol = u16::from(header.protocol);
         let fragment = header.fragment.get();
         if fragment & 0x1fff != 0 {

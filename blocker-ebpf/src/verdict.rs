@@ -1,6 +1,6 @@
 //! From a packet to a verdict, and the one exit that counts it.
 //!
-//! A verdict is reached in [`decide`]; nothing else looks at rules. Each hook turns it into its
+//! A verdict is reached in [`choose`]; nothing else looks at rules, but for what [`plain`] sees of one. Each hook turns it into its
 //! own action, and counts: per device and hook always, per rule where a rule decided. What XDP
 //! leaves to TC (whatever needs a reply or a second look) it doesn't count for the rule, so that
 //! a packet is counted once.
@@ -10,11 +10,11 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use blocker_ebpf::{
     ALWAYS, ANY_INTERFACES, ANY_LOCALS, ANY_PORTS, ANY_PROTOCOL, Counters, FlowKey, Hook,
-    HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, direction, flag, hook_slot, kill,
-    mode, slot, verdict as fate,
+    HookCounters, ICMP_PROTOCOL, NEVER, RULES_PER_LIST, Rule, RuleList, direction, flag, hook_slot,
+    kill, mode, slot, verdict as fate,
 };
 
-use crate::packet::{self, Link, Odd, Packet, Source, Words};
+use crate::packet::{self, Link, Network, Odd, Packet, Source, Words};
 use crate::seen::{self, Decided};
 use crate::{maps, reply, table};
 
@@ -44,10 +44,19 @@ enum Verdict {
 pub fn xdp(ctx: &XdpContext) -> u32 {
     // SAFETY: the context is valid for the program's run.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
+    let named = match find(ctx, Hook::Xdp, Link::Ethernet) {
+        Ok(named) => named,
+        Err(verdict) => return pass(ifindex, &verdict),
+    };
+    if let Some(rule) = plain(ctx, &named) {
+        count_hook(Hook::Xdp, ifindex, |hook| hook.seen += 1);
+        count_rule(rule, Hook::Xdp, ctx.len(), reply::Sent::default());
+        return XDP_DROP;
+    }
     let Some(packet) = maps::packet() else {
         return XDP_PASS;
     };
-    let verdict = decide(ctx, packet, Hook::Xdp, Link::Ethernet, ifindex);
+    let verdict = choose(ctx, packet, &named, Hook::Xdp, ifindex);
     if let Verdict::Ruled(rule) = verdict
         && settles(rule, packet)
     {
@@ -64,12 +73,31 @@ pub fn xdp(ctx: &XdpContext) -> u32 {
         });
         return XDP_DROP;
     }
+    pass(ifindex, &verdict)
+}
+
+/// Leaves a packet to TC.
+#[inline(always)]
+fn pass(ifindex: u32, verdict: &Verdict) -> u32 {
     count_hook(Hook::Xdp, ifindex, |hook| {
         hook.seen += 1;
         hook.passed += 1;
         hook.malformed += u64::from(matches!(verdict, Verdict::Odd(Odd::Malformed)));
     });
     XDP_PASS
+}
+
+/// The rule that drops a packet, where its addresses are all that it takes to know: the first one
+/// drops whatever comes, and nobody wants to know more than how much.
+#[inline(always)]
+fn plain(ctx: &XdpContext, named: &Named) -> Option<&'static Rule> {
+    if maps::new_flows_per_second() > 0 || maps::watching() {
+        return None;
+    }
+    let rule = maps::rule(named.bank, named.list.rules[0])?;
+    let in_force = rule.deadline == NEVER || packet::now() <= rule.deadline;
+    (rule.flags & flag::PLAIN != 0 && in_force && packet::is_plain(ctx, &named.network))
+        .then_some(rule)
 }
 
 /// Whether XDP may end a packet: dropped without a reply, and without a die that TC would cast
@@ -101,7 +129,10 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     let Some(packet) = maps::packet() else {
         return NEXT;
     };
-    let verdict = decide(ctx, packet, hook, link, ifindex);
+    let verdict = match find(ctx, hook, link) {
+        Ok(named) => choose(ctx, packet, &named, hook, ifindex),
+        Err(verdict) => verdict,
+    };
     let Verdict::Ruled(rule) = verdict else {
         let malformed = matches!(verdict, Verdict::Odd(Odd::Malformed));
         if malformed {
@@ -194,30 +225,47 @@ fn wire_length(ctx: &TcContext) -> u32 {
     ctx.len() + TAG * tags
 }
 
-/// Finds the rule that decides a packet.
+/// A packet that rules name.
+struct Named {
+    network: Network,
+    bank: u32,
+    /// These rules.
+    list: &'static RuleList,
+}
+
+/// Finds the rules that name a packet.
 #[inline(always)]
-fn decide<S: Source>(
-    source: &S,
-    packet: &mut Packet,
-    hook: Hook,
-    link: Link,
-    ifindex: u32,
-) -> Verdict {
-    let network = match packet::network(source, hook, link) {
-        Ok(network) => network,
-        Err(odd) => return Verdict::Odd(odd),
-    };
-    let Some((bank, about)) = maps::active_bank() else {
-        return Verdict::Pass;
-    };
+fn find<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Named, Verdict> {
+    let network = packet::network(source, hook, link).map_err(Verdict::Odd)?;
+    let (bank, about) = maps::active_bank().ok_or(Verdict::Pass)?;
     let number = table::lookup(&network.remote, bank, about);
     if number == 0 {
-        return Verdict::Pass;
+        return Err(Verdict::Pass);
     }
-    let Some(list) = maps::list(bank, number) else {
-        return Verdict::Pass;
-    };
-    if let Err(odd) = packet.read(source, &network) {
+    let list = maps::list(bank, number).ok_or(Verdict::Pass)?;
+    Ok(Named {
+        network,
+        bank,
+        list,
+    })
+}
+
+/// Finds among the rules that name a packet the one that decides it.
+#[inline(always)]
+fn choose<S: Source>(
+    source: &S,
+    packet: &mut Packet,
+    named: &Named,
+    hook: Hook,
+    ifindex: u32,
+) -> Verdict {
+    let Named {
+        network,
+        bank,
+        list,
+    } = named;
+    let bank = *bank;
+    if let Err(odd) = packet.read(source, network) {
         return Verdict::Odd(odd);
     }
     let length = usize::from(list.len);

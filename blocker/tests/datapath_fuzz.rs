@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result, bail};
 use blocker::compile::{self, Input, Snapshot};
-use blocker::datapath::Totals;
+use blocker::datapath::{Settings, Totals};
 use fastrand::Rng;
 
 mod fuzz;
@@ -139,10 +139,10 @@ fn is_taken(program: Program, frame: &[u8]) -> bool {
     frame.len() >= least
 }
 
-fn fuzz(program: Program) -> Result<()> {
+fn fuzz(program: Program, settings: Settings) -> Result<()> {
     let seed = number("BLOCKER_FUZZ_SEED", SEED)?;
     let packets = u32::try_from(number("BLOCKER_FUZZ_PACKETS", PACKETS.into())?)?;
-    let fates = Bench::with(SETTINGS, |bench| run(bench, program, seed, packets))
+    let fates = Bench::with(settings, |bench| run(bench, program, seed, packets))
         .with_context(|| format!("BLOCKER_FUZZ_SEED={seed}"))?;
     // That all kinds of fates were met, or nothing is shown.
     let share = |is: fn(&Fate) -> bool| {
@@ -212,15 +212,24 @@ fn run(bench: &mut Bench, program: Program, seed: u64, packets: u32) -> Result<V
 
 #[test]
 fn a_million_packets_at_xdp() -> Result<()> {
-    fuzz(Program::Xdp)
+    fuzz(Program::Xdp, SETTINGS)
+}
+
+#[test]
+fn a_million_packets_at_xdp_that_keeps_no_flows() -> Result<()> {
+    let settings = Settings {
+        flows: 0,
+        ..SETTINGS
+    };
+    fuzz(Program::Xdp, settings)
 }
 
 #[test]
 fn a_million_packets_at_tc_ingress() -> Result<()> {
-    fuzz(Program::Ingress)
+    fuzz(Program::Ingress, SETTINGS)
 }
 
 #[test]
 fn a_million_packets_at_tc_egress() -> Result<()> {
-    fuzz(Program::Egress)
+    fuzz(Program::Egress, SETTINGS)
 }

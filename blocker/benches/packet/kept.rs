@@ -43,6 +43,17 @@ pub(crate) fn measure(pins: &Pins) -> Result<Vec<Value>> {
 
     let drops_again = best(|| drops.run(&blocked, REPEAT))?;
     let passes_again = best(|| passes.run(&passing, REPEAT))?;
+    let nothing = Settings {
+        flows: 0,
+        ..settings()?
+    };
+    let mut datapath = loaded(nothing, pins, &addresses)?;
+    let xdp = Program::of(&mut datapath, programs::XDP)?;
+    row(
+        "blocked, no records",
+        best(|| xdp.run(&blocked, REPEAT))?,
+        drops_again,
+    );
     let mut datapath = loaded(settings()?, pins, &addresses)?;
     let xdp = Program::of(&mut datapath, programs::XDP)?;
     row("blocked", best(|| xdp.run(&blocked, REPEAT))?, drops_again);

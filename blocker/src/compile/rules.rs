@@ -32,7 +32,7 @@ pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compi
                 limit: port_limit,
             })
         };
-        rules.push(abi::Rule {
+        let mut compiled = abi::Rule {
             deadline: input.deadline,
             percent: threshold(rule.percent),
             counter: input.counter,
@@ -55,7 +55,11 @@ pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compi
             flags: flags(rule),
             mode: mode(rule.mode),
             directions: directions(rule.direction),
-        });
+        };
+        if is_plain(&compiled) {
+            compiled.flags |= abi::flag::PLAIN;
+        }
+        rules.push(compiled);
     }
     Ok(Compiled {
         rules,
@@ -114,6 +118,18 @@ fn flags(rule: &Rule) -> u16 {
         flags |= abi::flag::PER_FLOW;
     }
     flags
+}
+
+/// Whether a rule is what [`abi::flag::PLAIN`] says.
+fn is_plain(rule: &abi::Rule) -> bool {
+    rule.mode == abi::mode::DROP
+        && rule.flags == 0
+        && rule.directions & abi::direction::INGRESS != 0
+        && rule.percent == abi::ALWAYS
+        && rule.protocol == abi::ANY_PROTOCOL
+        && rule.ports & rule.local_ports & rule.remote_ports == abi::ANY_PORTS
+        && rule.interfaces == abi::ANY_INTERFACES
+        && rule.locals == abi::ANY_LOCALS
 }
 
 /// The prefixes of the addresses that a rule is limited to; `None`: every address.
@@ -191,7 +207,7 @@ mod tests {
                 remote_ports: abi::ANY_PORTS,
                 interfaces: abi::ANY_INTERFACES,
                 locals: abi::ANY_LOCALS,
-                flags: 0,
+                flags: abi::flag::PLAIN,
                 mode: abi::mode::DROP,
                 directions: abi::direction::INGRESS | abi::direction::EGRESS,
             }
@@ -232,8 +248,8 @@ mod tests {
     #[test]
     fn flags_follow_from_what_becomes_of_flows() {
         for (fields, flags) in [
-            ("{mode: drop}", 0),
-            ("{mode: drop, established: kill}", 0),
+            ("{mode: drop}", abi::flag::PLAIN),
+            ("{mode: drop, established: kill}", abi::flag::PLAIN),
             ("{mode: reject, established: kill}", 0),
             ("{mode: drop, on_lift: reset}", abi::flag::RECORD),
             ("{mode: reject, on_lift: reset}", abi::flag::RECORD),
@@ -248,6 +264,28 @@ mod tests {
             ("{mode: audit}", 0),
         ] {
             assert_eq!(compiled(fields).flags, flags, "{fields}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_plain_if_nothing_narrows_what_it_drops_of_what_comes_in() {
+        for (fields, plain) in [
+            ("{mode: drop}", true),
+            ("{mode: drop, direction: ingress}", true),
+            ("{mode: drop, direction: egress}", false),
+            ("{mode: drop, protocol: tcp}", false),
+            ("{mode: drop, ports: [80]}", false),
+            ("{mode: drop, local_ports: [80]}", false),
+            ("{mode: drop, remote_ports: [80]}", false),
+            ("{mode: drop, local: [10.0.1.0/24]}", false),
+            ("{mode: drop, percent: 99}", false),
+            ("{mode: drop, on_lift: reset}", false),
+            ("{mode: reject}", false),
+            ("{mode: reset}", false),
+            ("{mode: audit}", false),
+        ] {
+            let flags = compiled(fields).flags;
+            assert_eq!(flags & abi::flag::PLAIN != 0, plain, "{fields}");
         }
     }
 
