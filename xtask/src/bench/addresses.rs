@@ -77,7 +77,13 @@ pub(super) enum Kind {
     Mixed,
 }
 
+impl Kind {
+    /// Both, in the order of their numbers.
+    pub(super) const ALL: [Self; 2] = [Self::Hosts, Self::Mixed];
+}
+
 /// Prefixes to block: none within another.
+#[derive(Clone)]
 pub(super) struct Set {
     family: Family,
     /// The first and the last address of each.
@@ -204,6 +210,7 @@ impl Set {
 }
 
 /// xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled").
+#[derive(Clone)]
 struct Random(u64);
 
 impl Random {

@@ -32,15 +32,11 @@ pub(super) fn draw(comparison: &Comparison, path: &Path) -> Result<()> {
 fn plot(comparison: &Comparison, root: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
     root.fill(&WHITE)?;
     let (charts, legend) = root.split_vertically(SIZE.1 - LEGEND);
-    let panels = charts.split_evenly((comparison.floors.len().max(1), 2));
-    for (floor, panels) in comparison.floors.iter().zip(panels.chunks(2)) {
-        let rows: Vec<_> = comparison
-            .rows
-            .iter()
-            .filter(|row| row.ip == floor.ip)
-            .collect();
+    let versions = comparison.versions();
+    let panels = charts.split_evenly((versions.len().max(1), 2));
+    for (ip, panels) in versions.into_iter().zip(panels.chunks(2)) {
         for (hit, area) in [true, false].into_iter().zip(panels) {
-            panel(floor, &rows, hit, area)?;
+            panel(comparison, ip, hit, area)?;
         }
     }
     for (number, filter) in Filter::ALL.into_iter().enumerate() {
@@ -55,24 +51,22 @@ fn plot(comparison: &Comparison, root: &Area<'_>) -> Result<(), Box<dyn std::err
 }
 
 fn panel(
-    floor: &Floor,
-    rows: &[&Row],
+    comparison: &Comparison,
+    ip: u8,
     hit: bool,
     area: &Area<'_>,
 ) -> Result<(), Box<dyn std::error::Error>> {
+    let (floors, rows) = comparison.of(ip);
     let cost = |row: &Row| if hit { row.hit } else { row.miss }.nanoseconds;
-    let (what, least) = if hit {
-        ("dropped", floor.drop.nanoseconds)
-    } else {
-        ("passed", floor.pass.nanoseconds)
-    };
-    let most = rows.iter().map(|row| cost(row)).fold(least, f64::max);
+    let least = |floor: &Floor| if hit { floor.drop } else { floor.pass }.nanoseconds;
+    let what = if hit { "dropped" } else { "passed" };
+    let most = rows.iter().map(|row| cost(row)).fold(0.0, f64::max);
     let sizes: BTreeSet<usize> = rows.iter().map(|row| row.prefixes).collect();
     let sizes: Vec<_> = sizes.into_iter().collect();
     let bottom = 50.0;
     let mut chart = ChartBuilder::on(area)
         .caption(
-            format!("IPv{}, {what}: CPU ns a packet (line: the floor)", floor.ip),
+            format!("IPv{ip}, {what}: CPU ns a packet (line: the floor)"),
             ("sans-serif", 17),
         )
         .margin(10)
@@ -108,9 +102,12 @@ fn panel(
             ("sans-serif", 14),
         );
         chart.draw_series(std::iter::once(label))?;
+        let floor = floors.iter().find(|floor| floor.prefixes == *size);
+        if let Some(least) = floor.map(|floor| least(floor)) {
+            let line = [(group as f64, least), (group as f64 + 1.0, least)];
+            chart.draw_series(LineSeries::new(line, BLACK.stroke_width(1)))?;
+        }
     }
-    let line = [(0.0, least), (sizes.len() as f64, least)];
-    chart.draw_series(LineSeries::new(line, BLACK.stroke_width(1)))?;
     Ok(())
 }
 

@@ -29,18 +29,14 @@ pub(super) fn keep(comparison: &Comparison, directory: &Path) -> Result<()> {
 /// All tables.
 pub(super) fn text(comparison: &Comparison) -> String {
     let mut text = format!("Linux {}, {}.\n", comparison.kernel, comparison.processor);
-    for floor in &comparison.floors {
-        let rows: Vec<_> = comparison
-            .rows
-            .iter()
-            .filter(|row| row.ip == floor.ip)
-            .collect();
+    for ip in comparison.versions() {
+        let (floors, rows) = comparison.of(ip);
         for hit in [true, false] {
             let what = if hit { "dropped" } else { "passed" };
-            let title = format!("IPv{}, {what}: CPU ns a packet (times the floor)", floor.ip);
+            let title = format!("IPv{ip}, {what}: CPU ns a packet (times the floor)");
             let table = Table::new(&title, &rows);
             text.push('\n');
-            text.push_str(&costs(table, floor, &rows, hit).render());
+            text.push_str(&costs(table, &floors, &rows, hit).render());
         }
         let columns: [(&str, Value); 3] = [
             ("all prefixes in force", |row| row.load_seconds.map(seconds)),
@@ -50,7 +46,7 @@ pub(super) fn text(comparison: &Comparison) -> String {
             ("memory, MB", |row| row.memory_bytes.map(megabytes)),
         ];
         for (what, value) in columns {
-            let mut table = Table::new(&format!("IPv{}, {what}", floor.ip), &rows);
+            let mut table = Table::new(&format!("IPv{ip}, {what}"), &rows);
             for filter in filters(&rows) {
                 let cell = |size| {
                     find(&rows, filter, size)
@@ -66,40 +62,47 @@ pub(super) fn text(comparison: &Comparison) -> String {
     text
 }
 
-fn costs(mut table: Table, floor: &Floor, rows: &[&Row], hit: bool) -> Table {
-    let (title, least) = if hit {
-        ("floor: an XDP program that only drops", floor.drop)
+fn costs(mut table: Table, floors: &[&Floor], rows: &[&Row], hit: bool) -> Table {
+    let title = if hit {
+        "floor: an XDP program that only drops"
     } else {
-        ("floor: no program, up to the IP layer", floor.pass)
+        "floor: no program, up to the IP layer"
     };
-    let least = least.nanoseconds;
-    let first = table.sizes.first().copied();
+    // As it was beside the rows of that size.
+    let least = |size| {
+        let floor = floors.iter().find(|floor| floor.prefixes == size)?;
+        Some(if hit { floor.drop } else { floor.pass }.nanoseconds)
+    };
     table.row(title, |size| {
-        // It has no set: one number is enough.
-        if Some(size) == first {
-            format!("{least:.0}")
-        } else {
-            String::new()
-        }
+        least(size).map_or_else(String::new, |least| format!("{least:.0}"))
     });
     let cost = |row: &Row| if hit { row.hit } else { row.miss }.nanoseconds;
     for filter in filters(rows) {
         table.row(filter.title(), |size| {
-            find(rows, filter, size).map_or_else(String::new, |row| {
+            let row = find(rows, filter, size).zip(least(size));
+            row.map_or_else(String::new, |(row, least)| {
                 format!("{:.0} ({:.1}×)", cost(row), cost(row) / least)
             })
         });
     }
-    table.row("**blocker's XDP to the best peer**", |size| {
-        let peers = rows
-            .iter()
-            .filter(|row| row.prefixes == size && !row.filter.is_blocker());
-        let best = peers.map(|row| cost(row)).min_by(f64::total_cmp);
-        let ours = find(rows, Filter::BlockerXdp, size).map(cost);
-        ours.zip(best).map_or_else(String::new, |(ours, best)| {
-            format!("**{:.2}×**", ours / best)
-        })
-    });
+    for (title, filter) in [
+        ("**blocker's XDP to the best peer**", Filter::BlockerXdp),
+        ("**without flow records, likewise**", Filter::BlockerBare),
+    ] {
+        if !rows.iter().any(|row| row.filter == filter) {
+            continue;
+        }
+        table.row(title, |size| {
+            let peers = rows
+                .iter()
+                .filter(|row| row.prefixes == size && !row.filter.is_blocker());
+            let best = peers.map(|row| cost(row)).min_by(f64::total_cmp);
+            let ours = find(rows, filter, size).map(cost);
+            ours.zip(best).map_or_else(String::new, |(ours, best)| {
+                format!("**{:.2}×**", ours / best)
+            })
+        });
+    }
     table
 }
 
@@ -219,11 +222,14 @@ pub(super) mod tests {
         Comparison {
             kernel: "6.12".to_owned(),
             processor: "a processor".to_owned(),
-            floors: vec![Floor {
-                ip: 4,
-                drop: cost(100.0),
-                pass: cost(500.0),
-            }],
+            floors: [(1, 100.0), (10_000, 125.0)]
+                .map(|(prefixes, least)| Floor {
+                    ip: 4,
+                    prefixes,
+                    drop: cost(least),
+                    pass: cost(500.0),
+                })
+                .into(),
             rows: vec![
                 row(Filter::BlockerXdp, 1, 150.0),
                 row(Filter::BlockerXdp, 10_000, 200.0),
@@ -245,10 +251,10 @@ pub(super) mod tests {
         assert_eq!(
             lines,
             [
-                ["floor: an XDP program that only drops", "100", ""],
-                ["blocker, XDP native", "150 (1.5×)", "200 (2.0×)"],
-                ["xdp-filter, native (hosts)", "", "250 (2.5×)"],
-                ["iptables raw, ipset hash:net", "", "800 (8.0×)"],
+                ["floor: an XDP program that only drops", "100", "125"],
+                ["blocker, XDP native", "150 (1.5×)", "200 (1.6×)"],
+                ["xdp-filter, native (hosts)", "", "250 (2.0×)"],
+                ["iptables raw, ipset hash:net", "", "800 (6.4×)"],
                 ["**blocker's XDP to the best peer**", "", "**0.80×**"],
             ]
         );

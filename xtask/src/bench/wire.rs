@@ -8,7 +8,8 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -23,19 +24,23 @@ use crate::lab::{Namespace, join, poll};
 /// The sender's device.
 const SENDER_DEVICE: &str = "eth0";
 
+/// How many there were so far.
+static WIRES: AtomicU32 = AtomicU32::new(0);
+
 /// How much is measured.
 #[derive(Clone, Copy)]
 pub(super) struct Effort {
-    /// How many floods; their median counts.
+    /// How many floods; their lower quartile counts. What the machine does beside makes a flood
+    /// dearer, never cheaper, and the more often the longer one lasts.
     pub(super) rounds: usize,
-    /// How long one lasts, after a warm-up of a quarter of it.
+    /// How long one lasts at least.
     pub(super) time: Duration,
 }
 
 /// What a flood cost.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Cost {
-    /// CPU time a packet, in nanoseconds: the median of the rounds.
+    /// CPU time a packet, in nanoseconds: the lower quartile of the rounds.
     pub(super) nanoseconds: f64,
     /// The least and the most of the rounds.
     pub(super) spread: [f64; 2],
@@ -66,8 +71,9 @@ impl Wire {
     pub(super) fn new() -> Result<Self> {
         let sender = Namespace::new("sender")?;
         let receiver = Namespace::new("receiver")?;
-        // The thread is named after the device: a name of our own finds it.
-        let device = format!("r{}", std::process::id() % 10_000_000);
+        // The thread is named after the device: a name of its own finds it.
+        let number = WIRES.fetch_add(1, Ordering::Relaxed);
+        let device = format!("r{}x{number}", std::process::id() % 100_000);
         join((&sender, SENDER_DEVICE), (&receiver, &device))?;
         let mac = RECEIVER.map(|byte| format!("{byte:02x}")).join(":");
         receiver.run(&["ip", "link", "set", &device, "address", &mac])?;
@@ -95,59 +101,23 @@ impl Wire {
         })
     }
 
-    /// What packets from these sources cost.
+    /// Floods of packets from these sources, none of them begun.
     ///
     /// # Errors
-    /// The generator fails, or hardly any packet arrives.
-    pub(super) fn measure(
-        &self,
-        family: Family,
-        sources: &[IpAddr],
-        effort: Effort,
-    ) -> Result<Cost> {
+    /// The generator cannot be loaded, or the receiver has no thread.
+    pub(super) fn floods(&self, family: Family, sources: &[IpAddr]) -> Result<Floods<'_>> {
         let thread = self.napi_thread()?;
         take(thread, 1)?;
-        let (costs, total) = self.sender.enter(|| -> Result<_> {
-            take(Pid::from_raw(0), 0)?;
+        let generator = self.sender.enter(|| {
             let ifindex = nix::net::if_::if_nametoindex(SENDER_DEVICE)?;
-            let generator = Generator::new(family, sources, ifindex)?;
-            generator.flood(effort.time / 4)?;
-            let mut costs = Vec::new();
-            let mut total = Cost::none();
-            for _ in 0..effort.rounds {
-                let start = std::time::Instant::now();
-                let before = (
-                    self.received()?,
-                    self.reached_ip(family)?,
-                    cpu_time(thread)?,
-                );
-                let sent = generator.flood(effort.time)?;
-                self.settle()?;
-                let after = (
-                    self.received()?,
-                    self.reached_ip(family)?,
-                    cpu_time(thread)?,
-                );
-                let received = after.0 - before.0;
-                ensure!(
-                    received > 1_000,
-                    "only {received} of {sent} packets arrived"
-                );
-                let time = (after.2 - before.2) as f64;
-                costs.push(time / received as f64);
-                total.received += received;
-                total.sent += sent;
-                total.reached_ip += after.1 - before.1;
-                total.busy += time / start.elapsed().as_nanos() as f64 / effort.rounds as f64;
-            }
-            Ok((costs, total))
+            Generator::new(family, sources, ifindex)
         })??;
-        let mut costs = costs;
-        costs.sort_by(f64::total_cmp);
-        Ok(Cost {
-            nanoseconds: costs[costs.len() / 2],
-            spread: [costs[0], costs[costs.len() - 1]],
-            ..total
+        Ok(Floods {
+            wire: self,
+            family,
+            generator,
+            thread,
+            rounds: Vec::new(),
         })
     }
 
@@ -221,15 +191,80 @@ impl Wire {
     }
 }
 
-impl Cost {
-    fn none() -> Self {
-        Self {
-            nanoseconds: 0.0,
-            spread: [0.0; 2],
-            received: 0,
-            sent: 0,
-            reached_ip: 0,
-            busy: 0.0,
+/// Floods on a wire.
+pub(super) struct Floods<'a> {
+    wire: &'a Wire,
+    family: Family,
+    generator: Generator,
+    /// The receiver's.
+    thread: Pid,
+    /// What each flood cost.
+    rounds: Vec<Cost>,
+}
+
+impl Floods<'_> {
+    /// What each of these costs, flooded in turn, so that what the machine does beside meets them all.
+    ///
+    /// # Errors
+    /// The generator fails, or hardly any packet arrives.
+    pub(super) fn measure(mut all: Vec<Self>, effort: Effort) -> Result<Vec<Cost>> {
+        for round in 0..=effort.rounds {
+            for floods in &mut all {
+                let cost = floods.wire.sender.enter(|| floods.one(effort.time))??;
+                // The first is to warm up.
+                if round > 0 {
+                    floods.rounds.push(cost);
+                }
+            }
+        }
+        Ok(all.into_iter().map(Self::cost).collect())
+    }
+
+    /// One flood, from the sender's namespace.
+    fn one(&self, time: Duration) -> Result<Cost> {
+        take(Pid::from_raw(0), 0)?;
+        let counters = || -> Result<_> {
+            let wire = self.wire;
+            Ok((
+                wire.received()?,
+                wire.reached_ip(self.family)?,
+                cpu_time(self.thread)?,
+            ))
+        };
+        let start = Instant::now();
+        let before = counters()?;
+        let sent = self.generator.flood(time)?;
+        self.wire.settle()?;
+        let after = counters()?;
+        let received = after.0 - before.0;
+        ensure!(
+            received > 1_000,
+            "only {received} of {sent} packets arrived"
+        );
+        let time = (after.2 - before.2) as f64;
+        let nanoseconds = time / received as f64;
+        Ok(Cost {
+            nanoseconds,
+            spread: [nanoseconds; 2],
+            received,
+            sent,
+            reached_ip: after.1 - before.1,
+            busy: time / start.elapsed().as_nanos() as f64,
+        })
+    }
+
+    /// All floods together.
+    fn cost(mut self) -> Cost {
+        let rounds = &mut self.rounds;
+        rounds.sort_by(|one, other| one.nanoseconds.total_cmp(&other.nanoseconds));
+        let sum = |of: fn(&Cost) -> u64| rounds.iter().map(of).sum();
+        Cost {
+            nanoseconds: rounds[rounds.len() / 4].nanoseconds,
+            spread: [rounds[0].nanoseconds, rounds[rounds.len() - 1].nanoseconds],
+            received: sum(|cost| cost.received),
+            sent: sum(|cost| cost.sent),
+            reached_ip: sum(|cost| cost.reached_ip),
+            busy: rounds.iter().map(|cost| cost.busy).sum::<f64>() / rounds.len() as f64,
         }
     }
 }

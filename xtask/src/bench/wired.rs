@@ -1,6 +1,7 @@
 //! The comparison on the wire: every way to block, at every size. Runs as root, in a process of its
 //! own, and prints what it found as JSON.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,9 +10,9 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Family, Kind, Set};
-use super::filters::{Filter, verify};
+use super::filters::{Filter, Loaded, verify};
 use super::generator::drop_all;
-use super::wire::{Cost, Effort, Wire};
+use super::wire::{Cost, Effort, Floods, Wire};
 use super::{TASK, What, thousands};
 use crate::command::say;
 use crate::lab::Programs;
@@ -30,10 +31,24 @@ pub(super) struct Comparison {
     pub(super) kernel: String,
     /// The processor's name.
     pub(super) processor: String,
-    /// Costs without any filter, by IP version.
+    /// Costs without any filter, by IP version and size of the sets beside which it was measured.
     pub(super) floors: Vec<Floor>,
     /// Costs with one.
     pub(super) rows: Vec<Row>,
+}
+
+impl Comparison {
+    /// The IP versions that it compares.
+    pub(super) fn versions(&self) -> BTreeSet<u8> {
+        self.floors.iter().map(|floor| floor.ip).collect()
+    }
+
+    /// What it has of one.
+    pub(super) fn of(&self, ip: u8) -> (Vec<&Floor>, Vec<&Row>) {
+        let floors = self.floors.iter().filter(|floor| floor.ip == ip);
+        let rows = self.rows.iter().filter(|row| row.ip == ip);
+        (floors.collect(), rows.collect())
+    }
 }
 
 /// What a packet costs at least.
@@ -41,6 +56,8 @@ pub(super) struct Comparison {
 pub(super) struct Floor {
     /// 4 or 6.
     pub(super) ip: u8,
+    /// How many prefixes the others blocked meanwhile.
+    pub(super) prefixes: usize,
     /// With an XDP program that drops everything.
     pub(super) drop: Cost,
     /// Without any program, up to the IP layer, which lets go of it.
@@ -74,11 +91,11 @@ pub(super) struct Row {
 /// We are not root, a tool fails, or a filter does not filter.
 pub(super) fn compare(programs: &Programs, what: &What) -> Result<Comparison> {
     let (sizes, effort): (&[usize], _) = if what.quick {
-        let time = Duration::from_millis(100);
-        (&[1, 10_000], Effort { rounds: 3, time })
+        let time = Duration::from_millis(30);
+        (&[1, 10_000], Effort { rounds: 12, time })
     } else {
-        let time = Duration::from_millis(300);
-        (&[1, 10_000, 1_000_000], Effort { rounds: 7, time })
+        let time = Duration::from_millis(50);
+        (&[1, 10_000, 1_000_000], Effort { rounds: 40, time })
     };
     let sizes = if what.prefixes.is_empty() {
         sizes
@@ -103,29 +120,21 @@ pub(super) fn compare(programs: &Programs, what: &What) -> Result<Comparison> {
         rows: Vec::new(),
     };
     for (family, ip) in [(Family::V4, 4), (Family::V6, 6)] {
-        let floor = floor(family, ip, effort).with_context(|| format!("{family} floor"))?;
-        comparison.floors.push(floor);
         for size in sizes {
-            for kind in [Kind::Mixed, Kind::Hosts] {
-                let mut set = Set::new(family, kind, *size);
-                let of_kind = Filter::ALL
-                    .into_iter()
-                    .filter(|filter| filter.kind() == kind)
-                    .filter(wanted);
-                for filter in of_kind.filter(|filter| *size <= filter.most()) {
-                    let title = format!("{}, {} {family}", filter.title(), thousands(*size as u64));
-                    let row = row(filter, programs, &mut set, *size, effort);
-                    let row = row.with_context(|| title.clone())?;
-                    say(
-                        TASK,
-                        &format!(
-                            "{title}: {:.0} ns dropped, {:.0} ns passed",
-                            row.hit.nanoseconds, row.miss.nanoseconds
-                        ),
-                    );
-                    comparison.rows.push(Row { ip, ..row });
-                }
-            }
+            let filters: Vec<Filter> = Filter::ALL
+                .into_iter()
+                .filter(|filter| wanted(filter) && *size <= filter.most())
+                .collect();
+            let group = Group {
+                family,
+                ip,
+                size: *size,
+            };
+            let (floor, rows) = group
+                .compare(&filters, programs, effort)
+                .with_context(|| format!("{} {family} prefixes", thousands(*size as u64)))?;
+            comparison.floors.push(floor);
+            comparison.rows.extend(rows);
         }
     }
     Ok(comparison)
@@ -151,37 +160,100 @@ pub(super) fn private_mounts() -> Result<()> {
     .context("a BPF file system cannot be mounted at /sys/fs/bpf")
 }
 
-fn floor(family: Family, ip: u8, effort: Effort) -> Result<Floor> {
-    let sources = Set::new(family, Kind::Hosts, 1).outside(SOURCES);
-    let wire = Wire::new()?;
-    let pass = wire.measure(family, &sources, effort)?;
-    let program = drop_all()?;
-    let _link = wire.receiver.enter(|| program.attach(wire.ifindex))??;
-    let drop = wire.measure(family, &sources, effort)?;
-    say(
-        TASK,
-        &format!(
-            "{family} floor: {:.0} ns dropped, {:.0} ns passed",
-            drop.nanoseconds, pass.nanoseconds
-        ),
-    );
-    Ok(Floor { ip, drop, pass })
+/// What is compared at once: every way to block sets of one size.
+#[derive(Clone, Copy)]
+struct Group {
+    family: Family,
+    ip: u8,
+    size: usize,
 }
 
-fn row(
-    filter: Filter,
-    programs: &Programs,
-    set: &mut Set,
-    size: usize,
-    effort: Effort,
-) -> Result<Row> {
-    let wire = Wire::new()?;
-    let loaded = filter.load(&wire, programs, set, size)?;
-    let family = set.family();
-    let hit = wire.measure(family, &set.inside(SOURCES), effort)?;
-    verify(filter, true, hit.received, hit.reached_ip)?;
-    let miss = wire.measure(family, &set.outside(SOURCES), effort)?;
-    verify(filter, false, miss.received, miss.reached_ip)?;
+impl Group {
+    /// Loads all of them, each on a wire of its own, and floods them in turn.
+    fn compare(
+        self,
+        filters: &[Filter],
+        programs: &Programs,
+        effort: Effort,
+    ) -> Result<(Floor, Vec<Row>)> {
+        let (bare, dropping) = (Wire::new()?, Wire::new()?);
+        let program = drop_all()?;
+        let _link = dropping
+            .receiver
+            .enter(|| program.attach(dropping.ifindex))??;
+        let wires = filters.iter().map(|_| Wire::new());
+        let wires = wires.collect::<Result<Vec<_>>>()?;
+        let sets = Kind::ALL.map(|kind| Set::new(self.family, kind, self.size));
+        let mut loaded = Vec::new();
+        for (filter, wire) in filters.iter().zip(&wires) {
+            let set = &sets[filter.kind() as usize];
+            let at_work = filter.load(wire, programs, set, self.size);
+            loaded.push(at_work.with_context(|| filter.title())?);
+        }
+
+        let mut costs = Vec::new();
+        for (hit, floor) in [(true, &dropping), (false, &bare)] {
+            let sources = sets.each_ref().map(|set| {
+                let mut set = set.clone();
+                if hit {
+                    set.inside(SOURCES)
+                } else {
+                    set.outside(SOURCES)
+                }
+            });
+            let kinds = std::iter::once(Kind::Hosts).chain(filters.iter().map(|f| f.kind()));
+            let floods = std::iter::once(floor).chain(&wires).zip(kinds);
+            let floods =
+                floods.map(|(wire, kind)| wire.floods(self.family, &sources[kind as usize]));
+            let found = Floods::measure(floods.collect::<Result<_>>()?, effort)?;
+            for (filter, cost) in filters.iter().zip(&found[1..]) {
+                verify(*filter, hit, cost.received, cost.reached_ip)?;
+            }
+            costs.push(found);
+        }
+        let floor = Floor {
+            ip: self.ip,
+            prefixes: self.size,
+            drop: costs[0][0],
+            pass: costs[1][0],
+        };
+        self.tell("floor", floor.drop, floor.pass);
+
+        let mut rows = Vec::new();
+        for (number, (filter, at_work)) in filters.iter().zip(&loaded).enumerate() {
+            let set = sets[filter.kind() as usize].clone();
+            let row = Row {
+                filter: *filter,
+                ip: self.ip,
+                prefixes: self.size,
+                hit: costs[0][number + 1],
+                miss: costs[1][number + 1],
+                load_seconds: at_work.time.map(|time| time.as_secs_f64()),
+                add_seconds: addition(at_work, set)
+                    .with_context(|| filter.title())?
+                    .as_secs_f64(),
+                memory_bytes: at_work.memory,
+            };
+            self.tell(filter.title(), row.hit, row.miss);
+            rows.push(row);
+        }
+        Ok((floor, rows))
+    }
+
+    fn tell(self, what: &str, hit: Cost, miss: Cost) {
+        let (size, family) = (thousands(self.size as u64), self.family);
+        say(
+            TASK,
+            &format!(
+                "{what}, {size} {family}: {:.0} ns dropped, {:.0} ns passed",
+                hit.nanoseconds, miss.nanoseconds
+            ),
+        );
+    }
+}
+
+/// How long it takes to block one more.
+fn addition(loaded: &Loaded<'_>, mut set: Set) -> Result<Duration> {
     let mut additions = Vec::new();
     let mut spent = Duration::ZERO;
     for address in set.outside(ADDITIONS) {
@@ -194,16 +266,7 @@ fn row(
         }
     }
     additions.sort();
-    Ok(Row {
-        filter,
-        ip: 0,
-        prefixes: size,
-        hit,
-        miss,
-        load_seconds: loaded.time.map(|time| time.as_secs_f64()),
-        add_seconds: additions[additions.len() / 2].as_secs_f64(),
-        memory_bytes: loaded.memory,
-    })
+    Ok(additions[additions.len() / 2])
 }
 
 fn processor() -> String {
