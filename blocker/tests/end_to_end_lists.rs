@@ -123,3 +123,25 @@ fn add_takes_a_list_in_json_and_skips_what_it_may() -> Result<()> {
     assert_eq!(targets(&scene, "listed")?, expected);
     Ok(())
 }
+
+#[test]
+fn of_many_targets_the_answer_names_as_few_as_are_asked_for() -> Result<()> {
+    let scene = Scene::new("")?;
+    let text: String = (0..100)
+        .map(|n| format!("198.51.100.{}\n", 2 * n))
+        .collect();
+    let list = write(&scene, "more.txt", &text)?.display().to_string();
+    let words = ["add", "--from-file", &list, "--id", "more"];
+    let table = scene.daemon.blockctl(&words)?.success()?;
+    let whole = targets(&scene, "more")?;
+    assert_eq!(whole.len(), 100);
+    let head = format!("blocked {} and 99 more (rule more", whole[0]);
+    assert!(table.stdout.contains(&head), "{table:?}");
+
+    // All of them where the rule is shown as it is.
+    let exact = scene.daemon.json(&words)?;
+    let shown = exact["rule"]["targets"].as_array().context("targets")?;
+    assert_eq!(shown.len(), whole.len());
+    assert_eq!(exact["targets_total"], Value::Null);
+    Ok(())
+}

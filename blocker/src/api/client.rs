@@ -38,8 +38,8 @@ pub use self::error::{Absence, ClientError};
 pub use self::streams::{EventStream, Lease};
 use super::types::{
     AddResponse, BODY_LIMIT, ConfirmResponse, DeleteResponse, EventsRequest, ExplainRequest,
-    ExplainResponse, FlowsRequest, FlowsResponse, LeaseRequest, ListResponse, RuleView,
-    RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
+    ExplainResponse, FlowsRequest, FlowsResponse, LeaseRequest, ListResponse, RETURN_MINIMAL,
+    RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
 };
 use crate::rule::{RuleId, RuleSpec, Target};
 
@@ -54,6 +54,9 @@ pub struct Change {
     pub force: bool,
     /// Says what would happen, and changes nothing.
     pub dry_run: bool,
+    /// Of the rule's targets the first few will do in the answer to `POST /v1/rules`
+    /// ([`AddResponse::targets_total`]).
+    pub few_targets: bool,
 }
 
 impl Change {
@@ -116,7 +119,13 @@ impl Client {
     /// [`ClientError`].
     pub async fn add(&self, spec: &RuleSpec, change: Change) -> Result<AddResponse, ClientError> {
         let path = format!("/v1/rules{}", change.query());
-        self.ask(Method::POST, &path, Some(spec)).await
+        let request = format!("POST {path}");
+        let mut message = self.message(Method::POST, &path, Some(spec), &request)?;
+        if change.few_targets {
+            let preference = HeaderValue::from_static(RETURN_MINIMAL);
+            message.headers_mut().insert("prefer", preference);
+        }
+        self.answer(message, &request).await
     }
 
     /// `GET /v1/rules`: all rules, by id.
@@ -266,10 +275,18 @@ impl Client {
     ) -> Result<T, ClientError> {
         let request = format!("{method} {path}");
         let message = self.message(method, path, body, &request)?;
+        self.answer(message, &request).await
+    }
+
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        message: Request<Full<Bytes>>,
+        request: &str,
+    ) -> Result<T, ClientError> {
         let answer = self
-            .within(&request, self.exchange(message, &request))
+            .within(request, self.exchange(message, request))
             .await?;
-        answer.read(&self.path, &request)
+        answer.read(&self.path, request)
     }
 
     async fn within<T>(
@@ -448,7 +465,14 @@ mod tests {
 
     #[test]
     fn the_query_says_how() {
-        let query = |force, dry_run| Change { force, dry_run }.query();
+        let query = |force, dry_run| {
+            let change = Change {
+                force,
+                dry_run,
+                ..Change::default()
+            };
+            change.query()
+        };
         assert_eq!(query(false, false), "");
         assert_eq!(query(true, false), "?force=true");
         assert_eq!(query(false, true), "?dry_run=true");

@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 use super::server::{ChangeOptions, DeleteOptions, LeaseOptions};
 use super::types::{
     AddRequest, AddResponse, ConfirmResponse, DeleteResponse, EventsRequest, ExplainRequest,
-    ExplainResponse, FlowsRequest, FlowsResponse, LeaseLine, LeaseRequest, ListResponse, Problem,
-    RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status, event::Event,
+    ExplainResponse, FEW_TARGETS, FlowsRequest, FlowsResponse, LeaseLine, LeaseRequest,
+    ListResponse, Problem, RETURN_MINIMAL, RuleView, RulesetRequest, RulesetResponse,
+    SSH_CONNECTION_HEADER, Stats, Status, event::Event,
 };
 use crate::rule::RuleId;
 
@@ -99,7 +100,15 @@ impl Writer {
         });
 
         let answer = self.content::<AddResponse>(JSON, "The rule is in force.");
-        let asks = self.asks::<ChangeOptions, AddRequest>();
+        let mut asks = self.asks::<ChangeOptions, AddRequest>();
+        if let Some(parameters) = asks["parameters"].as_array_mut() {
+            parameters.push(json!({
+                "name": "prefer", "in": "header", "schema": {"type": "string"},
+                "description": format!(
+                    "`{RETURN_MINIMAL}`: the answer names the first {FEW_TARGETS} targets only (RFC 7240)."
+                ),
+            }));
+        }
         self.add(Operation {
             route: ("post", "/v1/rules"),
             id: "addRule",

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::connect_info::ConnectInfo;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Path as UrlPath, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -27,8 +27,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::openapi;
 use super::types::{
-    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, LeaseRequest, RulesetRequest,
-    SSH_CONNECTION_HEADER,
+    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, LeaseRequest, RETURN_MINIMAL,
+    RulesetRequest, SSH_CONNECTION_HEADER,
 };
 use crate::config::Control;
 use crate::controller::{Asking, Controller, Error, Who, beside};
@@ -238,14 +238,34 @@ async fn add(
     headers: HeaderMap,
     options: Asked<ChangeOptions>,
     spec: Sent<RuleSpec>,
-) -> Answer<impl Serialize> {
+) -> Result<impl IntoResponse, Failure> {
     let Query(options) = options?;
     let Json(spec) = spec?;
-    Ok(Json(
-        controller
-            .add(spec, asking(peer, &headers, &options))
-            .await?,
-    ))
+    let mut answer = controller
+        .add(spec, asking(peer, &headers, &options))
+        .await?;
+    let mut applied = HeaderMap::new();
+    if prefers_minimal(&headers) && answer.cut() {
+        let preference = HeaderValue::from_static(RETURN_MINIMAL);
+        applied.insert("preference-applied", preference);
+    }
+    Ok((applied, Json(answer)))
+}
+
+/// Whether a request has the preference [`RETURN_MINIMAL`] (RFC 7240 2: in one header or several, each
+/// preference perhaps with parameters, its value perhaps quoted).
+fn prefers_minimal(headers: &HeaderMap) -> bool {
+    let values = headers.get_all("prefer").into_iter();
+    let lines = values.filter_map(|value| value.to_str().ok());
+    let mut preferences = lines.flat_map(|line| line.split(','));
+    preferences.any(|preference| {
+        let word = preference.split(';').next().unwrap_or_default();
+        let word: String = word
+            .chars()
+            .filter(|c| !matches!(c, ' ' | '\t' | '"'))
+            .collect();
+        word.eq_ignore_ascii_case(RETURN_MINIMAL)
+    })
 }
 
 async fn replace(
@@ -355,5 +375,30 @@ fn asking(peer: Peer, headers: &HeaderMap, options: &ChangeOptions) -> Asking {
             .map(str::to_owned),
         force: options.force,
         dry_run: options.dry_run,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preference_is_found_however_it_is_written() {
+        for (lines, expected) in [
+            (&["return=minimal"][..], true),
+            (&["Return = \"minimal\""], true),
+            (&["respond-async, return=minimal; foo=bar"], true),
+            (&["wait=10", "return=minimal"], true),
+            (&["return=representation"], false),
+            (&["return=minimally"], false),
+            (&["handling=lenient; return=minimal"], false),
+            (&[], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("prefer", HeaderValue::from_static(line));
+            }
+            assert_eq!(prefers_minimal(&headers), expected, "{lines:?}");
+        }
     }
 }

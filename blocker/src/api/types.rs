@@ -44,11 +44,22 @@ pub const SSH_CONNECTION_HEADER: &str = "blocker-ssh-connection";
 /// error: `created` is false, and a new deadline or comment is taken over.
 pub type AddRequest = RuleSpec;
 
+/// The preference of `POST /v1/rules` for an answer that names only the first [`FEW_TARGETS`] targets
+/// of the rule, and their number (RFC 7240 4.2): of a million the caller knows.
+pub const RETURN_MINIMAL: &str = "return=minimal";
+
+/// How many targets such an answer names.
+pub const FEW_TARGETS: usize = 8;
+
 /// The answer to `POST /v1/rules`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AddResponse {
     /// The rule as it now is.
     pub rule: Rule,
+    /// How many targets the rule has, if `rule.targets` names the first of them only: `Prefer:
+    /// return=minimal` asks for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets_total: Option<u64>,
     /// Whether it was not there before.
     pub created: bool,
     /// Parts of the targets that were spared, and why.
@@ -59,6 +70,19 @@ pub struct AddResponse {
     /// With `dry_run`: the flows that would die. Nothing was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub would_kill: Option<Vec<LiveFlow>>,
+}
+
+impl AddResponse {
+    /// Leaves out what [`RETURN_MINIMAL`] leaves out; whether that is anything.
+    pub(super) fn cut(&mut self) -> bool {
+        let targets = &mut self.rule.targets;
+        let cut = targets.len() > FEW_TARGETS;
+        if cut {
+            self.targets_total = Some(targets.len() as u64);
+            *targets = targets.iter().take(FEW_TARGETS).copied().collect();
+        }
+        cut
+    }
 }
 
 /// An address or prefix that a rule's targets cover and the rule spares.

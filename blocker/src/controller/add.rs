@@ -97,6 +97,7 @@ impl Controller {
         let listing = self.list_flows(vec![killing]).await?;
         Ok(AddResponse {
             rule,
+            targets_total: None,
             created,
             carved,
             teardown: Account {
@@ -241,6 +242,7 @@ impl Controller {
                 };
                 let _gone = ready.answer.send(Ok(AddResponse {
                     rule: ready.rule,
+                    targets_total: None,
                     created: ready.created,
                     carved: ready.carved,
                     teardown: status::sum(account, resets),

@@ -37,6 +37,7 @@ pub(crate) async fn during(
     let change = Change {
         force: args.rule.force,
         dry_run: true,
+        ..Change::default()
     };
     let before = client.add(&spec, change).await?;
     let mut report = Report::new(

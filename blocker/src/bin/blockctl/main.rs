@@ -209,6 +209,7 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
             let change = Change {
                 force: *force,
                 dry_run: *dry_run,
+                ..Change::default()
             };
             let targets = rules.rules.iter().map(|rule| rule.targets.len()).sum();
             let replacing = client.replace(&rules, change);
@@ -274,6 +275,8 @@ async fn add(
     let change = Change {
         force: args.force,
         dry_run: args.dry_run,
+        // The tables name one or two; the other forms show the rule as it is.
+        few_targets: global.output == Output::Table,
     };
     let adding = client.add(&spec, change);
     let answer = patiently(client, global.quiet, spec.targets.len(), adding).await?;

@@ -19,7 +19,8 @@ use super::text::{
 /// The account of an `add`. `asked` is what the caller wrote.
 pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view: View) -> String {
     let rule = &answer.rule;
-    let what = names(&rule.targets);
+    let total = answer.targets_total.unwrap_or(rule.targets.len() as u64);
+    let what = names_of(&rule.targets, total);
     let (done, would) = match rule.mode {
         Mode::Audit => ("audited", "audit"),
         _ => ("blocked", "block"),
@@ -153,11 +154,16 @@ pub(super) fn terms(rule: &Rule, view: View) -> String {
 
 /// Targets in a sentence.
 pub(super) fn names(targets: &[Target]) -> String {
+    names_of(targets, targets.len() as u64)
+}
+
+/// The same of the first of so many.
+fn names_of(targets: &[Target], total: u64) -> String {
     match targets {
         [] => "nothing".to_owned(),
         [one] => one.to_string(),
         [first, second] => format!("{first} and {second}"),
-        [first, others @ ..] => format!("{first} and {} more", others.len()),
+        [first, ..] => format!("{first} and {} more", total - 1),
     }
 }
 

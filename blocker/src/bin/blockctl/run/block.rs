@@ -64,6 +64,7 @@ impl Block {
         let dry_run = Change {
             force,
             dry_run: true,
+            ..Change::default()
         };
         let before = client.add(&spec, dry_run).await?;
         let request = LeaseRequest { rules: vec![spec] };

@@ -98,6 +98,7 @@ async fn would(client: &Client, spec: &RuleSpec, force: bool) -> Result<AddRespo
     let dry_run = Change {
         force,
         dry_run: true,
+        ..Change::default()
     };
     let answer = client.add(spec, dry_run).await?;
     if let (Some(id), false) = (&spec.id, answer.created) {
