@@ -2,7 +2,7 @@
 //! whoever watches.
 //!
 //! All of it is after the verdict: a packet that passes pays for nothing here. Making a new record
-//! takes ten times as long as finding one, so a flood of ever new flows is recorded up to a rate, and
+//! takes some times as long as finding one, so a flood of ever new flows is recorded up to a rate, and
 //! the rest is counted. Of most flows without a record a sketch says so, and nothing is looked for.
 
 use blocker_ebpf::{Event, Hook, Rule, Tally, bucket, flag};
