@@ -1,9 +1,9 @@
 //! From a packet to a verdict, and the one exit that counts it.
 //!
-//! A verdict is reached in [`choose`]; nothing else looks at rules, but for what [`plain`] sees of one. Each hook turns it into its
-//! own action, and counts: per device and hook always, per rule where a rule decided. What XDP
-//! leaves to TC (whatever needs a reply or a second look) it doesn't count for the rule, so that
-//! a packet is counted once.
+//! A verdict is reached in [`choose`]; nothing else looks at rules, but [`plain`], at one flag of the
+//! first. Each hook turns it into its own action, and counts: per device and hook always, per rule
+//! where a rule decided. What XDP leaves to TC (whatever needs a reply or a second look) it doesn't
+//! count for the rule, so that a packet is counted once.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -95,9 +95,10 @@ fn plain(ctx: &XdpContext, named: &Named) -> Option<&'static Rule> {
         return None;
     }
     let rule = maps::rule(named.bank, named.list.rules[0])?;
-    let in_force = rule.deadline == NEVER || packet::now() <= rule.deadline;
-    (rule.flags & flag::PLAIN != 0 && in_force && packet::is_plain(ctx, &named.network))
-        .then_some(rule)
+    let takes = rule.flags & flag::PLAIN != 0
+        && (rule.deadline == NEVER || packet::now() <= rule.deadline)
+        && packet::is_plain(ctx, &named.network);
+    takes.then_some(rule)
 }
 
 /// Whether XDP may end a packet: dropped without a reply, and without a die that TC would cast
