@@ -29,7 +29,7 @@ const TASK: &str = "bench";
 /// What is measured.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct What {
-    /// Only the comparison with peers, with small sets and short rounds: about a minute
+    /// Only the comparison with peers, with small sets and short rounds: some minutes
     #[arg(long)]
     quick: bool,
     /// Only the comparison, and in it only the ways to block whose name contains one of these
