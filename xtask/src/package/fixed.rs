@@ -22,11 +22,19 @@ const PROOF: &str = r#"
 mount -t proc proc "$1/proc"
 mount -t sysfs sysfs "$1/sys"
 mount -t bpf bpf "$1/sys/fs/bpf"
+# getrandom(2) is looked for by dlsym(3), which finds nothing in a static program: the devices are
+# the fallback, /dev/random to wait for the first seed.
+for device in random urandom; do
+    touch "$1/dev/$device"
+    mount --bind "/dev/$device" "$1/dev/$device"
+done
 ip link set lo up
-inside() { env -i chroot "$1" "$2" "${@:3}"; }
+chroot=$(command -v chroot)
+inside() { env -i "$chroot" "$1" "$2" "${@:3}"; }
 inside "$1" /blocker check --config /blocker.yaml >/dev/null
 inside "$1" /blockctl --version
-inside "$1" /blocker run --config /blocker.yaml &
+# Not by the function, of which $! would be the shell's copy.
+env -i "$chroot" "$1" /blocker run --config /blocker.yaml &
 daemon=$!
 until inside "$1" /blockctl list >/dev/null 2>&1; do
     kill -0 "$daemon"
@@ -103,11 +111,11 @@ fn alone(program: &Path) -> Result<()> {
     }
 }
 
-/// Runs them in a root directory that has nothing else.
+/// Runs them in a root directory that has nothing else. What it starts ends with it.
 fn prove(programs: &Path) -> Result<()> {
     let root = tempfile::tempdir().context("making a directory")?;
     let at = |path: &str| root.path().join(path);
-    for directory in ["proc", "sys", "etc", "run/blocker", "var/lib", "tmp"] {
+    for directory in ["proc", "sys", "dev", "etc", "run/blocker", "var/lib", "tmp"] {
         fs::create_dir_all(at(directory))?;
     }
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
@@ -119,7 +127,8 @@ fn prove(programs: &Path) -> Result<()> {
     let sudo = sudo().context("run this as root: what is static is proved by chroot")?;
     let mut unshare = elevated(sudo.as_deref(), "unshare");
     unshare
-        .args(["--mount", "--net", "bash", "-euc", PROOF, "bash"])
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child"])
+        .args(["bash", "-euc", PROOF, "bash"])
         .arg(root.path());
     say(
         TASK,

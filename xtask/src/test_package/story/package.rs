@@ -147,7 +147,7 @@ impl Story {
 
     /// As Red Hat's packages do, it leaves it to the administrator to start the service.
     pub(super) fn install_rpm(&mut self) -> Result<()> {
-        self.rpm(&["--install", RPM])?;
+        self.rpm(&["--install", RPM], "")?;
         ensure!(!self.active()?, "it runs already");
         self.ok(&["getent", "group", "blocker"])?;
         self.ok(&["systemctl", "enable", "--now", "blocker"])?;
@@ -158,7 +158,7 @@ impl Story {
     pub(super) fn upgrade_rpm(&mut self) -> Result<()> {
         let before = self.property("MainPID")?;
         let counted = self.counted()?;
-        self.wire.tight(|| self.rpm(&["--upgrade", NEXT_RPM]))?;
+        self.wire.tight(|| self.rpm(&["--upgrade", NEXT_RPM], ""))?;
         ensure!(self.property("MainPID")? != before, "it is the old daemon");
         ensure!(self.active()?, "it does not run");
         ensure!(self.counted()? > counted, "the counters began anew");
@@ -171,7 +171,8 @@ impl Story {
     }
 
     pub(super) fn erase_rpm(&mut self) -> Result<()> {
-        self.rpm(&["--erase", "blocker"])?;
+        let unloaded = "removed 3 attached programs from /sys/fs/bpf/blocker\n";
+        self.rpm(&["--erase", "blocker"], unloaded)?;
         self.wire.wait_passing()?;
         ensure!(!self.active()?, "it runs");
         let pins = self.pins()?;
@@ -183,9 +184,9 @@ impl Story {
     }
 
     /// rpm on a Debian, which has none of the packages that others depend on in its database.
-    fn rpm(&self, words: &[&str]) -> Result<()> {
+    fn rpm(&self, words: &[&str], expected: &str) -> Result<()> {
         let said = self.ok(&[&["rpm", "--nodeps", "--force-debian"], words].concat())?;
-        ensure!(said.is_empty(), "rpm says: {said}");
+        ensure!(said == expected, "rpm says: {said}");
         Ok(())
     }
 }
