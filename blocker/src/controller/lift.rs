@@ -6,7 +6,9 @@
 //! the same way: what it drops can't be killed any more.
 
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use blocker_ebpf::FlowKey;
 use jiff::{SignedDuration, Timestamp};
@@ -133,28 +135,30 @@ impl Controller {
     pub(super) async fn change(&self, change: Change, now: Timestamp) -> Result<Account, Error> {
         let before = self.live().wanted();
         let differs = kept(&before) != kept(&change.wanted);
-        let lifts = change.ending.iter().any(Rule::lifts_by_reset);
-        if differs && !lifts {
-            lock(&self.0.store).save(kept(&change.wanted))?;
-        }
-        let result = self.carry_out(change, differs && lifts, now).await;
+        let ends = change.ending.iter().any(Rule::lifts_by_reset);
+        let result = self.carry_out(change, differs, now).await;
         self.learn_names();
-        if result.is_err() {
-            if let Err(error) = self.put(before.clone(), now) {
-                tracing::error!("the rules before a failed change cannot be put back: {error}");
+        match &result {
+            // What could not be written was not put in force, and the disk has what it had.
+            Err(Error::State(_)) if !ends => {}
+            Err(_) => {
+                if let Err(error) = self.put(before.clone(), now) {
+                    tracing::error!("the rules before a failed change cannot be put back: {error}");
+                }
+                if differs && let Err(error) = lock(&self.0.store).save(kept(&before)) {
+                    tracing::error!("{error}");
+                }
             }
-            if differs && let Err(error) = lock(&self.0.store).save(kept(&before)) {
-                tracing::error!("{error}");
-            }
+            Ok(_) => {}
         }
         result
     }
 
-    /// `save`: what is wanted is to be kept on disk yet, once the flows of ending rules are killed.
+    /// `differs`: what is wanted is not what the disk has.
     async fn carry_out(
         &self,
         change: Change,
-        save: bool,
+        differs: bool,
         now: Timestamp,
     ) -> Result<Account, Error> {
         let Change {
@@ -166,29 +170,53 @@ impl Controller {
         if ending.iter().any(Rule::lifts_by_reset) {
             account = self.end(&ending, now).await?;
         }
-        if save {
-            lock(&self.0.store).save(kept(&wanted))?;
-        }
         let killing: Vec<Rule> = starting
             .into_iter()
             .filter(|rule| rule.kills() && rule.mode != Mode::Reset)
             .collect();
-        if !killing.is_empty() {
-            let rules: Vec<Rule> = killing
-                .iter()
-                .map(|rule| as_reset(rule, rule.expires))
-                .collect();
-            let mut interim = wanted.clone();
-            for wanted in &mut interim {
-                if let Some(rule) = rules.iter().find(|rule| rule.id == wanted.rule.id) {
-                    wanted.rule = rule.clone();
-                }
-            }
-            self.put(interim, now)?;
-            account = status::sum(account, self.kill(rules).await);
+        if killing.is_empty() {
+            self.keep_and_put(wanted, differs, now)?;
+            return Ok(account);
         }
+        let rules: Vec<Rule> = killing
+            .iter()
+            .map(|rule| as_reset(rule, rule.expires))
+            .collect();
+        let mut interim = wanted.clone();
+        for wanted in &mut interim {
+            if let Some(rule) = rules.iter().find(|rule| rule.id == wanted.rule.id) {
+                wanted.rule = rule.clone();
+            }
+        }
+        if differs {
+            lock(&self.0.store).save(kept(&wanted))?;
+        }
+        self.put(interim, now)?;
+        account = status::sum(account, self.kill(rules).await);
         self.put(wanted, now)?;
         Ok(account)
+    }
+
+    /// Makes exactly these rules the ones in force, once they are on disk if that `differs`. Each
+    /// takes as long as the other, so both are prepared at once.
+    fn keep_and_put(
+        &self,
+        wanted: Vec<Wanted>,
+        differs: bool,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if !differs {
+            return self.put(wanted, now);
+        }
+        let plan = self.live().plan(wanted.clone(), now)?;
+        let (saved, compiled) = thread::scope(|scope| {
+            let saving = scope.spawn(|| lock(&self.0.store).save(kept(&wanted)));
+            let compiled = plan.compile();
+            let saved = saving.join();
+            (saved.unwrap_or_else(|panic| resume_unwind(panic)), compiled)
+        });
+        saved?;
+        self.live().enforce(compiled?)
     }
 
     /// The rules before a change with the ending ones made `reset` rules, and those.

@@ -34,9 +34,21 @@ impl Collected {
         }
     }
 
-    pub(super) fn compact(mut self) -> Compacted {
+    /// Sorts what was read so far.
+    pub(super) fn sort(&mut self) {
         self.v4.sort_unstable();
         self.v6.sort_unstable();
+    }
+
+    pub(super) fn append(&mut self, mut others: Self) {
+        self.v4.append(&mut others.v4);
+        self.v6.append(&mut others.v6);
+    }
+
+    pub(super) fn compact(mut self) -> Compacted {
+        // By a sort that takes parts that are sorted as they are.
+        self.v4.sort();
+        self.v6.sort();
         let all = self.v4.len() + self.v6.len();
         self.v4.dedup();
         self.v6.dedup();

@@ -102,6 +102,17 @@ impl Bad {
         }
     }
 
+    /// Adds those of a part that comes behind so many lines.
+    pub(super) fn append(&mut self, part: Self, lines: u64) {
+        self.count += part.count;
+        let room = TOLD.saturating_sub(self.first.len());
+        self.first
+            .extend(part.first.into_iter().take(room).map(|line| BadLine {
+                number: lines + line.number,
+                ..line
+            }));
+    }
+
     fn messages(&self, name: &str) -> Vec<String> {
         let line = |line: &BadLine| {
             let BadLine {

@@ -21,12 +21,16 @@ mod summary;
 mod tests;
 
 use std::io::Read as _;
+use std::panic::resume_unwind;
 use std::path::Path;
 
 pub use error::{Bad, BadLine, ListError};
 pub use special::{Special, is_special};
 
 use crate::rule::{RuleSpec, Target};
+
+/// Reading fewer takes no longer than starting a thread.
+const MANY_BYTES: usize = 64 * 1024;
 
 /// Whether lines that cannot be read are left out, or refuse the whole list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,56 @@ pub struct List {
     pub special: Special,
 }
 
+/// Lines that were read, and what came out of them.
+#[derive(Default)]
+struct Part {
+    read: compact::Collected,
+    bad: Bad,
+    lines: u64,
+}
+
+impl Part {
+    /// Of lines, the last one without an end. Of many, a half is read on a thread of its own.
+    fn of(body: &[u8]) -> Self {
+        let middle = body.len() / 2;
+        let end = body[middle..].iter().position(|byte| *byte == b'\n');
+        match end {
+            Some(end) if body.len() >= MANY_BYTES => {
+                let (first, second) = (&body[..middle + end], &body[middle + end + 1..]);
+                std::thread::scope(|scope| {
+                    let second = scope.spawn(|| Self::of_lines(second));
+                    let first = Self::of_lines(first);
+                    first.and(second.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                })
+            }
+            _ if body.is_empty() => Self::default(),
+            _ => Self::of_lines(body),
+        }
+    }
+
+    fn of_lines(body: &[u8]) -> Self {
+        let mut part = Self::default();
+        for line in body.split(|byte| *byte == b'\n') {
+            part.lines += 1;
+            match line::target(line) {
+                Ok(Some(target)) => part.read.push(target),
+                Ok(None) => {}
+                Err(reason) => part.bad.push(part.lines, line, reason),
+            }
+        }
+        part.read.sort();
+        part
+    }
+
+    /// With what came behind it.
+    fn and(mut self, next: Self) -> Self {
+        self.read.append(next.read);
+        self.bad.append(next.bad, self.lines);
+        self.lines += next.lines;
+        self
+    }
+}
+
 impl List {
     /// Reads a list; `name` names it in errors.
     ///
@@ -65,21 +119,9 @@ impl List {
     /// [`ListError::Invalid`] if there are bad lines, unless they are skipped;
     /// [`ListError::Empty`] if there is no target.
     pub fn parse(name: &str, bytes: &[u8], invalid: Invalid) -> Result<Self, ListError> {
-        let mut read = compact::Collected::default();
-        let mut bad = Bad::default();
-        let mut lines = 0;
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes); // a byte order mark
         let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-        if !body.is_empty() {
-            for line in body.split(|byte| *byte == b'\n') {
-                lines += 1;
-                match line::target(line) {
-                    Ok(Some(target)) => read.push(target),
-                    Ok(None) => {}
-                    Err(reason) => bad.push(lines, line, reason),
-                }
-            }
-        }
+        let Part { read, bad, lines } = Part::of(body);
         let name = name.to_owned();
         if bad.count > 0 && invalid == Invalid::Refuse {
             return Err(ListError::Invalid { name, bad });

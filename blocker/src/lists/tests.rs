@@ -110,6 +110,35 @@ fn bad_lines_are_skipped_if_asked_to() {
 }
 
 #[test]
+fn a_long_list_is_one_list() {
+    let line = |number: u32| Ipv4Addr::from(0x3000_0000 + number * 2).to_string();
+    for bad in [1, 2_500, 4_999, 9_999, 10_000] {
+        let mut lines: Vec<String> = (0..10_000).rev().map(line).collect();
+        lines[bad - 1] = "x".to_owned();
+        lines.extend([
+            line(7),
+            "48.0.0.0/29".to_owned(),
+            String::new(),
+            "y".to_owned(),
+        ]);
+        let text = lines.join("\n");
+        assert!(text.len() > MANY_BYTES, "{}", text.len());
+        let list = List::parse("l", text.as_bytes(), Invalid::Skip).unwrap();
+        assert_eq!(list.lines, 10_004);
+        let numbers: Vec<u64> = list.skipped.first.iter().map(|line| line.number).collect();
+        assert_eq!(numbers, [bad as u64, 10_004]);
+        // The last four are in the prefix.
+        let covered = if bad > 9_996 { 3 } else { 4 };
+        assert_eq!((list.duplicates, list.covered), (1, covered), "{bad}");
+        assert_eq!(list.kept, 10_000 - covered);
+        assert!(list.targets.is_sorted());
+    }
+    let many = flaws("x\n".repeat(100_000));
+    assert_eq!(many[10], "l.netset: 99990 more bad lines");
+    assert!(many[9].starts_with("l.netset:10: "), "{}", many[9]);
+}
+
+#[test]
 fn a_list_without_a_target_is_refused() {
     let expected = "l.netset: the list has no target: nothing would be blocked";
     for text in ["", "\n", "# nothing\n; here\n", "{\"type\":\"metadata\"}\n"] {

@@ -1,15 +1,15 @@
 //! Targets: addresses and prefixes of remotes, and their text.
 //!
-//! Rules may have a million of them, so neither direction of the text allocates, and IPv4, which
-//! most lists are made of, has a parser of its own. What that does not take goes to the standard
-//! library's, which settles what is valid, and to the error that says why it isn't.
+//! Rules may have a million of them, so neither direction of the text allocates, and the usual forms
+//! have parsers of their own. What these do not take goes to the standard library's, which settles
+//! what is valid, and to the error that says why it isn't.
 
 use std::fmt::{self, Write as _};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::RuleError;
@@ -25,10 +25,11 @@ impl Target {
         self.0
     }
 
-    /// An IPv4 target in its usual form. `None` says only that it is not that: what it is, and why
-    /// it may be none, [`Target::from_str`] says.
+    /// A target in its usual form. `None` says only that it is not that: what it is, and why it may
+    /// be none, [`Target::from_str`] says.
     pub(crate) fn plain(text: &[u8]) -> Option<Self> {
-        plain_v4(text).map(|net| Self(net.into()))
+        let v4 = plain_v4(text).map(IpNet::V4);
+        v4.or_else(|| plain_v6(text).map(IpNet::V6)).map(Self)
     }
 
     /// Writes its text and an end of line.
@@ -113,19 +114,84 @@ fn plain_v4(text: &[u8]) -> Option<Ipv4Net> {
         (octet, rest) = number(rest, 255)?;
         address = address << 8 | octet;
     }
-    let length = match rest.split_first() {
-        None => 32,
-        Some((b'/', length)) => match number(length, 32)? {
-            (length, []) => length,
-            _ => return None,
-        },
-        Some(_) => return None,
-    };
-    let behind = u32::MAX.checked_shr(length).unwrap_or(0);
+    let length = length(rest, 32)?;
+    let behind = u32::MAX.checked_shr(length.into()).unwrap_or(0);
     if address & behind != 0 {
         return None;
     }
-    Ipv4Net::new(Ipv4Addr::from(address), u8::try_from(length).ok()?).ok()
+    Ipv4Net::new(Ipv4Addr::from(address), length).ok()
+}
+
+/// An IPv6 target in its usual form: groups, "::" in place of some of them, no IPv4 in it or mapped
+/// into it, no bit set behind the length. `None` says only that it is not that.
+fn plain_v6(text: &[u8]) -> Option<Ipv6Net> {
+    const GROUPS: usize = 8;
+    let mut groups = [0u16; GROUPS];
+    // How many there are, and how many of them stand before "::".
+    let (mut count, mut before) = (0, None);
+    let mut rest = text;
+    while !rest.is_empty() && rest[0] != b'/' {
+        if let Some(behind) = rest.strip_prefix(b"::") {
+            if before.replace(count).is_some() {
+                return None;
+            }
+            rest = behind;
+            if rest.is_empty() || rest[0] == b'/' {
+                break;
+            }
+        } else if count > 0 {
+            rest = rest.strip_prefix(b":")?;
+        }
+        let group;
+        (group, rest) = hexadecimal(rest)?;
+        *groups.get_mut(count)? = group;
+        count += 1;
+    }
+    match before {
+        // "::" is for one group at least.
+        Some(before) if count < GROUPS => {
+            groups.copy_within(before..count, GROUPS - (count - before));
+            groups[before..GROUPS - (count - before)].fill(0);
+        }
+        None if count == GROUPS => {}
+        _ => return None,
+    }
+    let length = length(rest, 128)?;
+    let address = Ipv6Addr::from(groups);
+    let behind = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+    if address.to_bits() & behind != 0 || address.to_ipv4_mapped().is_some() {
+        return None;
+    }
+    Ipv6Net::new(address, length).ok()
+}
+
+/// A hexadecimal number of up to four digits, and what follows it.
+fn hexadecimal(text: &[u8]) -> Option<(u16, &[u8])> {
+    let mut value = 0;
+    let mut count = 0;
+    for byte in text.iter().take(4) {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            _ => break,
+        };
+        value = value << 4 | u16::from(digit);
+        count += 1;
+    }
+    (count > 0).then(|| (value, &text[count..]))
+}
+
+/// A prefix length, or the `longest` where there is none.
+fn length(text: &[u8], longest: u8) -> Option<u8> {
+    match text.split_first() {
+        None => Some(longest),
+        Some((b'/', length)) => match number(length, longest.into())? {
+            (length, []) => u8::try_from(length).ok(),
+            _ => None,
+        },
+        Some(_) => None,
+    }
 }
 
 /// A decimal number of up to three digits, at most `most`, and what follows it.
@@ -192,11 +258,58 @@ impl Text {
                     self.decimal(octet)?;
                 }
             }
-            IpAddr::V6(address) => write!(self, "{address}")?,
+            IpAddr::V6(address) => self.v6(address)?,
         }
         if !target.is_host() {
             self.push(b'/')?;
             self.decimal(target.0.prefix_len())?;
+        }
+        Ok(())
+    }
+
+    /// As RFC 5952 has it: in lower case, without leading zeros, "::" in place of the first of the
+    /// longest runs of zeros that are two groups at least.
+    fn v6(&mut self, address: Ipv6Addr) -> fmt::Result {
+        if address.to_ipv4_mapped().is_some() {
+            return write!(self, "{address}");
+        }
+        let groups = address.segments();
+        let (mut run, mut longest) = (0..0, 0..0);
+        for (place, group) in groups.into_iter().enumerate() {
+            run = if group == 0 {
+                run.start..place + 1
+            } else {
+                place + 1..place + 1
+            };
+            if run.len() > longest.len() {
+                longest = run.clone();
+            }
+        }
+        if longest.len() < 2 {
+            longest = groups.len()..groups.len();
+        }
+        for (place, group) in groups.into_iter().enumerate() {
+            if longest.contains(&place) {
+                if place == longest.start {
+                    self.push(b':')?;
+                }
+                continue;
+            }
+            if place > 0 {
+                self.push(b':')?;
+            }
+            self.hexadecimal(group)?;
+        }
+        if longest.end == groups.len() && !longest.is_empty() {
+            self.push(b':')?;
+        }
+        Ok(())
+    }
+
+    fn hexadecimal(&mut self, group: u16) -> fmt::Result {
+        let digits = (u16::BITS - group.leading_zeros()).div_ceil(4).max(1);
+        for digit in (0..digits).rev() {
+            self.push(b"0123456789abcdef"[usize::from(group >> (4 * digit) & 0xf)])?;
         }
         Ok(())
     }
@@ -256,8 +369,6 @@ impl<'de> Deserialize<'de> for Target {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -268,10 +379,16 @@ mod tests {
         Target::from(IpNet::new(address, length).unwrap())
     }
 
+    /// Whose text has every form: runs of zeros, of every length and in every place.
+    fn sparse() -> impl Strategy<Value = Ipv6Addr> {
+        let group = prop_oneof![Just(0u16), Just(0), any::<u16>(), 0u16..0x20];
+        proptest::array::uniform8(group).prop_map(Ipv6Addr::from)
+    }
+
     proptest! {
         #[test]
-        fn text_is_the_standard_librarys(v4: u32, v6: u128, length: u8) {
-            for address in [Ipv4Addr::from(v4).into(), IpAddr::from(Ipv6Addr::from(v6))] {
+        fn text_is_the_standard_librarys(v4: u32, v6 in sparse(), length: u8) {
+            for address in [Ipv4Addr::from(v4).into(), IpAddr::from(v6)] {
                 let target = target(address, length);
                 let text = match target.is_host() {
                     true => target.net().addr().to_string(),
@@ -294,6 +411,35 @@ mod tests {
                     let zeros = text.split(['.', '/']).any(|part| part.len() > 1 && part.starts_with('0'));
                     prop_assert!(zeros || slow.map_or(true, |net| net.addr() != net.network()));
                 }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn plain_ipv6_is_what_it_is_to_the_standard_library(
+            text in "[0-9a-fA-F:./]{0,24}|(([0-9a-f]{0,5}|0):){1,8}[0-9A-F]{0,4}(/[0-9]{1,3})?"
+        ) {
+            let slow = text
+                .parse::<Ipv6Net>()
+                .or_else(|_| text.parse::<Ipv6Addr>().map(Ipv6Net::from));
+            if let Some(net) = plain_v6(text.as_bytes()) {
+                prop_assert_eq!(Ok(net), slow);
+            } else if let Ok(net) = slow {
+                let odd = text.contains('.')
+                    || text.contains("/0") && !text.ends_with("/0")
+                    || net.addr() != net.network()
+                    || net.addr().to_ipv4_mapped().is_some();
+                prop_assert!(odd, "{}", net);
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_plain(address in sparse(), length: u8) {
+            let target = target(address.into(), length);
+            let IpNet::V6(net) = target.net() else { unreachable!("it is of IPv6") };
+            if net.addr().to_ipv4_mapped().is_none() {
+                prop_assert_eq!(plain_v6(target.to_string().as_bytes()), Some(net));
             }
         }
     }

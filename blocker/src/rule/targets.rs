@@ -35,8 +35,11 @@ impl Targets {
 
 impl From<Vec<Target>> for Targets {
     fn from(mut targets: Vec<Target>) -> Self {
-        targets.sort();
-        targets.dedup();
+        // Most are sorted before they come here.
+        if !targets.is_sorted_by(|one, next| one < next) {
+            targets.sort_unstable();
+            targets.dedup();
+        }
         targets.shrink_to_fit();
         Self(Arc::new(targets))
     }

@@ -134,39 +134,54 @@ fn value(source: IpAddr) -> [u8; 16] {
     }
 }
 
+// Opcodes as in Documentation/bpf/standardization/instruction-set.rst.
+const LOAD_WORD: u8 = 0x61;
+const LOAD_HALF: u8 = 0x69;
+const LOAD_DOUBLE: u8 = 0x79;
+const STORE_WORD: u8 = 0x63;
+const STORE_HALF: u8 = 0x6b;
+const STORE_DOUBLE: u8 = 0x7b;
+const STORE_WORD_IMMEDIATE: u8 = 0x62;
+const MOVE: u8 = 0xbf;
+const MOVE_IMMEDIATE: u8 = 0xb7;
+const ADD_IMMEDIATE: u8 = 0x07;
+const AND_IMMEDIATE: u8 = 0x57;
+const JUMP_IF_GREATER: u8 = 0x2d;
+const JUMP_IF_ZERO: u8 = 0x15;
+const CALL_HELPER: u8 = 0x85;
+const EXIT: u8 = 0x95;
+const LOAD_MAP: u8 = 0x18;
+const PSEUDO_MAP_FD: u8 = 1;
+const MAP_LOOKUP: u32 = 1;
+const REDIRECT: u32 = 23;
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: u32) -> u64 {
+    u64::from(code)
+        | (u64::from(to) << 8)
+        | (u64::from(from) << 12)
+        | (u64::from(offset.cast_unsigned()) << 16)
+        | (u64::from(immediate) << 32)
+}
+
+/// Puts the frame's begin into r7 and its end into r8; skips so many instructions after these if the
+/// frame is short.
+fn bounds(skip: i16) -> [u64; 5] {
+    [
+        instruction(LOAD_WORD, 7, 1, 0, 0), // xdp_md.data
+        instruction(LOAD_WORD, 8, 1, 4, 0), // xdp_md.data_end
+        instruction(MOVE, 1, 7, 0, 0),
+        instruction(ADD_IMMEDIATE, 1, 0, 0, LENGTH as u32),
+        instruction(JUMP_IF_GREATER, 1, 8, skip, 0),
+    ]
+}
+
 /// The program.
 fn code(family: Family, ifindex: u32, counter: &Map, table: &Map, mask: u32) -> Vec<u64> {
-    // Opcodes as in Documentation/bpf/standardization/instruction-set.rst.
-    const LOAD_WORD: u8 = 0x61;
-    const LOAD_HALF: u8 = 0x69;
-    const LOAD_DOUBLE: u8 = 0x79;
-    const STORE_WORD: u8 = 0x63;
-    const STORE_HALF: u8 = 0x6b;
-    const STORE_DOUBLE: u8 = 0x7b;
-    const STORE_WORD_IMMEDIATE: u8 = 0x62;
-    const MOVE: u8 = 0xbf;
-    const MOVE_IMMEDIATE: u8 = 0xb7;
-    const ADD_IMMEDIATE: u8 = 0x07;
-    const AND_IMMEDIATE: u8 = 0x57;
-    const JUMP_IF_GREATER: u8 = 0x2d;
-    const JUMP_IF_ZERO: u8 = 0x15;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
-    const LOAD_MAP: u8 = 0x18;
-    const PSEUDO_MAP_FD: u8 = 1;
-    const MAP_LOOKUP: u32 = 1;
-    const REDIRECT: u32 = 23;
-    const XDP_DROP: u32 = 1;
     /// Where a key lies on the stack.
     const KEY: i16 = -4;
 
-    let instruction = |code: u8, to: u8, from: u8, offset: i16, immediate: u32| {
-        u64::from(code)
-            | (u64::from(to) << 8)
-            | (u64::from(from) << 12)
-            | (u64::from(offset.cast_unsigned()) << 16)
-            | (u64::from(immediate) << 32)
-    };
     // r0 = the value of the key on the stack; if there is none, `exit` instructions are skipped.
     let lookup = |map: &Map, exit: i16| {
         [
@@ -174,7 +189,7 @@ fn code(family: Family, ifindex: u32, counter: &Map, table: &Map, mask: u32) -> 
             instruction(ADD_IMMEDIATE, 2, 0, 0, i32::from(KEY).cast_unsigned()),
             instruction(LOAD_MAP, 1, PSEUDO_MAP_FD, 0, map.number()),
             0, // its second half
-            instruction(CALL, 0, 0, 0, MAP_LOOKUP),
+            instruction(CALL_HELPER, 0, 0, 0, MAP_LOOKUP),
             instruction(JUMP_IF_ZERO, 0, 0, exit, 0),
         ]
     };
@@ -198,7 +213,7 @@ fn code(family: Family, ifindex: u32, counter: &Map, table: &Map, mask: u32) -> 
     let redirect = [
         instruction(MOVE_IMMEDIATE, 1, 0, 0, ifindex),
         instruction(MOVE_IMMEDIATE, 2, 0, 0, 0),
-        instruction(CALL, 0, 0, 0, REDIRECT),
+        instruction(CALL_HELPER, 0, 0, 0, REDIRECT),
         instruction(EXIT, 0, 0, 0, 0),
     ];
     let count = [
@@ -209,18 +224,11 @@ fn code(family: Family, ifindex: u32, counter: &Map, table: &Map, mask: u32) -> 
         instruction(AND_IMMEDIATE, 1, 0, 0, mask),
         instruction(STORE_WORD, 10, 1, KEY, 0),
     ];
-    let bounds = [
-        instruction(LOAD_WORD, 7, 1, 0, 0), // xdp_md.data
-        instruction(LOAD_WORD, 8, 1, 4, 0), // xdp_md.data_end
-        instruction(MOVE, 1, 7, 0, 0),
-        instruction(ADD_IMMEDIATE, 1, 0, 0, LENGTH as u32),
-    ];
     let after_second = 4 + redirect.len() as i16;
     let after_first = count.len() as i16 + 6 + after_second;
     let after_bounds = 1 + 6 + after_first;
     let mut code = Vec::new();
-    code.extend(bounds);
-    code.push(instruction(JUMP_IF_GREATER, 1, 8, after_bounds, 0));
+    code.extend(bounds(after_bounds));
     code.push(instruction(STORE_WORD_IMMEDIATE, 10, 0, KEY, 0));
     code.extend(lookup(counter, after_first));
     code.extend(count);
@@ -237,7 +245,33 @@ fn code(family: Family, ifindex: u32, counter: &Map, table: &Map, mask: u32) -> 
 /// # Errors
 /// The kernel refuses it.
 pub(super) fn drop_all() -> Result<Program> {
-    Program::load(&[0xb7 | (1 << 32), 0x95]).context("a program that drops everything")
+    let code = [
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_DROP),
+        instruction(EXIT, 0, 0, 0, 0),
+    ];
+    Program::load(&code).context("a program that drops everything")
+}
+
+/// An XDP program that drops everything whose source address, which it reads, does not begin with
+/// zeros: what any filter has to touch of a packet, and not one look at anything else.
+///
+/// # Errors
+/// The kernel refuses it.
+pub(super) fn drop_read(family: Family) -> Result<Program> {
+    let source = match family {
+        Family::V4 => ETHERNET + 12,
+        Family::V6 => ETHERNET + 8,
+    };
+    let mut code = bounds(4).to_vec();
+    code.extend([
+        instruction(LOAD_WORD, 1, 7, source as i16, 0),
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_DROP),
+        instruction(JUMP_IF_ZERO, 1, 0, 1, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_PASS),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]);
+    Program::load(&code).context("a program that reads an address and drops")
 }
 
 #[cfg(test)]

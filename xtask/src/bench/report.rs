@@ -76,13 +76,21 @@ fn costs(mut table: Table, floors: &[&Floor], rows: &[&Row], hit: bool) -> Table
     table.row(title, |size| {
         least(size).map_or_else(String::new, |least| format!("{least:.0}"))
     });
+    if hit {
+        table.row("a program that reads the address, and drops", |size| {
+            let floor = floors.iter().find(|floor| floor.prefixes == size);
+            floor
+                .zip(least(size))
+                .map_or_else(String::new, |(floor, least)| {
+                    times(floor.read.nanoseconds, least)
+                })
+        });
+    }
     let cost = |row: &Row| if hit { row.hit } else { row.miss }.nanoseconds;
     for filter in filters(rows) {
         table.row(filter.title(), |size| {
             let row = find(rows, filter, size).zip(least(size));
-            row.map_or_else(String::new, |(row, least)| {
-                format!("{:.0} ({:.1}×)", cost(row), cost(row) / least)
-            })
+            row.map_or_else(String::new, |(row, least)| times(cost(row), least))
         });
     }
     for (title, filter) in [
@@ -104,6 +112,10 @@ fn costs(mut table: Table, floors: &[&Floor], rows: &[&Row], hit: bool) -> Table
         });
     }
     table
+}
+
+fn times(nanoseconds: f64, least: f64) -> String {
+    format!("{nanoseconds:.0} ({:.1}×)", nanoseconds / least)
 }
 
 /// The ways to block that there are rows of.
@@ -227,6 +239,7 @@ pub(super) mod tests {
                     ip: 4,
                     prefixes,
                     drop: cost(least),
+                    read: cost(least * 1.2),
                     pass: cost(500.0),
                 })
                 .into(),
@@ -245,13 +258,18 @@ pub(super) mod tests {
         let lines: Vec<Vec<&str>> = text
             .lines()
             .skip(4)
-            .take(5)
+            .take(6)
             .map(|line| line.split('|').map(str::trim).skip(1).take(3).collect())
             .collect();
         assert_eq!(
             lines,
             [
                 ["floor: an XDP program that only drops", "100", "125"],
+                [
+                    "a program that reads the address, and drops",
+                    "120 (1.2×)",
+                    "150 (1.2×)"
+                ],
                 ["blocker, XDP native", "150 (1.5×)", "200 (1.6×)"],
                 ["xdp-filter, native (hosts)", "", "250 (2.0×)"],
                 ["iptables raw, ipset hash:net", "", "800 (6.4×)"],

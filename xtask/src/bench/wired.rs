@@ -4,14 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Family, Kind, Set};
 use super::filters::{Filter, Loaded, verify};
-use super::generator::drop_all;
+use super::generator::{drop_all, drop_read};
 use super::wire::{Cost, Effort, Floods, Wire};
 use super::{TASK, What, thousands};
 use crate::command::say;
@@ -60,6 +60,8 @@ pub(super) struct Floor {
     pub(super) prefixes: usize,
     /// With an XDP program that drops everything.
     pub(super) drop: Cost,
+    /// With one that reads each packet's source address, and drops it.
+    pub(super) read: Cost,
     /// Without any program, up to the IP layer, which lets go of it.
     pub(super) pass: Cost,
 }
@@ -176,11 +178,14 @@ impl Group {
         programs: &Programs,
         effort: Effort,
     ) -> Result<(Floor, Vec<Row>)> {
-        let (bare, dropping) = (Wire::new()?, Wire::new()?);
-        let program = drop_all()?;
-        let _link = dropping
-            .receiver
-            .enter(|| program.attach(dropping.ifindex))??;
+        let [bare, dropping, reading] = [Wire::new()?, Wire::new()?, Wire::new()?];
+        let mut links = Vec::new();
+        for (wire, program) in [
+            (&dropping, drop_all()?),
+            (&reading, drop_read(self.family)?),
+        ] {
+            links.push(wire.receiver.enter(|| program.attach(wire.ifindex))??);
+        }
         let wires = filters.iter().map(|_| Wire::new());
         let wires = wires.collect::<Result<Vec<_>>>()?;
         let sets = Kind::ALL.map(|kind| Set::new(self.family, kind, self.size));
@@ -192,7 +197,7 @@ impl Group {
         }
 
         let mut costs = Vec::new();
-        for (hit, floor) in [(true, &dropping), (false, &bare)] {
+        for (hit, floors) in [(true, &[&dropping, &reading][..]), (false, &[&bare])] {
             let sources = sets.each_ref().map(|set| {
                 let mut set = set.clone();
                 if hit {
@@ -201,23 +206,30 @@ impl Group {
                     set.outside(SOURCES)
                 }
             });
-            let kinds = std::iter::once(Kind::Hosts).chain(filters.iter().map(|f| f.kind()));
-            let floods = std::iter::once(floor).chain(&wires).zip(kinds);
+            let kinds = floors.iter().map(|_| Kind::Hosts);
+            let kinds = kinds.chain(filters.iter().map(|filter| filter.kind()));
+            let floods = floors.iter().copied().chain(&wires).zip(kinds);
             let floods =
                 floods.map(|(wire, kind)| wire.floods(self.family, &sources[kind as usize]));
             let found = Floods::measure(floods.collect::<Result<_>>()?, effort)?;
-            for (filter, cost) in filters.iter().zip(&found[1..]) {
+            let (least, found) = found.split_at(floors.len());
+            for (filter, cost) in filters.iter().zip(found) {
                 verify(*filter, hit, cost.received, cost.reached_ip)?;
             }
-            costs.push(found);
+            costs.push((least.to_vec(), found.to_vec()));
         }
+        let [(least, hits), (passing, misses)] = &costs[..] else {
+            bail!("two kinds of floods were measured");
+        };
         let floor = Floor {
             ip: self.ip,
             prefixes: self.size,
-            drop: costs[0][0],
-            pass: costs[1][0],
+            drop: least[0],
+            read: least[1],
+            pass: passing[0],
         };
         self.tell("floor", floor.drop, floor.pass);
+        self.tell("floor that reads the address", floor.read, floor.pass);
 
         let mut rows = Vec::new();
         for (number, (filter, at_work)) in filters.iter().zip(&loaded).enumerate() {
@@ -226,8 +238,8 @@ impl Group {
                 filter: *filter,
                 ip: self.ip,
                 prefixes: self.size,
-                hit: costs[0][number + 1],
-                miss: costs[1][number + 1],
+                hit: hits[number],
+                miss: misses[number],
                 load_seconds: at_work.time.map(|time| time.as_secs_f64()),
                 add_seconds: addition(at_work, set)
                     .with_context(|| filter.title())?
