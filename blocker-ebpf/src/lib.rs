@@ -554,6 +554,8 @@ pub mod flag {
     /// Every packet that comes in is dropped, until the deadline, whatever is behind its addresses;
     /// nothing else of the rule needs a look.
     pub const PLAIN: u16 = 8;
+    /// XDP leaves what it drops to TC, which knows a reply of blocker's own from the peer's packet.
+    pub const AT_TC: u16 = 16;
 }
 
 /// Bits of a [`maps::KILLS`] value.

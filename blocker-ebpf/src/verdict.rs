@@ -101,12 +101,13 @@ fn plain(ctx: &XdpContext, named: &Named) -> Option<&'static Rule> {
     takes.then_some(rule)
 }
 
-/// Whether XDP may end a packet: dropped without a reply, and without a die that TC would cast
-/// again.
+/// Whether XDP may end a packet: dropped without a reply, without a die that TC would cast again, and
+/// surely not a reply of ours.
 #[inline(always)]
 fn settles(rule: &Rule, packet: &Packet) -> bool {
     rule.mode == mode::DROP
         && rule.percent == ALWAYS
+        && rule.flags & flag::AT_TC == 0
         && !packet.is_neighbour_discovery()
         && !(rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST))
 }

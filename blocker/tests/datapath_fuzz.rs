@@ -186,6 +186,7 @@ fn run(bench: &mut Bench, program: Program, seed: u64, packets: u32) -> Result<V
         let input = Input {
             rules: &inputs,
             protect: &ruleset.protect,
+            generic_xdp: false,
         };
         let snapshot = compile::compile(&input, &SETTINGS.limits)?;
         bench.switch(&snapshot)?;

@@ -113,6 +113,7 @@ fn snapshot(rules: &[Rule], limits: &Limits) -> Result<Snapshot> {
     let input = Input {
         rules: &inputs,
         protect: &[],
+        generic_xdp: false,
     };
     Ok(compile::compile(&input, limits)?)
 }

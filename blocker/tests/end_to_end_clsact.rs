@@ -51,6 +51,7 @@ fn put(datapath: &mut Datapath, rules: &[RuleInput<'_>]) -> Result<()> {
     let input = Input {
         rules,
         protect: &[],
+        generic_xdp: false,
     };
     let snapshot = compile::compile(&input, &datapath.settings().limits)?;
     Ok(datapath.switch(&snapshot)?)

@@ -13,7 +13,7 @@ mod lab;
 mod scene;
 
 use lab::{Connection, Listener, Namespace, Pair, connect_timed, join, poll};
-use scene::{PATIENCE, Scene, connect_error, soon};
+use scene::{PATIENCE, Scene, connect_error, errno, soon};
 
 /// The attached devices as `blockctl status` tells them, by name.
 fn devices(scene: &Scene) -> Result<BTreeMap<String, Value>> {
@@ -236,6 +236,32 @@ fn status_says_how_xdp_is_attached_and_why_over_changes_of_the_configuration() -
         let (mode, notes) = eth0(&scene)?;
         assert_eq!(mode, expected, "{hook}: {notes}");
         assert!(notes.contains(why), "{hook}: {notes}");
+    }
+    Ok(())
+}
+
+/// In the kernel's generic path, XDP meets the replies too.
+#[test]
+fn what_drops_the_peers_packets_spares_the_replies_of_another_rule() -> Result<()> {
+    for hook in ["xdp-generic", "xdp-native", "tc"] {
+        let scene = Scene::new(&format!("hook: {hook}\n"))?;
+        let b = Pair::B.to_string();
+        scene.add(&[&b, "--id", "in", "--direction", "ingress", "--mode", "drop"])?;
+        let within = Duration::from_millis(300);
+        let (inward, _) = connect_timed(&scene.pair.b, (Pair::A, 9).into(), within)?;
+        let error = inward.err().map(|error| errno(&error));
+        assert_eq!(error, Some(Errno::ETIMEDOUT), "{hook}: dropped");
+        scene.add(&[
+            &b,
+            "--id",
+            "out",
+            "--direction",
+            "egress",
+            "--mode",
+            "reject",
+        ])?;
+        let error = connect_error(&scene.pair.a, (Pair::B, 9).into())?;
+        assert_eq!(error, Some(Errno::EHOSTUNREACH), "{hook}");
     }
     Ok(())
 }

@@ -133,6 +133,7 @@ fn snapshot(addresses: &Addresses, limits: &Limits) -> Result<Snapshot> {
     let input = Input {
         rules: &rules,
         protect: &[],
+        generic_xdp: false,
     };
     Ok(compile(&input, limits)?)
 }

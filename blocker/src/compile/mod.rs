@@ -64,6 +64,9 @@ pub struct Input<'a> {
     pub rules: &'a [RuleInput<'a>],
     /// Prefixes that no rule may touch.
     pub protect: &'a [IpNet],
+    /// Whether XDP runs in the kernel's generic path. It meets blocker's own replies there, on their
+    /// way into the stack, and has no mark to know them by.
+    pub generic_xdp: bool,
 }
 
 /// A rule and what the rule itself does not say.
@@ -269,7 +272,7 @@ fn some_of(rules: &[RuleId]) -> String {
 /// A [`CompileError`] if the ruleset does not fit the limits; it names what and where.
 pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileError> {
     let prefixes = check_counts(input, limits)?;
-    let compiled = rules::compile(input.rules, limits)?;
+    let compiled = rules::compile(input, limits)?;
 
     let order = rank::trial_order(input.rules);
     let (claims_v4, claims_v6) = claims(input, &order);

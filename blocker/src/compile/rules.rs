@@ -7,7 +7,7 @@ use blocker_ebpf as abi;
 use ipnet::IpNet;
 
 use super::ports::PortSets;
-use super::{CompileError, Limits, RuleInput};
+use super::{CompileError, Input, Limits, RuleInput};
 use crate::rule::{Direction, Mode, Ports, Protocol, Rule, Target};
 
 /// The rules, and the sets that they name.
@@ -18,7 +18,11 @@ pub(super) struct Compiled {
     pub(super) local_sets: Vec<Vec<IpNet>>,
 }
 
-pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compiled, CompileError> {
+pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, CompileError> {
+    let inputs = input.rules;
+    // Which replies meet which rules, only packets tell.
+    let replies = |input: &RuleInput<'_>| matches!(input.rule.mode, Mode::Reset | Mode::Reject);
+    let at_tc = input.generic_xdp && inputs.iter().any(replies);
     let port_limit = limits.port_sets.min(abi::MAX_PORT_SETS);
     let mut ports = PortSets::new(port_limit);
     let mut interfaces = Sets::<u32>::default();
@@ -56,6 +60,9 @@ pub(super) fn compile(inputs: &[RuleInput<'_>], limits: &Limits) -> Result<Compi
             mode: mode(rule.mode),
             directions: directions(rule.direction),
         };
+        if at_tc {
+            compiled.flags |= abi::flag::AT_TC;
+        }
         if is_plain(&compiled) {
             compiled.flags |= abi::flag::PLAIN;
         }
@@ -180,6 +187,7 @@ impl<T: Clone + Ord + Hash> Sets<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::settles_at_xdp;
     use crate::compile::tests::{LIMITS, inputs, rule};
 
     fn compiled(fields: &str) -> abi::Rule {
@@ -190,7 +198,44 @@ mod tests {
             counter: 7,
             interfaces: None,
         };
-        compile(&[input], &LIMITS).unwrap().rules[0]
+        all(&[input], false)[0]
+    }
+
+    fn all(rules: &[RuleInput<'_>], generic_xdp: bool) -> Vec<abi::Rule> {
+        let input = Input {
+            generic_xdp,
+            ..of(rules)
+        };
+        compile(&input, &LIMITS).unwrap().rules
+    }
+
+    fn of<'a>(rules: &'a [RuleInput<'a>]) -> Input<'a> {
+        Input {
+            rules,
+            protect: &[],
+            generic_xdp: false,
+        }
+    }
+
+    #[test]
+    fn generic_xdp_drops_nothing_beside_rules_that_reply() {
+        for (other, generic, left) in [
+            ("{mode: reject}", true, true),
+            ("{mode: reset}", true, true),
+            ("{mode: drop}", true, false),
+            ("{mode: audit}", true, false),
+            ("{mode: reject}", false, false),
+        ] {
+            let rules = ["{mode: drop}", other].map(|fields| rule("r", "10.0.0.1", fields));
+            let drop = all(&inputs(&rules), generic)[0];
+            let flags = if left {
+                abi::flag::AT_TC
+            } else {
+                abi::flag::PLAIN
+            };
+            assert_eq!(drop.flags, flags, "{other}, generic: {generic}");
+            assert_eq!(settles_at_xdp(&drop), !left, "{other}, generic: {generic}");
+        }
     }
 
     #[test]
@@ -304,7 +349,7 @@ mod tests {
             input(Some(vec![2, 3, 3])),
             input(Some(vec![])),
         ];
-        let compiled = compile(&inputs, &LIMITS).unwrap();
+        let compiled = compile(&of(&inputs), &LIMITS).unwrap();
         assert_eq!(compiled.interface_sets, [vec![2, 3], vec![]]);
         let numbers: Vec<u16> = compiled.rules.iter().map(|r| r.interfaces).collect();
         assert_eq!(numbers, [0, abi::ANY_INTERFACES, 0, 1]);
@@ -320,7 +365,7 @@ mod tests {
         ]
         .map(|fields| rule("a", "10.0.0.1", fields));
         let inputs = inputs(&rules);
-        let compiled = compile(&inputs, &LIMITS).unwrap();
+        let compiled = compile(&of(&inputs), &LIMITS).unwrap();
         let nets = |texts: &[&str]| -> Vec<IpNet> {
             texts.iter().map(|text| text.parse().unwrap()).collect()
         };
@@ -340,7 +385,7 @@ mod tests {
             rule("c", "10.0.0.1", "{remote_ports: [22]}"),
         ];
         let inputs = inputs(&rules);
-        let compiled = compile(&inputs, &LIMITS).unwrap();
+        let compiled = compile(&of(&inputs), &LIMITS).unwrap();
         assert_eq!(compiled.port_sets.len(), 3);
         assert_eq!(compiled.rules[0].ports, compiled.rules[1].remote_ports);
         assert_eq!(compiled.rules[1].ports, abi::ANY_PORTS);
@@ -348,7 +393,7 @@ mod tests {
             port_sets: 2,
             ..LIMITS
         };
-        let error = compile(&inputs, &two).err().unwrap();
+        let error = compile(&of(&inputs), &two).err().unwrap();
         assert!(error.to_string().starts_with("rule c needs"), "{error}");
     }
 }

@@ -61,6 +61,7 @@ fn compiled(rules: &[Rule], protect: &[IpNet], limits: &Limits) -> Result<Snapsh
     let input = Input {
         rules: &rules,
         protect,
+        generic_xdp: false,
     };
     compile(&input, limits)
 }

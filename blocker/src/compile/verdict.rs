@@ -271,7 +271,9 @@ impl Holds {
 /// discovery, which passes, is left to the caller.
 #[must_use]
 pub const fn settles_at_xdp(rule: &abi::Rule) -> bool {
-    rule.mode == abi::mode::DROP && rule.percent == abi::ALWAYS
+    rule.mode == abi::mode::DROP
+        && rule.percent == abi::ALWAYS
+        && rule.flags & abi::flag::AT_TC == 0
 }
 
 /// The bits of a [`PortSet`].
@@ -345,6 +347,7 @@ mod tests {
         let input = Input {
             rules: &rules,
             protect: &[],
+            generic_xdp: false,
         };
         let snapshot = compile(&input, &LIMITS).unwrap();
         snapshot.tried("10.0.0.1".parse().unwrap()).remove(0)

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Controller, Dataplane, Error, journal};
 use crate::compile::{self, Fill, Limits, RuleInput, Snapshot};
-use crate::config::Config;
+use crate::config::{Config, HookChoice};
 use crate::datapath::RuleCounters;
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
@@ -52,6 +52,7 @@ pub(super) struct Plan {
     /// The devices that each rule is limited to, in the ruleset's order.
     interfaces: Vec<Option<Vec<u32>>>,
     protect: Vec<IpNet>,
+    generic_xdp: bool,
     limits: Limits,
 }
 
@@ -77,6 +78,7 @@ impl Plan {
             fresh,
             interfaces,
             protect,
+            generic_xdp,
             limits,
         } = self;
         let inputs = ruleset.values().zip(interfaces);
@@ -91,6 +93,7 @@ impl Plan {
         let input = compile::Input {
             rules: &rules,
             protect: &protect,
+            generic_xdp,
         };
         let snapshot = compile::compile(&input, &limits)?;
         Ok(Compiled {
@@ -195,6 +198,7 @@ impl Live {
             ruleset,
             fresh,
             protect: self.protect(),
+            generic_xdp: self.config.hook == HookChoice::XdpGeneric,
             limits: *self.datapath.limits(),
         })
     }

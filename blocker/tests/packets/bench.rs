@@ -193,6 +193,7 @@ impl Bench {
         let input = Input {
             rules,
             protect: &protect,
+            generic_xdp: false,
         };
         let snapshot = compile::compile(&input, &self.datapath.settings().limits)?;
         self.switch(&snapshot)

@@ -35,6 +35,7 @@ fn explained(rules: &[Rule], packet: &Packet) -> Explanation {
     let input = Input {
         rules: &inputs,
         protect: &[],
+        generic_xdp: false,
     };
     let address = "10.0.0.1".parse().unwrap();
     let snapshot = compile(&input, &Limits::sized(1_000, 1_000, 100)).unwrap();
