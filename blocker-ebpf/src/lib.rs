@@ -11,7 +11,7 @@
 #![no_std]
 
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the eBPF programs in the object.
 pub mod programs {
@@ -194,6 +194,9 @@ shared! {
         pub v6_first: [u32; V6_LEVELS],
         /// Number of the snapshot that the bank holds.
         pub generation: u64,
+        /// A bit for each 4,096th of IPv4, set where any of its addresses has a list: see
+        /// [`v4_named`].
+        pub v4_named: [u64; V4_NAMED_WORDS],
     }
 
     /// An entry of the IPv4 index: all addresses that share their top 16 bits.
@@ -580,6 +583,16 @@ pub struct Index(pub [IndexEntry; BUCKETS]);
 /// A block of ranges, one value of [`maps::V4_RANGES`]. No bucket crosses a block.
 #[repr(C)]
 pub struct RangeBlock(pub [u16; WORDS_PER_BLOCK]);
+
+/// Words of [`Bank::v4_named`].
+pub const V4_NAMED_WORDS: usize = 64;
+
+/// The word of [`Bank::v4_named`] that has an address's bit, and how far to shift it right: the bit is
+/// the lowest then.
+#[inline(always)]
+pub const fn v4_named(address: u32) -> (usize, u32) {
+    ((address >> 26) as usize, address >> 20 & 63)
+}
 
 /// The word of a leaf's [`V6Node`] that has the list of a child, counted from the node's beginning,
 /// and how far to shift it right: the list is the lowest 16 bits then.

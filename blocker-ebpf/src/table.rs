@@ -6,7 +6,9 @@
 //! to a node of two cache lines: it costs the same however the prefixes lie. What the tables hold
 //! is made by the daemon's `compile`; the same semantics stand there in plain Rust.
 
-use blocker_ebpf::{ALTERNATES, Bank, IndexEntry, V6_FANOUT, V6_LEVELS, WORDS_PER_BLOCK, v6_list};
+use blocker_ebpf::{
+    ALTERNATES, Bank, IndexEntry, V6_FANOUT, V6_LEVELS, WORDS_PER_BLOCK, v4_named, v6_list,
+};
 
 use crate::maps;
 use crate::packet::{Address, Words, opaque};
@@ -15,7 +17,7 @@ use crate::packet::{Address, Words, opaque};
 #[inline(always)]
 pub fn lookup(address: &Address, bank: u32, about: &Bank) -> u32 {
     match address {
-        Address::V4(address) => v4(*address, bank).unwrap_or(0),
+        Address::V4(address) => v4(*address, bank, about).unwrap_or(0),
         Address::V6(_) if about.v6_levels == 0 => 0,
         Address::V6(address) => v6(address, bank, about).unwrap_or(0),
     }
@@ -71,13 +73,27 @@ fn halves(address: &Words) -> (u64, u64) {
     (half(0), half(4))
 }
 
+/// 1 if an address may have a list, 0 if not.
 #[inline(always)]
-fn v4(address: u32, bank: u32) -> Option<u32> {
+fn is_named(address: u32, about: &Bank) -> Option<usize> {
+    let (word, shift) = v4_named(address);
+    let word = about.v4_named.get(word)?;
+    Some(opaque((word >> shift & 1) as usize))
+}
+
+#[inline(always)]
+fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
     let index = maps::index(bank)?.cast::<IndexEntry>();
+    // Most traffic of a host with few rules is of many addresses that none names: to look for each in
+    // the index, which is as large as half a CPU's cache, would cost more than all else that is done
+    // with its packet. All of them share an entry that is looked at and not used. By products, since
+    // a branch makes the verifier walk all that follows some times as often.
+    let named = is_named(address, about)?;
     // SAFETY: an index has an entry for each upper half of an address.
-    let entry = unsafe { index.add((address >> 16) as usize).read() };
-    if entry.count == 0 {
-        return Some(u32::from(entry.value));
+    let entry = unsafe { index.add((address >> 16) as usize * named).read() };
+    let count = u32::from(entry.count) * named as u32;
+    if count == 0 {
+        return Some(u32::from(entry.value) * named as u32);
     }
     // 1 where only starts are kept, and two lists take turns.
     let alternates = (entry.first >> 31) as usize;
@@ -93,7 +109,7 @@ fn v4(address: u32, bank: u32) -> Option<u32> {
     // addresses mispredict no branch and the verifier has one way to walk.
     let low = i32::from(address as u16);
     let mut base = 0;
-    let mut count = u32::from(entry.count);
+    let mut count = count;
     for _ in 0..16 {
         if count <= 1 {
             break;

@@ -49,7 +49,7 @@ use ipnet::IpNet;
 pub use fill::Fill;
 pub use rank::{Rank, rank};
 pub use v4::V4Table;
-pub(crate) use v4::search as search_v4;
+pub(crate) use v4::{is_named as is_named_v4, search as search_v4};
 pub use v6::V6Table;
 pub(crate) use v6::walk as walk_v6;
 pub use verdict::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};

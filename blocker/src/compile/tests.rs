@@ -87,6 +87,28 @@ fn nothing_compiles_to_nothing() {
 }
 
 #[test]
+fn where_no_rule_names_an_address_is_known_without_the_index() {
+    let rules = [
+        rule("host", "10.15.255.255", "{}"),
+        rule("edge", "10.32.0.0/31 10.64.0.0/16 255.255.255.255", "{}"),
+        rule(
+            "wide",
+            "192.0.0.0/8",
+            "{except: [192.0.0.0/12, 192.16.0.0/13]}",
+        ),
+    ];
+    let snapshot = compiled(&rules, &[], &LIMITS).unwrap();
+    let named = (0..1u32 << 12).filter(|number| {
+        let (word, shift) = abi::v4_named(number << 20);
+        snapshot.v4.named[word] >> shift & 1 == 1
+    });
+    let mut expected = vec![0x0a0, 0x0a2, 0x0a4];
+    expected.extend(0xc01..=0xc0f);
+    expected.push(0xfff);
+    assert_eq!(named.collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn the_more_specific_target_then_the_narrower_match_then_the_id_goes_first() {
     let rules = [
         rule("wide", "10.0.0.0/8 2001:db8::/32", "{protocol: tcp}"),

@@ -26,6 +26,8 @@ pub struct V4Table {
     /// The words of the ranges, block by block, at most [`abi::WORDS_PER_BLOCK`] in each. An index
     /// entry's `first` counts as if every block but the last were full.
     pub ranges: Vec<Vec<u16>>,
+    /// A bit for each 4,096th of the addresses: whether any of them has a list.
+    pub named: [u64; abi::V4_NAMED_WORDS],
 }
 
 impl V4Table {
@@ -33,11 +35,20 @@ impl V4Table {
     #[must_use]
     pub fn list(&self, address: Ipv4Addr) -> u16 {
         let address = u32::from(address);
+        if !is_named(&self.named, address) {
+            return 0;
+        }
         let entry = self.index[(address >> 16) as usize];
         let word =
             |place: usize| self.ranges[place / abi::WORDS_PER_BLOCK][place % abi::WORDS_PER_BLOCK];
         search(entry, address, word)
     }
+}
+
+/// Whether an address may have a list.
+pub(crate) const fn is_named(named: &[u64; abi::V4_NAMED_WORDS], address: u32) -> bool {
+    let (word, shift) = abi::v4_named(address);
+    named[word] >> shift & 1 == 1
 }
 
 /// The number of an address's list, by its bucket and the words of the ranges.
@@ -93,6 +104,7 @@ pub(super) fn compile(
     let starts = starts(claims, lists)?;
     let mut blocks = Blocks::new(limits.range_blocks);
     let mut index = Vec::with_capacity(abi::BUCKETS);
+    let mut named = [0; abi::V4_NAMED_WORDS];
     let mut rest = &starts[..];
     let mut value = 0;
     for bucket in 0..abi::BUCKETS as u32 {
@@ -108,6 +120,10 @@ pub(super) fn compile(
             .count();
         let (inner, others) = rest.split_at(count);
         rest = others;
+        if value != 0 || count > 0 {
+            let (word, shift) = abi::v4_named(bucket << 16);
+            named[word] |= 1 << shift;
+        }
         let first = blocks
             .place(value, inner)
             .ok_or(CompileError::RangeBlocks {
@@ -125,6 +141,7 @@ pub(super) fn compile(
     Ok(V4Table {
         index,
         ranges: blocks.blocks,
+        named,
     })
 }
 

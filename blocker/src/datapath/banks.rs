@@ -19,7 +19,7 @@ use super::load::Object;
 use super::memory::Mapped;
 use super::tags::Tags;
 use super::{Error, Plain};
-use crate::compile::{Limits, Snapshot, Tried, search_v4, walk_v6};
+use crate::compile::{Limits, Snapshot, Tried, is_named_v4, search_v4, walk_v6};
 
 /// The maps that a snapshot is written to.
 pub struct Banks {
@@ -80,6 +80,7 @@ impl Banks {
             reserved: 0,
             v6_first: [0; abi::V6_LEVELS],
             generation: 0,
+            v4_named: [0; abi::V4_NAMED_WORDS],
         };
         banks.state.write(
             0,
@@ -109,6 +110,7 @@ impl Banks {
             reserved: 0,
             v6_first: snapshot.v6.first,
             generation: self.generation,
+            v4_named: snapshot.v4.named,
         };
         let state = self.state.at(0);
         // SAFETY: inside the mapping. The idle bank's description is read by no program: the
@@ -157,6 +159,11 @@ impl Banks {
 
     fn list_of_v4(&self, bank: usize, address: Ipv4Addr) -> u32 {
         let address = u32::from(address);
+        // SAFETY: inside the mapping; the live bank's description is written by nobody.
+        let named = unsafe { (*self.state.at(0)).banks[bank].v4_named };
+        if !is_named_v4(&named, address) {
+            return 0;
+        }
         let bucket = (address >> 16) as usize;
         let entry = self.index.read(bank * abi::BUCKETS + bucket);
         let first = bank * self.limits.range_blocks as usize * abi::WORDS_PER_BLOCK;

@@ -252,12 +252,17 @@ pub(super) fn drop_all() -> Result<Program> {
     Program::load(&code).context("a program that drops everything")
 }
 
-/// An XDP program that drops everything whose source address, which it reads, does not begin with
-/// zeros: what any filter has to touch of a packet, and not one look at anything else.
+/// An XDP program that drops, or passes, everything whose source address, which it reads, does not
+/// begin with zeros: what any filter has to touch of a packet, and not one look at anything else.
 ///
 /// # Errors
 /// The kernel refuses it.
-pub(super) fn drop_read(family: Family) -> Result<Program> {
+pub(super) fn read(family: Family, drop: bool) -> Result<Program> {
+    let (action, other) = if drop {
+        (XDP_DROP, XDP_PASS)
+    } else {
+        (XDP_PASS, XDP_DROP)
+    };
     let source = match family {
         Family::V4 => ETHERNET + 12,
         Family::V6 => ETHERNET + 8,
@@ -265,13 +270,13 @@ pub(super) fn drop_read(family: Family) -> Result<Program> {
     let mut code = bounds(4).to_vec();
     code.extend([
         instruction(LOAD_WORD, 1, 7, source as i16, 0),
-        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_DROP),
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, action),
         instruction(JUMP_IF_ZERO, 1, 0, 1, 0),
         instruction(EXIT, 0, 0, 0, 0),
-        instruction(MOVE_IMMEDIATE, 0, 0, 0, XDP_PASS),
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, other),
         instruction(EXIT, 0, 0, 0, 0),
     ]);
-    Program::load(&code).context("a program that reads an address and drops")
+    Program::load(&code).context("a program that reads an address")
 }
 
 #[cfg(test)]

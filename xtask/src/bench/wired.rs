@@ -2,6 +2,7 @@
 //! own, and prints what it found as JSON.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,8 +11,9 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Family, Kind, Set};
+use super::bpf::Program;
 use super::filters::{Filter, Loaded, verify};
-use super::generator::{drop_all, drop_read};
+use super::generator::{drop_all, read};
 use super::wire::{Cost, Effort, Floods, Wire};
 use super::{TASK, What, thousands};
 use crate::command::say;
@@ -61,9 +63,11 @@ pub(super) struct Floor {
     /// With an XDP program that drops everything.
     pub(super) drop: Cost,
     /// With one that reads each packet's source address, and drops it.
-    pub(super) read: Cost,
+    pub(super) read_drop: Cost,
     /// Without any program, up to the IP layer, which lets go of it.
     pub(super) pass: Cost,
+    /// With one that reads each packet's source address, and passes it.
+    pub(super) read_pass: Cost,
 }
 
 /// What one way to block costs with one set.
@@ -178,14 +182,15 @@ impl Group {
         programs: &Programs,
         effort: Effort,
     ) -> Result<(Floor, Vec<Row>)> {
-        let [bare, dropping, reading] = [Wire::new()?, Wire::new()?, Wire::new()?];
-        let mut links = Vec::new();
-        for (wire, program) in [
-            (&dropping, drop_all()?),
-            (&reading, drop_read(self.family)?),
-        ] {
-            links.push(wire.receiver.enter(|| program.attach(wire.ifindex))??);
-        }
+        let bare = Wire::new()?;
+        let [dropping, drop_reading, pass_reading] = [
+            drop_all()?,
+            read(self.family, true)?,
+            read(self.family, false)?,
+        ]
+        .each_ref()
+        .map(floor);
+        let (dropping, drop_reading, pass_reading) = (dropping?, drop_reading?, pass_reading?);
         let wires = filters.iter().map(|_| Wire::new());
         let wires = wires.collect::<Result<Vec<_>>>()?;
         let sets = Kind::ALL.map(|kind| Set::new(self.family, kind, self.size));
@@ -197,7 +202,10 @@ impl Group {
         }
 
         let mut costs = Vec::new();
-        for (hit, floors) in [(true, &[&dropping, &reading][..]), (false, &[&bare])] {
+        for (hit, floors) in [
+            (true, [&dropping.0, &drop_reading.0]),
+            (false, [&bare, &pass_reading.0]),
+        ] {
             let sources = sets.each_ref().map(|set| {
                 let mut set = set.clone();
                 if hit {
@@ -225,11 +233,13 @@ impl Group {
             ip: self.ip,
             prefixes: self.size,
             drop: least[0],
-            read: least[1],
+            read_drop: least[1],
             pass: passing[0],
+            read_pass: passing[1],
         };
         self.tell("floor", floor.drop, floor.pass);
-        self.tell("floor that reads the address", floor.read, floor.pass);
+        let reading = "a program that reads the address";
+        self.tell(reading, floor.read_drop, floor.read_pass);
 
         let mut rows = Vec::new();
         for (number, (filter, at_work)) in filters.iter().zip(&loaded).enumerate() {
@@ -262,6 +272,13 @@ impl Group {
             ),
         );
     }
+}
+
+/// A wire at whose receiver a program runs, as long as the other part lives.
+fn floor(program: &Program) -> Result<(Wire, OwnedFd)> {
+    let wire = Wire::new()?;
+    let link = wire.receiver.enter(|| program.attach(wire.ifindex))??;
+    Ok((wire, link))
 }
 
 /// How long it takes to block one more.
