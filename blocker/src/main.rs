@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use blocker::api::server;
@@ -20,6 +21,7 @@ use blocker::service;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use futures_util::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
 /// Cuts this host off from a peer, and is sure of it.
 #[derive(Debug, Parser)]
@@ -127,6 +129,8 @@ async fn main() -> ExitCode {
 
 /// As a shell says that a command was ended by SIGTERM; blocker.service knows what to do then.
 const STOPPED_WHILE_STARTING: u8 = 128 + 15;
+/// How long after the service manager has heard of the start a signal may come that it sent before.
+const CROSSING: Duration = Duration::from_millis(100);
 
 async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     let config = Config::load(path)?;
@@ -177,9 +181,10 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
     // A service manager that has not heard that yet sends SIGTERM in any case, and can't say before
-    // whether it is for a restart: what is in force stays so, until it knows.
+    // whether it is for a restart: what is in force stays so, until it knows. One that was sent before
+    // may be seen after it.
     let managed = service::heard().await;
-    let result = if managed && terminate.recv().now_or_never().is_some() {
+    let result = if managed && timeout(CROSSING, terminate.recv()).await.is_ok() {
         Ok(Ending::WhileStarting)
     } else {
         // A task of its own: it holds the right to change rules now and then, and must be able to
@@ -231,8 +236,8 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
         Ok(_) | Err(_) => controller.hand_over().await,
     }
     // A client that holds its connection open must not hold up the end.
-    let grace = std::time::Duration::from_secs(2);
-    if let Ok(Err(error)) = tokio::time::timeout(grace, serving).await {
+    let grace = Duration::from_secs(2);
+    if let Ok(Err(error)) = timeout(grace, serving).await {
         tracing::error!("the control socket failed inside: {error}");
     }
     pin_dir.remove_if_empty();

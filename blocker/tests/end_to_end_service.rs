@@ -111,14 +111,26 @@ fn who_is_stopped_before_the_service_manager_has_heard_leaves_all_in_force() -> 
     );
     let daemon = Daemon::prepare(&pair.a, &Programs::under_test()?, &rule)?;
     let (sink, source) = datagrams(&pair)?;
-    let (mut child, manager, _files) = start(&pair, &daemon)?;
-    let unheard = wait_asked(&manager)?;
-    assert_tight(&sink, &source, PATIENCE, || {
-        child.signal(Signal::SIGTERM)?;
-        drop(unheard);
-        assert_eq!(child.0.wait()?.code(), Some(143));
-        Ok(())
-    })?;
+    for heard_first in [false, true] {
+        let (mut child, manager, _files) = start(&pair, &daemon)?;
+        let unheard = wait_asked(&manager)?;
+        assert_tight(&sink, &source, PATIENCE, || {
+            // What comes first to the daemon, neither the signal's sender knows nor the daemon.
+            if heard_first {
+                drop(unheard);
+                child.signal(Signal::SIGTERM)?;
+            } else {
+                child.signal(Signal::SIGTERM)?;
+                drop(unheard);
+            }
+            assert_eq!(
+                child.0.wait()?.code(),
+                Some(143),
+                "heard first: {heard_first}"
+            );
+            Ok(())
+        })?;
+    }
 
     // The next one has been heard, and does as it is told.
     let (mut child, manager, _files) = start(&pair, &daemon)?;
