@@ -7,7 +7,7 @@
 //! is made by the daemon's `compile`; the same semantics stand there in plain Rust.
 
 use blocker_ebpf::{
-    ALTERNATES, Bank, IndexEntry, V6_FANOUT, V6_LEVELS, WORDS_PER_BLOCK, v4_named, v6_list,
+    ALTERNATES, BUCKETS, Bank, IndexEntry, V6_FANOUT, V6_LEVELS, WORDS_PER_BLOCK, v4_named, v6_list,
 };
 
 use crate::maps;
@@ -89,8 +89,10 @@ fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
     // with its packet. All of them share an entry that is looked at and not used. By products, since
     // a branch makes the verifier walk all that follows some times as often.
     let named = is_named(address, about)?;
+    // The mask only tells the verifier of Linux 5.10, which knows little of products.
+    let bucket = (address >> 16) as usize * named & (BUCKETS - 1);
     // SAFETY: an index has an entry for each upper half of an address.
-    let entry = unsafe { index.add((address >> 16) as usize * named).read() };
+    let entry = unsafe { index.add(bucket).read() };
     let count = u32::from(entry.count) * named as u32;
     if count == 0 {
         return Some(u32::from(entry.value) * named as u32);
