@@ -98,10 +98,7 @@ fn where_no_rule_names_an_address_is_known_without_the_index() {
         ),
     ];
     let snapshot = compiled(&rules, &[], &LIMITS).unwrap();
-    let named = (0..1u32 << 12).filter(|number| {
-        let (word, shift) = abi::v4_named(number << 20);
-        snapshot.v4.named[word] >> shift & 1 == 1
-    });
+    let named = (0..1u32 << 12).filter(|number| is_named_v4(&snapshot.v4.named, number << 20));
     let mut expected = vec![0x0a0, 0x0a2, 0x0a4];
     expected.extend(0xc01..=0xc0f);
     expected.push(0xfff);

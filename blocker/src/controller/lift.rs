@@ -175,7 +175,7 @@ impl Controller {
             .filter(|rule| rule.kills() && rule.mode != Mode::Reset)
             .collect();
         if killing.is_empty() {
-            self.keep_and_put(wanted, differs, now)?;
+            self.keep_and_put(&wanted, wanted.clone(), differs, now)?;
             return Ok(account);
         }
         let rules: Vec<Rule> = killing
@@ -188,29 +188,27 @@ impl Controller {
                 wanted.rule = rule.clone();
             }
         }
-        if differs {
-            lock(&self.0.store).save(kept(&wanted))?;
-        }
-        self.put(interim, now)?;
+        self.keep_and_put(&wanted, interim, differs, now)?;
         account = status::sum(account, self.kill(rules).await);
         self.put(wanted, now)?;
         Ok(account)
     }
 
-    /// Makes exactly these rules the ones in force, once they are on disk if that `differs`. Each
-    /// takes as long as the other, so both are prepared at once.
+    /// Makes exactly the rules of `next` the ones in force, once the wanted ones are on disk if that
+    /// `differs`. Each takes as long as the other, so both are prepared at once.
     fn keep_and_put(
         &self,
-        wanted: Vec<Wanted>,
+        wanted: &[Wanted],
+        next: Vec<Wanted>,
         differs: bool,
         now: Timestamp,
     ) -> Result<(), Error> {
         if !differs {
-            return self.put(wanted, now);
+            return self.put(next, now);
         }
-        let plan = self.live().plan(wanted.clone(), now)?;
+        let plan = self.live().plan(next, now)?;
         let (saved, compiled) = thread::scope(|scope| {
-            let saving = scope.spawn(|| lock(&self.0.store).save(kept(&wanted)));
+            let saving = scope.spawn(|| lock(&self.0.store).save(kept(wanted)));
             let compiled = plan.compile();
             let saved = saving.join();
             (saved.unwrap_or_else(|panic| resume_unwind(panic)), compiled)
