@@ -110,8 +110,8 @@ pub fn mark() -> u32 {
 /// What `tc_index` is set to in packets that audit counted: never 0, and like the mark, another at
 /// each start, so that no other blocker takes a packet for its own.
 #[inline(always)]
-pub fn audited() -> u32 {
-    mark() & 0xffff | 1
+pub fn audited() -> u16 {
+    mark() as u16 | 1
 }
 
 /// Replies a second on this CPU.

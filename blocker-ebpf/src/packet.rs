@@ -59,6 +59,11 @@ pub trait Source {
     fn ethertype(&self) -> u16;
     /// Whether the packet is to be segmented later, so that its IP length may not be its own.
     fn is_gso(&self) -> bool;
+    /// The buffer's `tc_index`: a field that is traffic control's alone, is 0 at first, and goes with
+    /// the packet from one device to the next. XDP has no buffer.
+    fn tc_index(&self) -> Option<u16>;
+    /// Sets it.
+    fn set_tc_index(&self, number: u16);
 }
 
 /// Types that any bytes are a value of.
@@ -178,6 +183,14 @@ impl Source for XdpContext {
     fn is_gso(&self) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn tc_index(&self) -> Option<u16> {
+        None
+    }
+
+    #[inline(always)]
+    fn set_tc_index(&self, _number: u16) {}
 }
 
 impl Source for TcContext {
@@ -201,6 +214,18 @@ impl Source for TcContext {
     fn is_gso(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.skb.skb).gso_segs != 0 }
+    }
+
+    #[inline(always)]
+    fn tc_index(&self) -> Option<u16> {
+        // SAFETY: as above.
+        Some(unsafe { (*self.skb.skb).tc_index } as u16)
+    }
+
+    #[inline(always)]
+    fn set_tc_index(&self, number: u16) {
+        // SAFETY: as above; a program may write the field.
+        unsafe { (*self.skb.skb).tc_index = u32::from(number) };
     }
 }
 

@@ -93,7 +93,7 @@ fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
     let bucket = (address >> 16) as usize * named & (BUCKETS - 1);
     // SAFETY: an index has an entry for each upper half of an address.
     let entry = unsafe { index.add(bucket).read() };
-    let count = u32::from(entry.count) * named as u32;
+    let mut count = u32::from(entry.count) * named as u32;
     if count == 0 {
         return Some(u32::from(entry.value) * named as u32);
     }
@@ -111,7 +111,6 @@ fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
     // addresses mispredict no branch and the verifier has one way to walk.
     let low = i32::from(address as u16);
     let mut base = 0;
-    let mut count = count;
     for _ in 0..16 {
         if count <= 1 {
             break;

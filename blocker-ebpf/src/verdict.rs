@@ -153,7 +153,8 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
         return NEXT;
     };
     let passes_reset = rule.flags & flag::PASS_RST != 0 && packet.has(packet::RST);
-    let audited = rule.mode == mode::AUDIT && audited(ctx);
+    // On a port, and now on its bridge. A block would have ended it there.
+    let audited = rule.mode == mode::AUDIT && ctx.tc_index() == Some(maps::audited());
     if passes_reset || audited || packet.is_neighbour_discovery() {
         if passes_reset {
             note(&flow(packet, hook), hook == Hook::Ingress);
@@ -167,8 +168,7 @@ pub fn tc(ctx: &TcContext, hook: Hook, link: Link) -> i32 {
     let length = wire_length(ctx);
     let (action, sent) = match rule.mode {
         mode::AUDIT => {
-            // SAFETY: as above. The field is the buffer's own, and traffic control's alone.
-            unsafe { (*skb).tc_index = maps::audited() };
+            ctx.set_tc_index(maps::audited());
             (NEXT, reply::Sent::default())
         }
         mode::RESET | mode::REJECT => {
@@ -208,14 +208,6 @@ fn fate(rule: &Rule, sent: reply::Sent) -> u8 {
         mode::REJECT if sent.replies > 0 => fate::REJECTED,
         _ => fate::DROPPED,
     }
-}
-
-/// Whether audit has counted a packet before: on a port, and now on its bridge. A block would have
-/// ended it there.
-#[inline(always)]
-fn audited(ctx: &TcContext) -> bool {
-    // SAFETY: the context is valid for the program's run.
-    unsafe { (*ctx.skb.skb).tc_index == maps::audited() }
 }
 
 /// The packet's length with all of its tags: one that the kernel or the device keeps in the
@@ -278,7 +270,7 @@ fn choose<S: Source>(
         let Some(rule) = maps::rule(bank, list.rules[place]) else {
             break;
         };
-        if matches(rule, packet, hook, ifindex, bank) {
+        if matches(source, rule, packet, hook, ifindex, bank) {
             return Verdict::Ruled(rule);
         }
     }
@@ -287,7 +279,14 @@ fn choose<S: Source>(
 
 /// Whether a rule takes a packet. Its address is settled by the table.
 #[inline(always)]
-fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) -> bool {
+fn matches<S: Source>(
+    source: &S,
+    rule: &Rule,
+    packet: &Packet,
+    hook: Hook,
+    ifindex: u32,
+    bank: u32,
+) -> bool {
     let bit = if hook == Hook::Egress {
         direction::EGRESS
     } else {
@@ -328,17 +327,35 @@ fn matches(rule: &Rule, packet: &Packet, hook: Hook, ifindex: u32, bank: u32) ->
     if rule.percent == ALWAYS {
         return true;
     }
-    if hook == Hook::Xdp && rule.flags & flag::PER_FLOW == 0 {
-        // The die is cast once, by TC: XDP settles no such rule, nor may it one behind it.
-        return true;
+    if rule.flags & flag::PER_FLOW != 0 {
+        return flow_hash(&flow(packet, hook)) <= rule.percent;
     }
-    let number = if rule.flags & flag::PER_FLOW != 0 {
-        flow_hash(&flow(packet, hook))
+    match source.tc_index() {
+        // The die is cast once, by TC: XDP settles no such rule, nor may it one behind it.
+        None => true,
+        // Decided on another device, where the other rules' dice had spared it.
+        Some(index) if index == maps::audited() => rule.mode == mode::AUDIT,
+        Some(index) => mix([die(source, index), rule.counter, maps::mark()]) <= rule.percent,
+    }
+}
+
+/// A packet's die: cast on the first device that it meets, and kept for those behind it, lest two
+/// devices, one upon the other, take three of four packets where a half is asked for.
+#[inline(always)]
+fn die<S: Source>(source: &S, index: u16) -> u32 {
+    if index != 0 {
+        return u32::from(index);
+    }
+    // SAFETY: the helper takes no arguments and can't fail.
+    let cast = unsafe { bpf_get_prandom_u32() } as u16;
+    // Neither "none yet" nor "audited", which is odd.
+    let cast = if cast == 0 || cast == maps::audited() {
+        maps::audited() ^ 2
     } else {
-        // SAFETY: the helper takes no arguments and can't fail.
-        unsafe { bpf_get_prandom_u32() }
+        cast
     };
-    number <= rule.percent
+    source.set_tc_index(cast);
+    u32::from(cast)
 }
 
 /// Whether the address of this host's side is one that a rule is limited to. Every packet that is
@@ -407,13 +424,15 @@ fn bytes(words: &Words) -> [u8; 16] {
     unsafe { core::mem::transmute(*words) }
 }
 
-/// A hash of a flow that any bit of it changes: FNV-1a over its words, then a finaliser.
 #[inline(always)]
 fn flow_hash(flow: &FlowKey) -> u32 {
-    let words: [u32; 10] = {
-        // SAFETY: `FlowKey` is 40 bytes without padding.
-        unsafe { core::mem::transmute(*flow) }
-    };
+    // SAFETY: `FlowKey` is 40 bytes without padding.
+    mix::<10>(unsafe { core::mem::transmute(*flow) })
+}
+
+/// A hash that any bit of the words changes: FNV-1a over them, then a finaliser.
+#[inline(always)]
+fn mix<const WORDS: usize>(words: [u32; WORDS]) -> u32 {
     let mut hash = 0x811c_9dc5_u32;
     for word in words {
         hash = (hash ^ word).wrapping_mul(0x0100_0193);

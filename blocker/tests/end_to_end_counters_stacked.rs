@@ -94,6 +94,72 @@ fn a_bridge_and_its_port_count_once() -> Result<()> {
     Ok(())
 }
 
+/// A die of its own on each device would take three of four packets where a half is asked for, and
+/// leave what audit took on the port to the rule behind on the bridge.
+#[test]
+fn a_bridge_and_its_port_cast_one_die() -> Result<()> {
+    const SENT: u64 = 2_000;
+    for hook in ["auto", "tc"] {
+        let scene = bridged(hook)?;
+        let pair = &scene.pair;
+        let sinks = [udp_at(&pair.a, A)?, udp_at(&pair.b, B)?];
+        let behind = ["192.0.2.0/24", "--id", "behind", "--mode"];
+        for (mode, rest) in [("drop", "audit"), ("audit", "drop")] {
+            scene.add(&[
+                &B.to_string(),
+                "--id",
+                RULE,
+                "--mode",
+                mode,
+                "--percent",
+                "50",
+            ])?;
+            scene.add(&[&behind[..], &[rest]].concat())?;
+            let hosts = [(&pair.b, B, A, &sinks[0]), (&pair.a, A, B, &sinks[1])];
+            for (direction, (from, source, to, sink)) in hosts.into_iter().enumerate() {
+                let what = format!("hook {hook}, {mode}, direction {direction}");
+                let counted = |id| -> Result<u64> {
+                    Ok(tally::rule(&scene.daemon, id)?[direction].decided.packets)
+                };
+                let socket = udp(from, source, None)?;
+                let mut arrived = 0;
+                for _ in 0..SENT {
+                    socket.send_to(b"hello", (to, 9))?;
+                    arrived += arrivals(sink)?;
+                }
+                let dropper = if mode == "drop" { RULE } else { "behind" };
+                poll("all datagrams", PATIENCE, || {
+                    arrived += arrivals(sink).ok()?;
+                    (arrived + counted(dropper).ok()? >= SENT).then_some(())
+                })?;
+                // Each packet is decided once, by the one or the other.
+                assert_eq!(counted(RULE)? + counted("behind")?, SENT, "{what}");
+                assert_eq!(counted(dropper)? + arrived, SENT, "{what}");
+                // Nine standard deviations around a half.
+                assert!(
+                    (800..1_200).contains(&arrived),
+                    "{what}: {arrived} of {SENT}"
+                );
+            }
+            scene.del(&[RULE, "behind"])?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes what has arrived; how many datagrams that were.
+fn arrivals(sink: &std::net::UdpSocket) -> Result<u64> {
+    sink.set_nonblocking(true)?;
+    let mut count = 0;
+    loop {
+        match sink.recv(&mut [0; 64]) {
+            Ok(_) => count += 1,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(count),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 fn udp_at(host: &Namespace, address: IpAddr) -> Result<std::net::UdpSocket> {
     Ok(host.enter(|| std::net::UdpSocket::bind((address, 9)))??)
 }
