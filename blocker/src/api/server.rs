@@ -5,6 +5,7 @@ mod access;
 mod body;
 mod connections;
 mod failure;
+mod json;
 mod socket;
 
 use std::convert::Infallible;
@@ -36,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::rule::{RuleId, RuleSpec, Target};
 use access::{May, Peer, admit};
 use failure::Failure;
+use json::Sent;
 pub use socket::{ServeError, Socket, bind, take};
 
 /// Serves until `shutdown` is ready; requests under way are answered first.
@@ -140,7 +142,7 @@ pub(super) struct DeleteOptions {
 
 type Answer<T> = Result<Json<T>, Failure>;
 type Asked<T> = Result<Query<T>, QueryRejection>;
-type Sent<T> = Result<Json<T>, JsonRejection>;
+type Received<T> = Result<Sent<T>, JsonRejection>;
 
 async fn list(State(controller): State<Controller>) -> Answer<impl Serialize> {
     Ok(Json(controller.list()?))
@@ -186,11 +188,11 @@ async fn hold(
     Extension(streams): Extension<Streams>,
     headers: HeaderMap,
     options: Asked<LeaseOptions>,
-    request: Sent<LeaseRequest>,
+    request: Received<LeaseRequest>,
 ) -> Result<Response, Failure> {
     let place = streams.enter()?;
     let Query(LeaseOptions { force }) = options?;
-    let Json(LeaseRequest { rules }) = request?;
+    let Sent(LeaseRequest { rules }) = request?;
     let options = ChangeOptions {
         force,
         dry_run: false,
@@ -226,9 +228,9 @@ async fn events(
 
 async fn explain(
     State(controller): State<Controller>,
-    request: Sent<ExplainRequest>,
+    request: Received<ExplainRequest>,
 ) -> Answer<impl Serialize> {
-    let Json(request) = request?;
+    let Sent(request) = request?;
     Ok(Json(controller.explain(&request)?))
 }
 
@@ -237,10 +239,10 @@ async fn add(
     ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
     options: Asked<ChangeOptions>,
-    spec: Sent<RuleSpec>,
+    spec: Received<RuleSpec>,
 ) -> Result<impl IntoResponse, Failure> {
     let Query(options) = options?;
-    let Json(spec) = spec?;
+    let Sent(spec) = spec?;
     let mut answer = controller
         .add(spec, asking(peer, &headers, &options))
         .await?;
@@ -273,10 +275,10 @@ async fn replace(
     ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
     options: Asked<ChangeOptions>,
-    ruleset: Sent<RulesetRequest>,
+    ruleset: Received<RulesetRequest>,
 ) -> Answer<impl Serialize> {
     let Query(options) = options?;
-    let Json(RulesetRequest { rules }) = ruleset?;
+    let Sent(RulesetRequest { rules }) = ruleset?;
     Ok(Json(
         controller
             .replace(rules, asking(peer, &headers, &options))
