@@ -80,6 +80,8 @@ pub mod maps {
     pub const KNOWN: &str = "KNOWN";
     /// `RINGBUF` of [`Event`](crate::Event)s: packets that rules decided, while somebody watches.
     pub const EVENTS: &str = "EVENTS";
+    /// `PERCPU_ARRAY` of one [`Unnamed`](crate::Unnamed), private to the datapath.
+    pub const UNNAMED: &str = "UNNAMED";
     /// `PERCPU_ARRAY` of one [`Tally`](crate::Tally): what was recorded, and what was not.
     pub const TALLY: &str = "TALLY";
     /// `PERCPU_ARRAY` of one [`Tick`](crate::Tick), private to the datapath.
@@ -583,6 +585,15 @@ pub struct Index(pub [IndexEntry; BUCKETS]);
 /// A block of ranges, one value of [`maps::V4_RANGES`]. No bucket crosses a block.
 #[repr(C)]
 pub struct RangeBlock(pub [u16; WORDS_PER_BLOCK]);
+
+/// Addresses that a CPU remembers.
+pub const UNNAMED: usize = 256;
+
+/// IPv4 addresses of which a CPU has lately found that no list names them, one value of
+/// [`maps::UNNAMED`]: each in the upper half of its word (host order), and in the lower the number
+/// of the snapshot ([`Bank::generation`], cut off) of which that is true.
+#[repr(C)]
+pub struct Unnamed(pub [u64; UNNAMED]);
 
 /// Words of [`Bank::v4_named`].
 pub const V4_NAMED_WORDS: usize = 64;

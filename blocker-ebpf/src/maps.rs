@@ -10,7 +10,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use blocker_ebpf::{
     Bank, Bucket, Counters, FLOW_SETS_AT_ONCE, FLOW_WAYS, FlowHigh, FlowKey, FlowSlot,
     HookCounters, Index, InterfaceKey, KNOWN_BLOCKS, KnownBlock, LOCAL_SET_BITS, LocalKey, PortSet,
-    RangeBlock, Rule, RuleList, RuleName, State, Tally, Tick, V6Node, bucket, local_set,
+    RangeBlock, Rule, RuleList, RuleName, State, Tally, Tick, UNNAMED as UNNAMED_WORDS, Unnamed,
+    V6Node, bucket, local_set,
 };
 
 use crate::packet::Packet;
@@ -53,6 +54,8 @@ pub static FLOWS_HIGH: Array<FlowHigh> = Array::with_max_entries(FLOW_WAYS, BPF_
 pub static FLOW_LOCKS: HashMap<u32, u8> = HashMap::with_max_entries(FLOW_SETS_AT_ONCE, 0);
 #[map]
 pub static KNOWN: PerCpuArray<KnownBlock> = PerCpuArray::with_max_entries(KNOWN_BLOCKS, 0);
+#[map]
+pub static UNNAMED: PerCpuArray<Unnamed> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
@@ -162,6 +165,16 @@ pub fn active_bank() -> Option<(u32, &'static Bank)> {
             .add(bank as usize)
     };
     Some((bank, banks))
+}
+
+/// Where this CPU remembers that no list names an IPv4 address. Multiplicative hashing, Knuth, The Art
+/// of Computer Programming, 6.4.
+#[inline(always)]
+pub fn unnamed(address: u32) -> Option<*mut u64> {
+    let place = (address.wrapping_mul(0x9e37_79b1) >> 24) as usize;
+    let words = UNNAMED.get_ptr_mut(0)?.cast::<u64>();
+    // SAFETY: the mask keeps the place inside the value, which is this CPU's own.
+    Some(unsafe { words.add(place & (UNNAMED_WORDS - 1)) })
 }
 
 /// The live bank's IPv4 index.

@@ -12,6 +12,8 @@ use blocker::compile::{self, Input, Limits, RuleInput, Snapshot};
 use blocker::datapath::Settings;
 use blocker::rule::Rule;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 
 mod lab;
 mod packets;
@@ -253,6 +255,43 @@ fn the_ends_of_the_address_space_are_found() -> Result<()> {
     Bench::with(SETTINGS, |bench| {
         let hits = compare(bench, &rules, &addresses)?;
         assert!(hits > addresses.len() / 2, "{hits}");
+        Ok(())
+    })
+}
+
+/// A CPU remembers which addresses no list names, by few of their bits: never for another ruleset, nor
+/// of another address.
+#[test]
+fn what_is_remembered_of_an_address_ends_with_its_ruleset() -> Result<()> {
+    let mut dice = Dice(0x0f1e_2d3c_4b5a_6978);
+    let addresses: Vec<Ipv4Addr> = (0..600).map(|_| dice.v4()).collect();
+    let rules = [0, 1].map(|half| {
+        let targets = addresses.iter().skip(half).step_by(2);
+        let targets: Vec<String> = targets.map(Ipv4Addr::to_string).collect();
+        rule("half", &targets.join(" "), "{mode: drop}")
+    });
+    Bench::with(SETTINGS, |bench| {
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu()?)?;
+        sched_setaffinity(Pid::from_raw(0), &here)?;
+        for round in 0..4 {
+            let half = round % 2;
+            bench.enforce(&rules[half..=half], &[])?;
+            for place in 0..addresses.len() {
+                // Itself twice, and one of before that another may have taken the place of.
+                for place in [place, place, place / 2] {
+                    let address = addresses[place];
+                    let expected = if place % 2 == half {
+                        XDP_DROP
+                    } else {
+                        XDP_PASS
+                    };
+                    let frame = udp(b"").remote(address).bytes();
+                    let verdict = bench.verdict(Program::Xdp, &frame)?;
+                    ensure!(verdict == expected, "round {round}: {address}: {verdict}");
+                }
+            }
+        }
         Ok(())
     })
 }
