@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -23,6 +23,9 @@ use crate::lab::{Namespace, join, poll};
 
 /// The sender's device.
 const SENDER_DEVICE: &str = "eth0";
+
+/// So many packets of a flood arrive although the receiver did not run: twice the veth's ring, and some.
+const FEW: u64 = 1_000;
 
 /// How many there were so far.
 static WIRES: AtomicU32 = AtomicU32::new(0);
@@ -220,9 +223,22 @@ impl Floods<'_> {
         Ok(all.into_iter().map(Self::cost).collect())
     }
 
-    /// One flood, from the sender's namespace.
+    /// One flood, from the sender's namespace. The kernel takes the CPU from a thread above the ordinary
+    /// ones, too, for up to a twentieth of a second (`kernel/sched/deadline.c`, the fair server), and of
+    /// a flood that met the receiver so next to nothing arrives: it is made again.
     fn one(&self, time: Duration) -> Result<Cost> {
+        const ATTEMPTS: usize = 5;
         take(Pid::from_raw(0), 0)?;
+        for _ in 0..ATTEMPTS {
+            let cost = self.once(time)?;
+            if cost.received > FEW {
+                return Ok(cost);
+            }
+        }
+        bail!("{ATTEMPTS} times in turn no more than {FEW} packets of a flood arrived")
+    }
+
+    fn once(&self, time: Duration) -> Result<Cost> {
         let counters = || -> Result<_> {
             let wire = self.wire;
             Ok((
@@ -237,12 +253,8 @@ impl Floods<'_> {
         self.wire.settle()?;
         let after = counters()?;
         let received = after.0 - before.0;
-        ensure!(
-            received > 1_000,
-            "only {received} of {sent} packets arrived"
-        );
         let time = (after.2 - before.2) as f64;
-        let nanoseconds = time / received as f64;
+        let nanoseconds = time / received.max(1) as f64;
         Ok(Cost {
             nanoseconds,
             spread: [nanoseconds; 2],
