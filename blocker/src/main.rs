@@ -98,25 +98,8 @@ impl Level {
     }
 }
 
-/// Keeps the allocator from keeping what a long list took. By itself, glibc learns from the first large
-/// block that is given back to keep others like it, up to 32 MiB each, and holds them for good
-/// (mallopt(3), `M_MMAP_THRESHOLD`). To fault them in anew is little of what such a list costs.
-#[cfg(target_env = "gnu")]
-fn give_back_large_blocks() {
-    /// Bytes of a block that goes back as soon as nobody needs it.
-    const LARGE: libc::c_int = 1024 * 1024;
-    // SAFETY: it sets a number of the allocator's. It would refuse one of more than 32 MiB.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
-}
-
-fn main() -> ExitCode {
-    #[cfg(target_env = "gnu")]
-    give_back_large_blocks();
-    carry_out()
-}
-
 #[tokio::main]
-async fn carry_out() -> ExitCode {
+async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run {
             config,

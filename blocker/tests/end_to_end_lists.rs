@@ -1,7 +1,6 @@
 //! Target lists: from a file to packets that are dropped, by configuration and by command.
 
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -145,46 +144,4 @@ fn of_many_targets_the_answer_names_as_few_as_are_asked_for() -> Result<()> {
     assert_eq!(shown.len(), whole.len());
     assert_eq!(exact["targets_total"], Value::Null);
     Ok(())
-}
-
-/// Memory of the daemon's own, without the files that it maps, the datapath's tables among them.
-fn anonymous(scene: &Scene) -> Result<u64> {
-    let pid = scene.daemon.pid().context("the daemon runs")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-    Ok(kilobytes.context("RssAnon")?.trim().parse::<u64>()? * 1024)
-}
-
-/// What a list takes on its way into the datapath (its text, its targets twice, its tables) goes back
-/// to the kernel, as the list itself does with its rule.
-#[test]
-fn what_a_long_list_takes_is_given_back() -> Result<()> {
-    const TARGETS: u32 = 250_000;
-    /// More than its text, and than its targets: either is left behind at once, or neither.
-    const SLACK: u64 = 4 * 1024 * 1024;
-    let scene = Scene::new("")?;
-    let addresses = (0..TARGETS).map(|number| Ipv4Addr::from(0xc000_0000 + 97 * number));
-    let text: Vec<String> = addresses.map(|address| address.to_string()).collect();
-    let list = write(&scene, "long.txt", &text.join("\n"))?;
-    let list = list.to_str().context("a path that is text")?;
-    let round = || -> Result<()> {
-        scene.add(&["--from-file", list, "--id", "long"])?;
-        scene.del(&["long"])?;
-        Ok(())
-    };
-    // Whatever is made once and kept.
-    round()?;
-    let before = anonymous(&scene)?;
-    for _ in 0..4 {
-        round()?;
-    }
-    let mut after = 0;
-    poll("the memory to go back", PATIENCE, || {
-        after = anonymous(&scene).ok()?;
-        (after < before + SLACK).then_some(())
-    })
-    .with_context(|| format!("{before} bytes before, {after} after"))
 }
