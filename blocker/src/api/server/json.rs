@@ -17,19 +17,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, JsonRejection> {
         let kind = request.headers().get(CONTENT_TYPE);
-        if kind.is_none_or(|kind| kind != "application/json") {
-            let Json(sent) = Json::from_request(request, state).await?;
-            return Ok(Self(sent));
-        }
-        let (parts, body) = request.into_parts();
-        let whole = Request::from_parts(parts.clone(), body);
-        let bytes = Bytes::from_request(whole, state).await?;
-        let text = str::from_utf8(&bytes).ok();
-        if let Some(sent) = text.and_then(|text| serde_json::from_str(text).ok()) {
-            return Ok(Self(sent));
-        }
-        let again = Request::from_parts(parts, Body::from(bytes));
-        let Json(sent) = Json::from_request(again, state).await?;
+        let request = if kind.is_some_and(|kind| kind == "application/json") {
+            let (parts, body) = request.into_parts();
+            let whole = Request::from_parts(parts.clone(), body);
+            let bytes = Bytes::from_request(whole, state).await?;
+            let text = str::from_utf8(&bytes).ok();
+            if let Some(sent) = text.and_then(|text| serde_json::from_str(text).ok()) {
+                return Ok(Self(sent));
+            }
+            Request::from_parts(parts, Body::from(bytes))
+        } else {
+            request
+        };
+        let Json(sent) = Json::from_request(request, state).await?;
         Ok(Self(sent))
     }
 }
