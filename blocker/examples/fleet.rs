@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use blocker::api::types::{Account, FleetState};
 use blocker::config::Config;
 use blocker::controller::Replaced;
 use blocker::fleet::board::Board;
@@ -18,6 +17,7 @@ use blocker::fleet::link::Link;
 use blocker::fleet::source::{Follower, Host};
 use blocker::fleet::value::{VERSION, Value};
 use blocker::rule::{RuleId, RuleSpec};
+use blocker::wire::{Account, FleetState};
 use clap::Parser;
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{Signal, kill};

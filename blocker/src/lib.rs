@@ -10,6 +10,7 @@
 //! | [`rule`] | what a rule is, text both ways | know other rules or the host |
 //! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |
+//! | [`wire`] | what travels: requests, answers and reports | decide or act |
 //! | [`yaml`] | errors of YAML files: place, words, lines around | know what a file may say |
 //! | [`runbook`] | the form of experiments for `blockctl run` | carry them out |
 //! | [`feeds`] | where lists and decisions come from, and when | put them in force |
@@ -47,4 +48,5 @@ pub mod safety;
 pub mod service;
 pub mod state;
 pub mod teardown;
+pub mod wire;
 pub mod yaml;

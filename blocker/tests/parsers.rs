@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use blocker::api::types::{ExplainRequest, LeaseRequest, RulesetRequest};
 use blocker::config::Config;
 use blocker::lists::{Invalid, List};
 use blocker::rule::{Defaults, RuleSpec};
 use blocker::state::{FILE, Store};
+use blocker::wire::{ExplainRequest, LeaseRequest, RulesetRequest};
 use jiff::Timestamp;
 use proptest::collection::vec;
 use proptest::prelude::*;

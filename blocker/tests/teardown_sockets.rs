@@ -7,10 +7,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use blocker::api::types::{Account, LiveFlow};
 use blocker::config::Namespaces;
 use blocker::rule::Rule;
 use blocker::teardown::{Evidence, Listing, Settings, kill, list};
+use blocker::wire::{Account, LiveFlow};
 use blocker_ebpf::FlowKey;
 use nix::errno::Errno;
 

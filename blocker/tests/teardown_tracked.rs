@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use blocker::api::types::Account;
 use blocker::rule::Rule;
 use blocker::teardown::{Evidence, kill, list};
+use blocker::wire::Account;
 use blocker_ebpf::kill as bits;
 
 mod lab;

@@ -36,12 +36,12 @@ use tokio::net::UnixStream;
 
 pub use self::error::{Absence, ClientError};
 pub use self::streams::{EventStream, Lease};
-use super::types::{
+use crate::rule::{RuleId, RuleSpec, Target};
+use crate::wire::{
     AddResponse, BODY_LIMIT, ConfirmResponse, DeleteResponse, EventsRequest, ExplainRequest,
     ExplainResponse, FlowsRequest, FlowsResponse, LeaseRequest, ListResponse, RETURN_MINIMAL,
     RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
 };
-use crate::rule::{RuleId, RuleSpec, Target};
 
 /// How long a request may take, all in all. A teardown of ten thousands of flows takes seconds;
 /// what takes longer than this has hung.

@@ -1,8 +1,7 @@
 //! The control API: HTTP/1.1 and JSON over a Unix socket, versioned under `/v1`.
 //!
-//! [`types`] is what travels, [`server`] answers, [`client`] asks, [`openapi`] describes.
+//! [`crate::wire`] is what travels, [`server`] answers, [`client`] asks, [`openapi`] describes.
 
 pub mod client;
 pub mod openapi;
 pub mod server;
-pub mod types;

@@ -1,6 +1,6 @@
 //! `GET /openapi.json`: the control API as OpenAPI 3.1 (<https://spec.openapis.org/oas/v3.1.0>).
 //!
-//! What travels is described where it is defined: the schemas are those of [`super::types`] and of the
+//! What travels is described where it is defined: the schemas are those of [`crate::wire`] and of the
 //! requests' options. Here is only which operation takes and gives which of them. A test holds this
 //! against the server's routes.
 
@@ -11,13 +11,13 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::server::{ChangeOptions, DeleteOptions, LeaseOptions};
-use super::types::{
+use crate::rule::RuleId;
+use crate::wire::{
     AddRequest, AddResponse, ConfirmResponse, DeleteResponse, EventsRequest, ExplainRequest,
     ExplainResponse, FEW_TARGETS, FlowsRequest, FlowsResponse, LeaseLine, LeaseRequest,
     ListResponse, Problem, RETURN_MINIMAL, RuleView, RulesetRequest, RulesetResponse,
     SSH_CONNECTION_HEADER, Stats, Status, event::Event,
 };
-use crate::rule::RuleId;
 
 /// The document. It is the same for the process's life.
 #[must_use]

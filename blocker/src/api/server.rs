@@ -27,14 +27,14 @@ use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::openapi;
-use super::types::{
-    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, LeaseRequest, RETURN_MINIMAL,
-    RulesetRequest, SSH_CONNECTION_HEADER,
-};
 use crate::config::Control;
 use crate::controller::{Asking, Controller, Error, Who, beside};
 use crate::metrics::Metrics;
 use crate::rule::{RuleId, RuleSpec, Target};
+use crate::wire::{
+    BODY_LIMIT, Code, EventsRequest, ExplainRequest, FlowsRequest, LeaseRequest, RETURN_MINIMAL,
+    RulesetRequest, SSH_CONNECTION_HEADER,
+};
 use access::{May, Peer, admit};
 use failure::Failure;
 use json::Sent;

@@ -12,9 +12,9 @@ use tokio::sync::oneshot;
 use super::lift::Change;
 use super::requests::{facts, finished};
 use super::{Asking, Controller, Error, Who, lock, status};
-use crate::api::types::{Account, AddResponse, Carved};
 use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
 use crate::safety;
+use crate::wire::{Account, AddResponse, Carved};
 
 /// A rule that waits to be added, and who waits for it.
 pub(super) struct Waiting {

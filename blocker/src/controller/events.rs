@@ -15,14 +15,14 @@ use tokio::sync::{Notify, broadcast};
 
 use super::names::{is_in, is_protocol};
 use super::{Controller, Observer, Who, journal, lock};
-use crate::api::types::event::{
-    DeviceChange, DeviceFate, Event, EventKind, Killed, Lost, LostAt, Reloaded, RuleChange,
-    RuleFate, What,
-};
-use crate::api::types::{Account, EventsRequest};
 use crate::datapath::attach::{Attached, hook_name};
 use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::Diff;
+use crate::wire::event::{
+    DeviceChange, DeviceFate, Event, EventKind, Killed, Lost, LostAt, Reloaded, RuleChange,
+    RuleFate, What,
+};
+use crate::wire::{Account, EventsRequest};
 
 /// Events that wait for the slowest watcher: more than the datapath's ring buffer holds, so that
 /// what is read from it at once is no reason to lose some.

@@ -10,15 +10,13 @@ use blocker_ebpf::{Hook, flag};
 
 use super::live::{Live, boot_time};
 use super::{Controller, Error};
-use crate::api::types::{
-    ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule,
-};
 use crate::compile::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
 use crate::datapath::attach::{Attached, hook_name};
 use crate::rule::{
     Direction, Mode, Ports, Protocol, Rule, RuleError, RuleId, Target, interface_matches,
 };
 use crate::ruleset::Entry;
+use crate::wire::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use super::lift::Change;
 use super::requests::facts;
 use super::{Asking, Controller, Error, lock};
-use crate::api::types::FeedStatus;
 use crate::config::feeds::{Feed, FeedName};
 use crate::feeds::account::Account;
 use crate::feeds::content::{Made, With};
@@ -25,6 +24,7 @@ use crate::feeds::kept::{self, Kept};
 use crate::feeds::{FeedError, beside};
 use crate::rule::{Owner, Rule};
 use crate::ruleset::{self, Diff};
+use crate::wire::FeedStatus;
 pub(super) use held::{Held, take_up};
 use replace::{replace, tell};
 

@@ -7,7 +7,7 @@ use blocker_ebpf::{FlowId, FlowRecord};
 
 use super::names::{self, Clock};
 use super::{Controller, Error, beside};
-use crate::api::types::{FlowOrder, FlowView, FlowsRequest, FlowsResponse};
+use crate::wire::{FlowOrder, FlowView, FlowsRequest, FlowsResponse};
 
 type Flow = (FlowId, FlowRecord);
 

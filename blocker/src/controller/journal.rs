@@ -2,10 +2,10 @@
 //! line a rule, so that whatever became of a rule is found by its id.
 
 use super::Who;
-use crate::api::types::{Account, Left};
 use crate::datapath::attach::{Attached, hook_name};
 use crate::rule::{Rule, RuleId};
 use crate::ruleset::Diff;
+use crate::wire::{Account, Left};
 
 /// A line on a rule.
 macro_rules! tell {

@@ -16,9 +16,9 @@ use super::lift::Change;
 use super::live::Wanted;
 use super::requests::{Keep, finished};
 use super::{Asking, Controller, Error, Who, status};
-use crate::api::types::{Carved, Held, LeaseLine};
 use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec};
 use crate::ruleset::RulesetError;
+use crate::wire::{Carved, Held, LeaseLine};
 
 /// How far away the deadline of a lease's rules is at most.
 const TERM: SignedDuration = SignedDuration::from_secs(30);

@@ -17,10 +17,10 @@ use super::events::rule_change;
 use super::live::{Wanted, boot_time};
 use super::requests::Keep;
 use super::{Asking, Controller, Error, journal, kept, lock, status};
-use crate::api::types::event::{RuleChange, RuleFate};
-use crate::api::types::{Account, DeleteResponse};
 use crate::rule::{Established, Mode, Owner, Rule, RuleId};
 use crate::teardown::{self, Listing};
+use crate::wire::event::{RuleChange, RuleFate};
+use crate::wire::{Account, DeleteResponse};
 
 impl Controller {
     /// Kills the established flows of those rules that do so, and gives the account.

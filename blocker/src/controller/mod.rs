@@ -31,7 +31,6 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 
-use crate::api::types::{Reload, TeardownTotals};
 use crate::config::{Config, OnStop};
 use crate::datapath::devices;
 use crate::fleet::board::Board;
@@ -39,6 +38,7 @@ use crate::rule::{Owner, Rule};
 use crate::ruleset;
 use crate::state::{Store, Stored};
 use crate::teardown::{self, Evidence, Progress};
+use crate::wire::{Reload, TeardownTotals};
 use events::Events;
 use live::{Live, Wanted};
 use names::{Names, Wall};

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 
 use super::live::{Live, boot_time};
 use super::{Controller, lock};
-use crate::api::types::Decision;
 use crate::datapath::attach::hook_name;
 use crate::rule::{Direction, Protocol, RuleId, Target};
+use crate::wire::Decision;
 
 /// How many names are kept. Past it those of rules that are gone are forgotten.
 const NAMES: usize = 2 * blocker_ebpf::MAX_RULES as usize;

@@ -13,13 +13,13 @@ use tokio::task::JoinHandle;
 use super::live::Wanted;
 use super::requests::{facts, finished};
 use super::{Asking, Controller, Error, Who, journal, status};
-use crate::api::types::{Account, AddResponse};
 use crate::config::{Config, Fleet};
 use crate::fleet::board::Board;
 use crate::fleet::held;
 use crate::rule::{Owner, Rule, RuleId, RuleSpec};
 use crate::ruleset;
 use crate::safety::{self, HostFacts};
+use crate::wire::{Account, AddResponse};
 
 /// A rule that an owner has.
 #[derive(Debug, Clone)]

@@ -7,14 +7,12 @@ use super::events::rule_change;
 use super::lift::Change;
 use super::live::{Wanted, boot_time};
 use super::{Asking, Controller, Error, journal, status};
-use crate::api::types::event::RuleFate;
-use crate::api::types::{
-    Account, Carved, Changed, ConfirmResponse, DeleteResponse, RulesetResponse,
-};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets, Unconfirmed};
 use crate::ruleset::{self, Diff};
 use crate::safety::HostFacts;
 use crate::safety::facts::{self, Caller, Places};
+use crate::wire::event::RuleFate;
+use crate::wire::{Account, Carved, Changed, ConfirmResponse, DeleteResponse, RulesetResponse};
 
 impl Controller {
     /// Deletes a rule.

@@ -7,15 +7,15 @@ use jiff::Timestamp;
 
 use super::live::{Live, boot_time};
 use super::{Controller, Error, lock};
-use crate::api::types::{
-    Account, Counters, FleetStatus, HookStatus, InterfaceStatus, ListResponse, MapStatus,
-    RuleStats, RuleView, Stats, Status, Teardown, Usage,
-};
 use crate::compile::Fill;
 use crate::datapath::attach::{Attached, hook_name};
 use crate::datapath::{RuleCounters, Totals};
 use crate::rule::{Owner, RuleId};
 use crate::ruleset::Entry;
+use crate::wire::{
+    Account, Counters, FleetStatus, HookStatus, InterfaceStatus, ListResponse, MapStatus,
+    RuleStats, RuleView, Stats, Status, Teardown, Usage,
+};
 
 impl Controller {
     /// The rules in force, by id.

@@ -17,7 +17,6 @@ use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, Hook, Tally, mode};
 use jiff::Timestamp;
 
 use super::{Asking, Controller, Dataplane, Error, Observer};
-use crate::api::types::RuleView;
 use crate::compile::{Limits, Snapshot, Tried};
 use crate::config::Config;
 use crate::datapath::attach::Attached;
@@ -26,6 +25,7 @@ use crate::datapath::{self, HookTotals, RuleCounters};
 use crate::rule::{RuleId, RuleSpec};
 use crate::state::Store;
 use crate::teardown::Evidence;
+use crate::wire::RuleView;
 
 /// What was done to a fake datapath, and what is to fail.
 #[derive(Default)]

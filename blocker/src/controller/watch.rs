@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Controller;
 use super::names::{self, Clock};
-use crate::api::types::event::{Event, Packet, What};
+use crate::wire::event::{Event, Packet, What};
 
 /// How long events may gather before they are read: each reading costs a wake-up, and nobody sees
 /// the difference.

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use super::content::Made;
-use crate::api::types::{FeedState, FeedStatus};
 use crate::config::feeds::Feed;
+use crate::wire::{FeedState, FeedStatus};
 
 /// How a feed fares.
 #[derive(Debug, Clone, Default)]

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use crate::api::types::{FleetState, FleetStatus};
 use crate::config::Fleet;
+use crate::wire::{FleetState, FleetStatus};
 
 /// The board. Cheap to clone; all clones are one. Empty where no fleet is configured.
 #[derive(Debug, Clone, Default)]

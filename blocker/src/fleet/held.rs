@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::selector::Identity;
 use super::value::{self, Value, ValueError};
-use crate::api::types::FleetRefusal;
 use crate::config::Fleet;
 use crate::rule::{Rule, RuleId};
 use crate::state;
+use crate::wire::FleetRefusal;
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "fleet.json";

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::selector::Identity;
-use crate::api::types::{Account, FleetRefusal, TeardownTotals};
+use crate::wire::{Account, FleetRefusal, TeardownTotals};
 
 /// Version of the form of reports and answers.
 pub const VERSION: u64 = 1;

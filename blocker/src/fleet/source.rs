@@ -29,10 +29,10 @@ use super::report::{self, Answer, HostReport};
 use super::reporter::{self, Reports};
 use super::selector::Identity;
 use super::value::Value;
-use crate::api::types::{FleetRefusal, FleetState};
 use crate::config::{Fleet, OnLoss};
 use crate::controller::Replaced;
 use crate::rule::RuleSpec;
+use crate::wire::{FleetRefusal, FleetState};
 
 /// How often a sign of life is asked for while nothing happens.
 const ASK: Duration = Duration::from_secs(5);

@@ -10,8 +10,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use crate::api::types::{Counters, FeedStatus, FleetState, HookStatus, Stats, Status};
 use crate::rule::Owner;
+use crate::wire::{Counters, FeedStatus, FleetState, HookStatus, Stats, Status};
 
 /// One scrape's facts.
 #[derive(Debug)]
@@ -241,7 +241,7 @@ impl Series {
                 |counters| counters.suppressed,
             ),
         ];
-        let labels = |rule: &crate::api::types::RuleStats| {
+        let labels = |rule: &crate::wire::RuleStats| {
             vec![
                 ("rule", rule.id.to_string()),
                 ("owner", rule.owner.to_string()),

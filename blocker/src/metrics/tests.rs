@@ -4,7 +4,7 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 
 use super::*;
-use crate::api::types::{Stats, Status};
+use crate::wire::{Stats, Status};
 
 fn status() -> Status {
     serde_json::from_value(json!({

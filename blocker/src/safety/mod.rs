@@ -21,8 +21,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::api::types::Carved;
 use crate::rule::{Mode, Rule, Target};
+use crate::wire::Carved;
 use cover::{Disjoint, Sorted, around};
 
 /// What is known of the host and the caller.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use blocker_ebpf::FlowKey;
 
-use crate::api::types::LiveFlow;
+use crate::wire::LiveFlow;
 
 /// One 5-tuple as a rule sees it. IPv4 addresses are plain, never v4-mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

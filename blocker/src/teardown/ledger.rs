@@ -11,7 +11,7 @@ use blocker_ebpf::{FlowKey, kill};
 use super::flow::{State, TCP, Tuple};
 use super::segment::Probe;
 use super::tracked::{Connection, View};
-use crate::api::types::Left;
+use crate::wire::Left;
 
 /// What is known of a flow's local end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

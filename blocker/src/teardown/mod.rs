@@ -49,10 +49,10 @@ use std::io;
 use blocker_ebpf::FlowKey;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
-use crate::api::types::{Account, LiveFlow};
 use crate::config::Namespaces;
 use crate::netlink::Conversation;
 use crate::rule::Rule;
+use crate::wire::{Account, LiveFlow};
 use flow::Tuple;
 use prefixes::Prefixes;
 

@@ -19,9 +19,9 @@ use super::sockets::{self, HostSocket};
 use super::survey::{self, Place, note_once};
 use super::tracked::{Connection, View};
 use super::{Evidence, Listing, Progress, Settings, owners};
-use crate::api::types::{Account, LiveFlow};
 use crate::netlink::Conversation;
 use crate::rule::Rule;
+use crate::wire::{Account, LiveFlow};
 
 /// How long the first look waits for the kernel's own RSTs: they pass the datapath within the
 /// system call that destroys the socket, or a softirq later where they come from a container.

@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::TIMEOUT;
-use crate::api::types::BODY_LIMIT;
-use crate::api::types::Problem;
+use crate::wire::BODY_LIMIT;
+use crate::wire::Problem;
 
 /// Why nobody could be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 use super::{Answer, Client, ClientError};
-use crate::api::types::event::Event;
-use crate::api::types::{Held, LeaseLine};
+use crate::wire::event::Event;
+use crate::wire::{Held, LeaseLine};
 
 /// Lines of JSON, as they come.
 struct Lines {

@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 use super::EXPLAIN;
 use super::failure::Failure;
 use super::socket::find_group;
-use crate::api::types::{Code, Problem};
 use crate::config::{Control, ReadAccess};
+use crate::wire::{Code, Problem};
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy)]

@@ -7,9 +7,9 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::api::types::{Code, Problem};
 use crate::controller::Error;
 use crate::ruleset::RulesetError;
+use crate::wire::{Code, Problem};
 
 /// A request that failed, as the caller gets it.
 #[derive(Debug)]

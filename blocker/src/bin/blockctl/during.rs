@@ -7,8 +7,8 @@ use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::Duration;
 
 use blocker::api::client::{Change, Client, Lease};
-use blocker::api::types::LeaseRequest;
 use blocker::rule::{RuleId, RuleSpec};
+use blocker::wire::LeaseRequest;
 
 use crate::args::{DuringArgs, Global, Output};
 use crate::evidence::ReportFile;

@@ -4,8 +4,8 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use blocker::api::types::{Account, Counters, FlowsResponse, LiveFlow, Status};
 use blocker::rule::{Mode, Rule, RuleId};
+use blocker::wire::{Account, Counters, FlowsResponse, LiveFlow, Status};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 

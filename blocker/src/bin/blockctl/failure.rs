@@ -1,9 +1,9 @@
 //! Why a command did not do what it was asked: the text for people, the exit code for scripts.
 
 use blocker::api::client::{Absence, ClientError};
-use blocker::api::types::Code;
 use blocker::rule::RuleId;
 use blocker::runbook::RunbookError;
+use blocker::wire::Code;
 
 use crate::input::Flaws;
 use crate::render::printable;

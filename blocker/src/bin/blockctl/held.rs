@@ -1,8 +1,8 @@
 //! Rules under a lease: what becomes of them, and what they did.
 
 use blocker::api::client::{Client, ClientError, Lease};
-use blocker::api::types::{Account, Code, DeleteResponse, FlowOrder, FlowsRequest, FlowsResponse};
 use blocker::rule::RuleId;
+use blocker::wire::{Account, Code, DeleteResponse, FlowOrder, FlowsRequest, FlowsResponse};
 
 /// How many flows a report names.
 const FLOWS: u32 = 10_000;

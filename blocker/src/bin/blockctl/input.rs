@@ -11,9 +11,9 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use blocker::api::types::{EventsRequest, ExplainRequest, FlowOrder, FlowsRequest, RulesetRequest};
 use blocker::lists::{Invalid, List};
 use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
+use blocker::wire::{EventsRequest, ExplainRequest, FlowOrder, FlowsRequest, RulesetRequest};
 use jiff::{SignedDuration, Timestamp};
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 

@@ -8,8 +8,8 @@
 use std::collections::BTreeSet;
 
 use blocker::api::client::{Client, ClientError};
-use blocker::api::types::{Account, Code, DeleteResponse};
 use blocker::rule::{RuleId, Target};
+use blocker::wire::{Account, Code, DeleteResponse};
 
 use crate::failure::Failure;
 use crate::input::Named;

@@ -44,10 +44,10 @@ mod watch;
 use std::process::ExitCode;
 
 use blocker::api::client::{Change, Client};
-use blocker::api::types::Account;
 use blocker::lists::List;
 use blocker::manual;
 use blocker::runbook;
+use blocker::wire::Account;
 use clap::{CommandFactory as _, Parser as _};
 use jiff::Timestamp;
 use serde::Serialize;

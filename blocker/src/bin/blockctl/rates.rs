@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use blocker::api::types::{Counters, HookStatus, RuleStats, Stats};
+use blocker::wire::{Counters, HookStatus, RuleStats, Stats};
 use jiff::Timestamp;
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blocker::api::client::{Client, ClientError, EventStream};
-use blocker::api::types::EventsRequest;
+use blocker::wire::EventsRequest;
 
 use crate::args::{Global, Output};
 use crate::failure::Failure;

@@ -1,9 +1,9 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::types::Decision;
-use crate::api::types::event::Packet;
 use crate::rule::Direction;
+use crate::wire::Decision;
+use crate::wire::event::Packet;
 
 /// Nobody's flows and events.
 struct Nothing(Mutex<bool>);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use blocker::api::types::{
+use blocker::wire::{
     Account, Carved, DeleteResponse, FlowsResponse, Held, LiveFlow, RuleView, Status,
 };
 use jiff::Timestamp;

@@ -16,13 +16,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use blocker::api::types::FleetRefusal;
 use blocker::config::{Config, Fleet};
 use blocker::fleet::client::{At, FleetClient, FleetError, News, Stored};
 use blocker::fleet::report::{Answer, HostReport};
 use blocker::fleet::selector::Selector;
 use blocker::fleet::value::{VERSION, Value};
 use blocker::rule::{Mode, RuleId};
+use blocker::wire::FleetRefusal;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};

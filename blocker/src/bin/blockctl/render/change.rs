@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use blocker::api::types::{
+use blocker::rule::{Direction, Mode, Rule, RuleId, RuleSpec, Target};
+use blocker::wire::{
     Account, AddResponse, Carved, Changed, ConfirmResponse, DeleteResponse, LiveFlow,
     RulesetResponse,
 };
-use blocker::rule::{Direction, Mode, Rule, RuleId, RuleSpec, Target};
 use serde_json::Value;
 
 use super::View;

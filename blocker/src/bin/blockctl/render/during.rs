@@ -1,7 +1,7 @@
 //! What `during` says: of the block as it begins, as it holds, and when it is over.
 
-use blocker::api::types::{Account, Counters, Held};
 use blocker::rule::Rule;
+use blocker::wire::{Account, Counters, Held};
 use jiff::Timestamp;
 
 use super::View;

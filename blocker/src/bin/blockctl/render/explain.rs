@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{ExplainResponse, Explanation, Fate, Outcome, TriedRule};
 use blocker::rule::Mode;
+use blocker::wire::{ExplainResponse, Explanation, Fate, Outcome, TriedRule};
 use clap::builder::styling::Style;
 
 use super::View;

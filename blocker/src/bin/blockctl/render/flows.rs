@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{Decision, FlowView, FlowsResponse};
+use blocker::wire::{Decision, FlowView, FlowsResponse};
 use comfy_table::Color;
 use jiff::Timestamp;
 

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{ListResponse, RuleView};
 use blocker::rule::{Mode, Rule, Target};
+use blocker::wire::{ListResponse, RuleView};
 use comfy_table::Color;
 use indicatif::HumanCount;
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::{
+use blocker::wire::{
     FeedStatus, FleetState, FleetStatus, InterfaceStatus, MapStatus, Status, Usage,
 };
 use comfy_table::Color;

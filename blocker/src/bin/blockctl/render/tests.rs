@@ -1,9 +1,9 @@
 //! What people see, at the width of a small and of a large terminal.
 
-use blocker::api::types::{
+use blocker::rule::RuleSpec;
+use blocker::wire::{
     Account, AddResponse, DeleteResponse, Left, ListResponse, RuleView, RulesetResponse, Status,
 };
-use blocker::rule::RuleSpec;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use blocker::api::types::Decision;
-use blocker::api::types::event::{
+use blocker::rule::{Direction, RuleId};
+use blocker::wire::Decision;
+use blocker::wire::event::{
     DeviceChange, DeviceFate, Event, Killed, Lost, LostAt, Packet, RuleChange, RuleFate, What,
 };
-use blocker::rule::{Direction, RuleId};
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::HumanCount;
 use jiff::Timestamp;

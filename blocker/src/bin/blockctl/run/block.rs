@@ -1,8 +1,8 @@
 //! A block, from its beginning to its lift, and what is told of it in the report.
 
 use blocker::api::client::{Change, Client, Lease};
-use blocker::api::types::{Account, Carved, Held, LeaseRequest};
 use blocker::rule::{RuleId, RuleSpec};
+use blocker::wire::{Account, Carved, Held, LeaseRequest};
 use jiff::Timestamp;
 use serde::Serialize;
 

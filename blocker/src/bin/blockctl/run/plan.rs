@@ -1,9 +1,9 @@
 //! What a run would do: its steps, and what the daemon says of its blocks. Changes nothing.
 
 use blocker::api::client::{Change, Client, ClientError};
-use blocker::api::types::{AddResponse, Code, Problem};
 use blocker::rule::RuleSpec;
 use blocker::runbook::{Action, Check, Lift, Runbook, Step};
+use blocker::wire::{AddResponse, Code, Problem};
 use serde::Serialize;
 
 use crate::args::{Global, Output};

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use blocker::api::types::Status;
 use blocker::rule::RuleId;
 use blocker::runbook::{Action, Runbook};
+use blocker::wire::Status;
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde::Serialize;

@@ -14,7 +14,7 @@ use std::io::{IsTerminal as _, stdin, stdout};
 use std::time::Duration;
 
 use blocker::api::client::{Client, ClientError};
-use blocker::api::types::{FlowOrder, FlowView, FlowsRequest, Stats};
+use blocker::wire::{FlowOrder, FlowView, FlowsRequest, Stats};
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::DefaultTerminal;
 use tokio::signal::unix::{SignalKind, signal};

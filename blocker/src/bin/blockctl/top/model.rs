@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use blocker::api::types::{FlowView, Stats};
+use blocker::wire::{FlowView, Stats};
 
 use crate::rates::{self, Rates, RuleRates};
 

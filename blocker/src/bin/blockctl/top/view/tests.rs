@@ -1,4 +1,4 @@
-use blocker::api::types::{FlowView, Stats};
+use blocker::wire::{FlowView, Stats};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;

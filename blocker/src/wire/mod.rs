@@ -1,4 +1,4 @@
-//! What travels over the control API. Field names are a contract: scripts rely on them.
+//! What travels: requests, answers, events and reports, over the control API and the fleet. Field names are a contract: scripts rely on them.
 
 mod commas;
 pub mod event;
