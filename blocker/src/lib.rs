@@ -1,4 +1,4 @@
-//! blocker cuts a host off from a peer, and is sure of it.
+//! blocker blocks peers on a Linux host with eBPF and closes established connections at both ends.
 //!
 //! The way of a change: YAML, flags or HTTP become a [`rule`], rules make a [`ruleset`], which
 //! [`compile`] turns into a snapshot, which [`datapath`] writes into the idle bank and makes live

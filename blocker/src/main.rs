@@ -23,7 +23,7 @@ use futures_util::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-/// Cuts this host off from a peer, and is sure of it.
+/// Blocks peers on this host with eBPF, and closes established connections at both ends.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Cli {
