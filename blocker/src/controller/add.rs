@@ -1,29 +1,30 @@
 //! Rules added, one by one for those who ask, many at once for the datapath.
 //!
-//! A change costs what its ruleset costs, whatever it changes: everything is compiled, kept and
-//! switched to as a whole. So rules that are asked for while another change is under way wait, and
-//! whoever is the next writer adds them all in one change. Each caller gets its own answer; where a
-//! rule does not fit, those beside it are not held back.
+//! The cost of a change depends on the size of the ruleset, not of the change: everything is
+//! compiled, saved and switched to as a whole. So rules that are asked for during another change
+//! wait, and the next writer adds them all in one change. Each caller gets its own answer, and a
+//! rule that does not fit fails alone.
 
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::lift::Change;
+use super::change::Change;
 use super::requests::{facts, finished};
+use super::writer::Writer;
 use super::{Asking, Controller, Error, Who, lock, status};
 use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
 use crate::safety;
 use crate::wire::{Account, AddResponse, Carved};
 
-/// A rule that waits to be added, and who waits for it.
+/// A rule that waits to be added, and where its answer goes.
 pub(super) struct Waiting {
     spec: RuleSpec,
     asking: Asking,
     answer: oneshot::Sender<Result<AddResponse, Error>>,
 }
 
-/// A rule as it is asked for, every default explicit and nothing in it that is refused.
+/// A rule as it is asked for: every default explicit, and past the safety checks.
 pub(super) struct Asked {
     pub(super) rule: Rule,
     /// Whether its id was given, not made up.
@@ -56,23 +57,21 @@ impl Controller {
             asking,
             answer,
         });
-        // Whoever is answered is done: the turn that was waited for is left to those behind.
         tokio::spawn(async move {
-            let writer = this.0.writer.lock().await;
+            let mut writer = this.writer().await;
             let batch = std::mem::take(&mut *lock(&this.0.waiting));
             if batch.is_empty() {
+                // Another call's turn has added this rule.
                 return;
             }
-            // On a thread that may be held up: those that serve requests must go on reading them,
-            // else nobody joins those who wait. Only the writer takes one.
-            let (runtime, at_work) = (Handle::current(), this.clone());
-            let work = move || runtime.block_on(at_work.add_batch(batch));
+            // On a thread that may block: the threads that serve requests must go on reading them,
+            // else no rule could join the next batch. At most one such thread is in use, as it has
+            // the writer.
+            let runtime = Handle::current();
+            let work = move || runtime.block_on(writer.add_batch(batch));
             match tokio::task::spawn_blocking(work).await {
-                Ok(added) => {
-                    drop(writer);
-                    this.finish(added);
-                }
-                // Those who wait are told by what is left of their channels.
+                Ok(added) => this.finish(added),
+                // The callers see that their channels are closed.
                 Err(error) => tracing::error!("rules could not be added: {error}"),
             }
         });
@@ -83,7 +82,7 @@ impl Controller {
 
     /// Says what adding a rule would do.
     async fn try_out(&self, spec: RuleSpec, asking: &Asking) -> Result<AddResponse, Error> {
-        let _writer = self.0.writer.lock().await;
+        let _writer = self.writer().await;
         let now = Timestamp::now();
         let Asked {
             rule,
@@ -132,8 +131,8 @@ impl Controller {
         reviewed.collect()
     }
 
-    /// Makes every default of a rule explicit, and refuses what the caller may not want. What that
-    /// takes to know is found out once.
+    /// Makes every default of a rule explicit, and refuses what the caller may not want. The facts
+    /// about the host are gathered once for all rules.
     fn reviewer<'a>(
         &'a self,
         asking: &'a Asking,
@@ -168,7 +167,7 @@ impl Controller {
         if rule.unconfirmed.is_some() {
             return Err(Error::InForce { id: old.id });
         }
-        // Whoever asks for it again has confirmed it.
+        // To ask for a rule again confirms it.
         let rule = Rule {
             expires: rule.expires,
             unconfirmed: None,
@@ -178,9 +177,34 @@ impl Controller {
         Ok((rule, false))
     }
 
-    /// Adds rules. Gives those that are in force, and what was killed on the way; the others'
-    /// callers have their answer. The writer's lock is held.
-    async fn add_batch(&self, batch: Vec<Waiting>) -> Vec<(Ready, Account)> {
+    /// Kills the flows of rules that are in force and answers their callers.
+    fn finish(&self, added: Vec<(Ready, Account)>) {
+        for (ready, account) in added {
+            let this = self.clone();
+            // A caller waits for the end of its own flows only.
+            tokio::spawn(async move {
+                let resets = if ready.rule.mode == Mode::Reset {
+                    this.kill_resets(vec![ready.rule.clone()]).await
+                } else {
+                    Account::default()
+                };
+                let _gone = ready.answer.send(Ok(AddResponse {
+                    rule: ready.rule,
+                    targets_total: None,
+                    created: ready.created,
+                    carved: ready.carved,
+                    teardown: status::sum(account, resets),
+                    would_kill: None,
+                }));
+            });
+        }
+    }
+}
+
+impl Writer {
+    /// Adds rules. Returns those that are in force, and what was killed on the way; the callers of
+    /// the others have their answer.
+    async fn add_batch(&mut self, batch: Vec<Waiting>) -> Vec<(Ready, Account)> {
         self.lift_due().await;
         let now = Timestamp::now();
         let mut together: Vec<Ready> = Vec::new();
@@ -202,8 +226,8 @@ impl Controller {
                     continue;
                 }
             };
-            // One that does what another of the batch does, or is called so, must find it in force;
-            // of one that kills before it drops, the account is its own.
+            // A rule that equals another of the batch in effect or id must find that one in force.
+            // A rule that kills before it drops is added alone, so that the account is its own.
             let alone = rule.kills() && rule.mode != Mode::Reset;
             let twin = |other: &Ready| other.rule.id == rule.id || other.rule.same_effect(&rule);
             if alone || together.iter().any(twin) {
@@ -229,32 +253,9 @@ impl Controller {
         killed
     }
 
-    /// Kills the flows of rules that are in force and answers whoever waits for them.
-    fn finish(&self, added: Vec<(Ready, Account)>) {
-        for (ready, account) in added {
-            let this = self.clone();
-            // Callers wait for their own flows' end, not for each other's.
-            tokio::spawn(async move {
-                let resets = if ready.rule.mode == Mode::Reset {
-                    this.kill_resets(vec![ready.rule.clone()]).await
-                } else {
-                    Account::default()
-                };
-                let _gone = ready.answer.send(Ok(AddResponse {
-                    rule: ready.rule,
-                    targets_total: None,
-                    created: ready.created,
-                    carved: ready.carved,
-                    teardown: status::sum(account, resets),
-                    would_kill: None,
-                }));
-            });
-        }
-    }
-
-    /// Adds rules in one change; if they do not fit together, one by one. Gives those that are in
-    /// force, and what was killed on the way; the others' callers have their answer.
-    async fn add_together(&self, rules: Vec<Ready>, now: Timestamp) -> Vec<(Ready, Account)> {
+    /// Adds rules in one change; if they do not fit together, one by one. Returns as
+    /// [`add_batch`](Self::add_batch).
+    async fn add_together(&mut self, rules: Vec<Ready>, now: Timestamp) -> Vec<(Ready, Account)> {
         if rules.len() > 1
             && let Ok(account) = self.enforce(&rules, now).await
         {
@@ -274,7 +275,7 @@ impl Controller {
     }
 
     /// Puts rules in force, each in place of the one of its id, as one change.
-    async fn enforce(&self, rules: &[Ready], now: Timestamp) -> Result<Account, Error> {
+    async fn enforce(&mut self, rules: &[Ready], now: Timestamp) -> Result<Account, Error> {
         let wanted = self.with(rules.iter().map(|ready| &ready.rule), now);
         let change = Change {
             starting: rules.iter().map(|ready| ready.rule.clone()).collect(),

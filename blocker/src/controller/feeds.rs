@@ -14,8 +14,9 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::lift::Change;
+use super::change::Change;
 use super::requests::facts;
+use super::writer::Writer;
 use super::{Asking, Controller, Error, lock};
 use crate::config::feeds::{Feed, FeedName};
 use crate::feeds::account::Account;
@@ -110,11 +111,11 @@ impl Controller {
     }
 
     async fn put_feed_now(&self, feed: &Feed, kept: Kept) -> Result<bool, FeedError> {
-        let writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         if self.0.events.is_closed() || lock(&self.0.feeds).find(feed).is_none() {
             return Ok(false);
         }
-        self.lift_due().await;
+        writer.lift_due().await;
         let now = Timestamp::now();
         let facts = facts(&Asking::default());
         let made = {
@@ -131,7 +132,7 @@ impl Controller {
             Made::of(feed, &kept.content, &with)?
         };
         let owner = feed.name.owner();
-        let starting = self.replace_feed(&owner, made.rules.clone(), now).await;
+        let starting = writer.replace_feed(&owner, made.rules.clone(), now).await;
         let starting = starting.map_err(Box::new)?;
         {
             let mut feeds = lock(&self.0.feeds);
@@ -144,27 +145,6 @@ impl Controller {
         drop(writer);
         self.kill_resets(starting).await;
         Ok(true)
-    }
-
-    /// Makes these rules all of a feed's; gives those whose flows are yet to be killed. The writer's
-    /// lock is held.
-    async fn replace_feed(
-        &self,
-        owner: &Owner,
-        rules: Vec<Rule>,
-        now: Timestamp,
-    ) -> Result<Vec<Rule>, Error> {
-        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
-        if diff.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut change = Change::to(self.live().wanted());
-        replace(&mut change, &diff, rules, owner, now);
-        let starting = change.starting.clone();
-        self.change(change, now).await?;
-        self.0.events.replaced(&diff, owner, None);
-        tell(owner, &diff);
-        Ok(starting)
     }
 
     /// Puts the feeds of a new configuration into a change; gives what differs, by owner. Those that
@@ -200,10 +180,33 @@ impl Controller {
     pub(super) fn held_feeds(&self) -> Vec<Held> {
         lock(&self.0.feeds).held.clone()
     }
+}
+
+impl Writer {
+    /// Makes these rules all of a feed's. Returns those whose flows are
+    /// yet to be killed.
+    async fn replace_feed(
+        &mut self,
+        owner: &Owner,
+        rules: Vec<Rule>,
+        now: Timestamp,
+    ) -> Result<Vec<Rule>, Error> {
+        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
+        if diff.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut change = Change::to(self.live().wanted());
+        replace(&mut change, &diff, rules, owner, now);
+        let starting = change.starting.clone();
+        self.change(change, now).await?;
+        self.0.events.replaced(&diff, owner, None);
+        tell(owner, &diff);
+        Ok(starting)
+    }
 
     /// Takes note of feeds whose rules are in force, keeps what is yet to be kept, and tells those
     /// who follow them.
-    pub(super) fn settle_feeds(&self, mut held: Vec<Held>, diffs: &[(Owner, Diff)]) {
+    pub(super) fn settle_feeds(&mut self, mut held: Vec<Held>, diffs: &[(Owner, Diff)]) {
         let state_dir = self.state_dir();
         for held in &mut held {
             // It is in force, and in the content.

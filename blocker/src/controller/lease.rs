@@ -1,9 +1,10 @@
-//! Leases: rules that hold as long as whoever asked for them is there.
+//! Leases: rules that are in force as long as the client that asked for them stays connected.
 //!
-//! The connection is the lease: when it closes, by a client that is done or by one that died, the
-//! rules are lifted. Should the daemon die, the datapath ends them: their deadline is never further
-//! away than [`TERM`], and only a daemon that lives, with a client that is there, moves it.
+//! The connection is the lease: when it closes, because the client is done or died, the rules are
+//! lifted. If the daemon dies, the datapath ends them: their deadline is at most [`TERM`] away, and
+//! only a running daemon with a connected client moves it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +13,10 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::lift::Change;
+use super::change::Change;
 use super::live::Wanted;
 use super::requests::{Keep, finished};
+use super::writer::Writer;
 use super::{Asking, Controller, Error, Who, status};
 use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec};
 use crate::ruleset::RulesetError;
@@ -29,7 +31,10 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often the client is told so.
 const TELL: Duration = Duration::from_secs(1);
 
-/// Rules that are held until this is dropped.
+/// A lease's rules, and the deadlines that were asked for.
+type Limits = BTreeMap<RuleId, Option<Timestamp>>;
+
+/// Rules that are in force until this is dropped.
 pub struct Lease {
     controller: Controller,
     owner: Owner,
@@ -53,16 +58,16 @@ impl Controller {
     }
 
     async fn hold_now(&self, specs: Vec<RuleSpec>, asking: &Asking) -> Result<Lease, Error> {
-        let writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         if self.0.events.is_closed() {
             return Err(Error::Inside("it is stopping".to_owned()));
         }
-        self.lift_due().await;
+        writer.lift_due().await;
         let now = Timestamp::now();
         let id = self.fresh_id().to_string();
         let owner = Owner::Lease(id.clone());
         let (rules, carved) = self.leased(specs, asking, now)?;
-        let limits: Vec<(RuleId, Option<Timestamp>)> = rules
+        let limits: Limits = rules
             .iter()
             .map(|rule| (rule.id.clone(), rule.expires))
             .collect();
@@ -74,19 +79,16 @@ impl Controller {
             })
             .collect();
         let mut wanted = self.live().wanted();
-        wanted.extend(rules.iter().map(|rule| Wanted {
-            rule: rule.clone(),
-            owner: owner.clone(),
-            created: now,
-        }));
+        let leased = rules.iter().cloned();
+        wanted.extend(leased.map(|rule| Wanted::entry(rule, &owner, now)));
         let change = Change {
             starting: rules.clone(),
             ..Change::to(wanted)
         };
-        let account = self.change(change, now).await?;
+        let account = writer.change(change, now).await?;
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let renewing = self.clone().renew(owner.clone(), limits);
+        let renewing = self.clone().keep_renewing(owner.clone(), limits);
         // From here on the rules go with it, whatever becomes of the client.
         let mut lease = Lease {
             controller: self.clone(),
@@ -148,43 +150,23 @@ impl Controller {
     }
 
     /// Moves the deadline of a lease's rules again and again.
-    async fn renew(self, owner: Owner, limits: Vec<(RuleId, Option<Timestamp>)>) {
+    async fn keep_renewing(self, owner: Owner, limits: Limits) {
         loop {
             tokio::time::sleep(RENEWAL).await;
             let this = self.clone();
             let (owner, limits) = (owner.clone(), limits.clone());
             // To its end once it is begun: a lease that ends meanwhile comes after it.
-            let renewed = finished(async move { this.renew_now(&owner, &limits).await }).await;
+            let renewed = async move { this.writer().await.renew(&owner, &limits).await };
+            let renewed = finished(renewed).await;
             if let Err(error) = renewed {
                 tracing::error!("a lease cannot be renewed: {error}");
             }
         }
     }
 
-    async fn renew_now(
-        &self,
-        owner: &Owner,
-        limits: &[(RuleId, Option<Timestamp>)],
-    ) -> Result<(), Error> {
-        let _writer = self.0.writer.lock().await;
-        let now = Timestamp::now();
-        let mut wanted = self.live().wanted();
-        let mut moved = false;
-        for wanted in wanted.iter_mut().filter(|wanted| wanted.owner == *owner) {
-            let limit = limits.iter().find(|(id, _)| *id == wanted.rule.id);
-            let expires = term(limit.and_then(|(_, limit)| *limit), now);
-            moved |= wanted.rule.expires != expires;
-            wanted.rule.expires = expires;
-        }
-        if moved {
-            self.change(Change::to(wanted), now).await?;
-        }
-        Ok(())
-    }
-
     /// Lifts what is left of a lease.
     async fn release(&self, owner: &Owner, who: Who) -> Result<(), Error> {
-        let _writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         let left = self.rules_of(owner);
         if left.is_empty() || self.0.events.is_closed() {
             return Ok(());
@@ -200,7 +182,7 @@ impl Controller {
                 Keep::All
             }
         };
-        self.without(&asking, keep).await.map(drop)
+        writer.without(&asking, keep).await.map(drop)
     }
 
     fn rules_of(&self, owner: &Owner) -> Vec<RuleId> {
@@ -208,6 +190,27 @@ impl Controller {
         let rules = live.ruleset().values();
         let theirs = rules.filter(|entry| entry.owner == *owner);
         theirs.map(|entry| entry.rule.id.clone()).collect()
+    }
+}
+
+impl Writer {
+    /// Moves the deadline of a lease's rules.
+    async fn renew(&mut self, owner: &Owner, limits: &Limits) -> Result<(), Error> {
+        let now = Timestamp::now();
+        let mut wanted = self.live().wanted();
+        let mut moved = false;
+        for (id, limit) in limits {
+            let of_lease = wanted.get_mut(id).filter(|wanted| wanted.owner == *owner);
+            if let Some(Wanted { rule, .. }) = of_lease {
+                let expires = term(*limit, now);
+                moved |= rule.expires != expires;
+                rule.expires = expires;
+            }
+        }
+        if moved {
+            self.change(Change::to(wanted), now).await?;
+        }
+        Ok(())
     }
 }
 

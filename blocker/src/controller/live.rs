@@ -1,8 +1,8 @@
 //! What is in force: the rules, and the datapath that holds their compiled form.
 //!
 //! Every change is planned, compiled and enforced: a whole new ruleset is switched to, or nothing
-//! happens. Compiling takes longest, and nothing that others read: [`Controller::put`] holds what is
-//! in force only before and after. What comes before (who may, what is wise) and after (teardown)
+//! happens. Compiling takes longest, and reads go on meanwhile: [`Writer::put`] locks what is in force
+//! only before and after. What comes before (who may, what is wise) and after (teardown)
 //! is not here.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
+use super::writer::Writer;
 use super::{Controller, Dataplane, Error, journal};
 use crate::compile::{self, Fill, Limits, RuleInput, Snapshot};
 use crate::config::{Config, HookChoice};
@@ -42,6 +43,24 @@ pub(super) struct Wanted {
     pub(super) owner: Owner,
     /// When it was first put in force; of a rule that is in force already, that counts.
     pub(super) created: Timestamp,
+}
+
+/// All rules that are to be in force, by id.
+pub(super) type WantedRules = BTreeMap<RuleId, Wanted>;
+
+impl Wanted {
+    /// A rule with its key among [`WantedRules`].
+    pub(super) fn entry(rule: Rule, owner: &Owner, created: Timestamp) -> (RuleId, Self) {
+        let owner = owner.clone();
+        (
+            rule.id.clone(),
+            Self {
+                rule,
+                owner,
+                created,
+            },
+        )
+    }
 }
 
 /// A change that is yet to be compiled.
@@ -126,23 +145,16 @@ impl Live {
     }
 
     /// The rules of all owners, as they would be wanted if nothing changed.
-    pub(super) fn wanted(&self) -> Vec<Wanted> {
-        let wanted = |Entry {
-                          rule,
-                          owner,
-                          created,
-                          ..
-                      }: &Entry| Wanted {
-            rule: rule.clone(),
-            owner: owner.clone(),
-            created: *created,
-        };
-        self.ruleset.values().map(wanted).collect()
+    pub(super) fn wanted(&self) -> WantedRules {
+        let entries = self.ruleset.values();
+        entries
+            .map(|entry| Wanted::entry(entry.rule.clone(), &entry.owner, entry.created))
+            .collect()
     }
 
-    /// What it takes to make exactly these rules, no two of one id, the ones in force. A rule that
-    /// is there keeps its counters and the time it was made.
-    pub(super) fn plan(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<Plan, Error> {
+    /// What it takes to make exactly these rules the ones in force. A rule that is in force keeps its
+    /// counters and its creation time.
+    pub(super) fn plan(&self, wanted: WantedRules, now: Timestamp) -> Result<Plan, Error> {
         // Read in this order: whatever holds us up in between makes deadlines early, not late. What
         // came before (waiting for a turn, gathering facts) may have taken its time since `now`.
         let boot = boot_time();
@@ -154,7 +166,7 @@ impl Live {
             rule,
             owner,
             created,
-        } in wanted
+        } in wanted.into_values()
         {
             let old = self.ruleset.get(&rule.id);
             let known = self.counted.get(&rule.id).copied();
@@ -296,14 +308,14 @@ impl Live {
 
     /// Slots for new rules: those that nobody counts in, and only then those of rules that leave
     /// with this change, which count until the switch.
-    fn free_slots(&self, wanted: &[Wanted]) -> impl Iterator<Item = u32> + use<> {
+    fn free_slots(&self, wanted: &WantedRules) -> impl Iterator<Item = u32> + use<> {
         let limit = self.datapath.limits().rules;
-        let stay: BTreeSet<&RuleId> = wanted.iter().map(|wanted| &wanted.rule.id).collect();
-        let entries = self.ruleset.values();
-        let leaving = entries.filter(|entry| !stay.contains(&entry.rule.id));
-        let leaving = leaving.map(|entry| entry.counter);
+        let entries = self.ruleset.iter();
+        let leaving = entries.filter(|(id, _)| !wanted.contains_key(id));
+        let leaving = leaving.map(|(_, entry)| entry.counter);
         let counted: BTreeSet<u32> = self.counted.values().copied().collect();
-        let gone = self.counted.iter().filter(|(id, _)| !stay.contains(id));
+        let gone = self.counted.iter();
+        let gone = gone.filter(|(id, _)| !wanted.contains_key(id));
         let leaving: Vec<u32> = gone.map(|(_, slot)| *slot).chain(leaving).collect();
         ruleset::free_counters(&self.ruleset)
             .take_while(move |slot| *slot < limit)
@@ -313,25 +325,25 @@ impl Live {
 }
 
 impl Controller {
-    /// Makes exactly these rules, no two of one id, the ones in force, or changes nothing. The
-    /// writer's lock is held.
-    pub(super) fn put(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
-        let plan = self.live().plan(wanted, now)?;
-        let compiled = plan.compile()?;
-        self.live().enforce(compiled)
-    }
-
     /// Whether these rules would fit, without doing anything.
-    pub(super) fn check(&self, wanted: Vec<Wanted>, now: Timestamp) -> Result<(), Error> {
+    pub(super) fn check(&self, wanted: WantedRules, now: Timestamp) -> Result<(), Error> {
         let plan = self.live().plan(wanted, now)?;
         plan.compile().map(drop)
     }
+}
 
-    /// Attaches to the devices that the configuration names; rules that name interfaces follow. The
-    /// writer's lock is held.
-    pub(super) fn follow_devices(&self, devices: &[Device], now: Timestamp) -> Vec<Error> {
+impl Writer {
+    /// Makes exactly these rules the ones in force, or changes nothing.
+    pub(super) fn put(&mut self, wanted: WantedRules, now: Timestamp) -> Result<(), Error> {
+        let plan = self.live().plan(wanted, now)?;
+        let compiled = plan.compile()?;
+        self.live_mut().enforce(compiled)
+    }
+
+    /// Attaches to the devices that the configuration names; rules that name interfaces follow.
+    pub(super) fn follow_devices(&mut self, devices: &[Device], now: Timestamp) -> Vec<Error> {
         let follow = {
-            let mut live = self.live();
+            let mut live = self.live_mut();
             let follow = live.meet(devices);
             if follow.is_none() && live.is_everywhere() {
                 return Vec::new();
@@ -340,7 +352,7 @@ impl Controller {
         };
         let wanted = (follow == Some(Follow::RulesAndHooks)).then(|| self.live().wanted());
         let put = wanted.map_or(Ok(()), |wanted| self.put(wanted, now));
-        let attached = self.live().attach();
+        let attached = self.live_mut().attach();
         put.err().into_iter().chain(attached).collect()
     }
 }

@@ -7,6 +7,7 @@
 
 mod add;
 mod alive;
+mod change;
 mod dataplane;
 mod error;
 mod events;
@@ -22,6 +23,7 @@ mod owned;
 mod requests;
 mod status;
 mod watch;
+mod writer;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -40,8 +42,9 @@ use crate::state::{Store, Stored};
 use crate::teardown::{self, Evidence, Progress};
 use crate::wire::{Reload, TeardownTotals};
 use events::Events;
-use live::{Live, Wanted};
+use live::{Live, Wanted, WantedRules};
 use names::{Names, Wall};
+use writer::State;
 
 pub use dataplane::{Dataplane, Observer};
 pub use error::Error;
@@ -89,13 +92,9 @@ impl fmt::Display for Who {
 pub struct Controller(Arc<Inner>);
 
 struct Inner {
-    /// Held through a whole change, so that changes do not interleave.
-    writer: tokio::sync::Mutex<()>,
-    /// Rules that wait to be added by whoever is the next writer.
+    state: State,
+    /// Rules that the next writer adds.
     waiting: Mutex<Vec<add::Waiting>>,
-    live: Mutex<Live>,
-    /// What is kept on disk. Only the writer saves.
-    store: Mutex<Store>,
     feeds: Mutex<feeds::Feeds>,
     kills: Arc<dyn Evidence>,
     seen: Arc<dyn Observer>,
@@ -135,37 +134,27 @@ impl Controller {
         let mark = datapath.mark();
         let kills = datapath.evidence();
         let seen = datapath.seen();
-        let mut wanted: Vec<Wanted> = config
-            .rules(now)?
-            .into_iter()
-            .map(|rule| Wanted {
-                rule,
-                owner: Owner::Config,
-                created: now,
-            })
+        let configured = config.rules(now)?.into_iter();
+        let mut wanted: WantedRules = configured
+            .map(|rule| Wanted::entry(rule, &Owner::Config, now))
             .collect();
         let mut held = feeds::take_up(&config, &[], now);
         wanted.extend(held.iter().flat_map(|held| held.wanted(now)));
         for Stored { rule, created } in kept.rules {
-            if wanted.iter().any(|other| other.rule.id == rule.id) {
-                tracing::warn!(rule = %rule.id, "a kept rule gives way to the configuration's, or a feed's, of the same id");
+            if wanted.contains_key(&rule.id) {
+                tracing::warn!(rule = %rule.id, "a rule saved before has the id of a rule of the configuration or of a feed, and is dropped");
             } else {
-                wanted.push(Wanted {
-                    rule,
-                    owner: Owner::Api,
-                    created,
-                });
+                wanted.extend([Wanted::entry(rule, &Owner::Api, created)]);
             }
         }
         if let Some(fleet) = &config.fleet {
-            wanted.extend(owned::kept(fleet, &config, &wanted, now));
+            let kept = owned::kept(fleet, &config, &wanted, now);
+            wanted.extend(kept);
         }
         let live = Live::new(config, Box::new(datapath));
         let controller = Self(Arc::new(Inner {
-            writer: tokio::sync::Mutex::new(()),
+            state: State::new(live, store),
             waiting: Mutex::default(),
-            live: Mutex::new(live),
-            store: Mutex::new(store),
             feeds: Mutex::new(feeds::Feeds::new(Vec::new())),
             kills,
             events: Events::new(Arc::clone(&seen)),
@@ -186,10 +175,11 @@ impl Controller {
             fleet: Board::default(),
             lacks: teardown::lacks(),
         }));
-        if let Err(error) = controller.put(wanted.clone(), now) {
-            // What somebody else wrote is no reason to protect nobody.
-            wanted.retain(|wanted| !matches!(wanted.owner, Owner::Feed(_) | Owner::Fleet));
-            controller.put(wanted.clone(), now)?;
+        let mut writer = controller.writer().await;
+        if let Err(error) = writer.put(wanted.clone(), now) {
+            // A mistake in somebody else's list must not keep this host's own rules out of force.
+            wanted.retain(|_, wanted| !matches!(wanted.owner, Owner::Feed(_) | Owner::Fleet));
+            writer.put(wanted.clone(), now)?;
             tracing::error!(
                 "rules of feeds and of the fleet wait until their sources are heard from: {error}"
             );
@@ -197,20 +187,21 @@ impl Controller {
                 held.give_up(&error, now);
             }
         }
-        controller.settle_feeds(held, &[]);
+        writer.settle_feeds(held, &[]);
         let rules = wanted.len();
-        let killing = wanted.into_iter().map(|wanted| wanted.rule);
+        let killing = wanted.into_values().map(|wanted| wanted.rule);
         let killing: Vec<Rule> = killing.filter(Rule::kills).collect();
-        for error in controller.follow_devices(&devices::list().await?, now) {
+        for error in writer.follow_devices(&devices::list().await?, now) {
             tracing::error!("{error}");
         }
-        controller.live().datapath.sweep()?;
+        writer.live_mut().datapath.sweep()?;
         tracing::info!(rules, "rules in force");
         controller.learn_names();
         controller.tell_devices();
         tokio::spawn(controller.clone().pass_events_on());
         let expired = kept.expired.into_iter().map(|stored| stored.rule).collect();
-        controller.make_good(expired).await;
+        writer.make_good(expired).await;
+        drop(writer);
         controller.kill_resets(killing).await;
         Ok(controller)
     }
@@ -244,9 +235,9 @@ impl Controller {
 
     /// Follows devices that came or went, and tells what could not be done about them.
     async fn meet_devices(&self) -> Vec<Error> {
-        let _writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         let errors = match devices::list().await {
-            Ok(devices) => self.follow_devices(&devices, Timestamp::now()),
+            Ok(devices) => writer.follow_devices(&devices, Timestamp::now()),
             Err(error) => vec![error.into()],
         };
         self.tell_devices();
@@ -273,7 +264,7 @@ impl Controller {
 
     async fn reload_now(&self) -> Result<(), Error> {
         let config = Config::load(&self.0.config_path)?;
-        let _writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         let now = Timestamp::now();
         let old = self.live().config.clone();
         let keys = needing_restart(&old, &config);
@@ -289,17 +280,17 @@ impl Controller {
         let feeds = self.replace_feeds(&mut change, &held, now)?;
         let starting = change.starting.clone();
         let devices = devices::list().await?;
-        self.live().config = config;
-        if let Err(error) = self.change(change, now).await {
-            self.live().config = old;
+        writer.live_mut().config = config;
+        if let Err(error) = writer.change(change, now).await {
+            writer.live_mut().config = old;
             return Err(error);
         }
-        for error in self.follow_devices(&devices, now) {
+        for error in writer.follow_devices(&devices, now) {
             tracing::error!("{error}");
         }
         self.tell_devices();
         self.0.events.replaced(&diff, &Owner::Config, None);
-        self.settle_feeds(held, &feeds);
+        writer.settle_feeds(held, &feeds);
         tracing::info!(
             added = diff.added.len(),
             removed = diff.removed.len(),
@@ -308,6 +299,8 @@ impl Controller {
             "configuration reloaded"
         );
         journal::replaced(Who::default(), &diff);
+        // Teardown needs no turn, and changes should not wait for it.
+        drop(writer);
         self.kill_resets(starting).await;
         Ok(())
     }
@@ -317,18 +310,17 @@ impl Controller {
         if self.live().config.on_stop == OnStop::Keep {
             return self.hand_over().await;
         }
-        let _writer = self.0.writer.lock().await;
-        let ending: Vec<Rule> = self
-            .live()
-            .wanted()
-            .into_iter()
-            .map(|wanted| wanted.rule)
-            .collect();
-        // What the API's rules are after a restart stays on disk; only the datapath forgets them.
-        if let Err(error) = self.end(&ending, Timestamp::now()).await {
+        let mut writer = self.writer().await;
+        let ending: Vec<Rule> = {
+            let live = self.live();
+            let rules = live.ruleset().values();
+            rules.map(|entry| entry.rule.clone()).collect()
+        };
+        // The API's rules stay on disk for the next start; only the datapath forgets them.
+        if let Err(error) = writer.end(&ending, Timestamp::now()).await {
             tracing::error!("{error}");
         }
-        for error in self.live().datapath.detach() {
+        for error in writer.live_mut().datapath.detach() {
             tracing::error!("{error}");
         }
         self.tell_devices();
@@ -338,14 +330,10 @@ impl Controller {
 
     /// Ends, and leaves all in force for the daemon that comes next, whatever the configuration says.
     pub async fn hand_over(&self) {
-        let _writer = self.0.writer.lock().await;
-        self.live().datapath.leave();
+        let mut writer = self.writer().await;
+        writer.live_mut().datapath.leave();
         self.0.events.close();
         tracing::info!("stopped: the rules stay in force");
-    }
-
-    fn live(&self) -> MutexGuard<'_, Live> {
-        lock(&self.0.live)
     }
 }
 
@@ -404,8 +392,8 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// The rules that are kept on disk.
-fn kept(wanted: &[Wanted]) -> Vec<(&Rule, Timestamp)> {
-    let api = wanted.iter().filter(|wanted| wanted.owner == Owner::Api);
+fn kept(wanted: &WantedRules) -> Vec<(&Rule, Timestamp)> {
+    let api = wanted.values().filter(|wanted| wanted.owner == Owner::Api);
     api.map(|wanted| (&wanted.rule, wanted.created)).collect()
 }
 

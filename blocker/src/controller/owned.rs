@@ -10,8 +10,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
 
-use super::live::Wanted;
+use super::live::{Wanted, WantedRules};
 use super::requests::{facts, finished};
+use super::writer::Writer;
 use super::{Asking, Controller, Error, Who, journal, status};
 use crate::config::{Config, Fleet};
 use crate::fleet::board::Board;
@@ -53,11 +54,11 @@ impl Controller {
     }
 
     async fn replace_owned_now(&self, owner: &Owner, rules: Vec<Owned>) -> Result<Replaced, Error> {
-        let writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         if self.0.events.is_closed() {
             return Err(Error::Inside("it is stopping".to_owned()));
         }
-        self.lift_due().await;
+        writer.lift_due().await;
         let now = Timestamp::now();
         let facts = facts(&Asking::default());
         let protect = self.live().protect();
@@ -70,12 +71,12 @@ impl Controller {
         };
         let (rules, mut refused) = admit(rules, taken, &facts, &protect, now);
         let mut accepted = rules;
-        let account = match self.replace_with(owner, accepted.clone(), now).await {
+        let account = match writer.replace_with(owner, accepted.clone(), now).await {
             Err(Error::Compile(_) | Error::TooManyRules { .. }) => {
                 let (fitting, too_much) = self.fitting(owner, accepted, now);
                 refused.extend(too_much);
                 accepted = fitting;
-                self.replace_with(owner, accepted.clone(), now).await
+                writer.replace_with(owner, accepted.clone(), now).await
             }
             done => done,
         };
@@ -93,25 +94,6 @@ impl Controller {
         })
     }
 
-    /// Puts an owner's rules in force. Gives what was killed on the way, and the rules that start.
-    async fn replace_with(
-        &self,
-        owner: &Owner,
-        rules: Vec<Rule>,
-        now: Timestamp,
-    ) -> Result<(Account, Vec<Rule>), Error> {
-        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
-        if diff.is_empty() {
-            return Ok((Account::default(), Vec::new()));
-        }
-        let change = self.replacement(&diff, rules, owner, now);
-        let starting = change.starting.clone();
-        let account = self.change(change, now).await?;
-        self.0.events.replaced(&diff, owner, None);
-        journal::replaced(Who::default(), &diff);
-        Ok((account, starting))
-    }
-
     /// Those of an owner's rules that there is room for: what is in force first, then one by one in
     /// their order.
     fn fitting(
@@ -127,20 +109,18 @@ impl Controller {
         };
         let (mut fitting, new): (Vec<Rule>, Vec<Rule>) = rules.into_iter().partition(there);
         let mut refused = Vec::new();
+        let mut wanted = self.live().wanted();
+        wanted.retain(|_, wanted| wanted.owner != *owner);
+        let entry = |rule: &Rule| Wanted::entry(rule.clone(), owner, now);
+        wanted.extend(fitting.iter().map(entry));
         for rule in new {
-            fitting.push(rule);
-            let others = self.live().wanted().into_iter();
-            let others = others.filter(|wanted| wanted.owner != *owner);
-            let ours = fitting.iter().map(|rule| Wanted {
-                rule: rule.clone(),
-                owner: owner.clone(),
-                created: now,
-            });
-            let wanted = others.chain(ours).collect();
-            if let Err(error) = self.check(wanted, now)
-                && let Some(rule) = fitting.pop()
-            {
-                refused.push((rule.id, error.to_string()));
+            wanted.extend([entry(&rule)]);
+            match self.check(wanted.clone(), now) {
+                Ok(()) => fitting.push(rule),
+                Err(error) => {
+                    wanted.remove(&rule.id);
+                    refused.push((rule.id, error.to_string()));
+                }
             }
         }
         (fitting, refused)
@@ -170,6 +150,28 @@ impl Controller {
     pub fn fleet_config(&self) -> (Option<Fleet>, std::path::PathBuf) {
         let live = self.live();
         (live.config.fleet.clone(), live.config.state_dir.clone())
+    }
+}
+
+impl Writer {
+    /// Makes these rules all that an owner has. Returns what was killed on the way, and the rules that
+    /// start.
+    async fn replace_with(
+        &mut self,
+        owner: &Owner,
+        rules: Vec<Rule>,
+        now: Timestamp,
+    ) -> Result<(Account, Vec<Rule>), Error> {
+        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
+        if diff.is_empty() {
+            return Ok((Account::default(), Vec::new()));
+        }
+        let change = self.replacement(&diff, rules, owner, now);
+        let starting = change.starting.clone();
+        let account = self.change(change, now).await?;
+        self.0.events.replaced(&diff, owner, None);
+        journal::replaced(Who::default(), &diff);
+        Ok((account, starting))
     }
 }
 
@@ -210,23 +212,23 @@ fn admit(
 pub(super) fn kept(
     fleet: &Fleet,
     config: &Config,
-    wanted: &[Wanted],
+    wanted: &WantedRules,
     now: Timestamp,
-) -> Vec<Wanted> {
+) -> WantedRules {
     let directory: &Path = &config.state_dir;
     let told = held::kept(fleet, directory, now).unwrap_or_else(|error| {
         tracing::error!("{error}");
         Vec::new()
     });
     if told.is_empty() {
-        return Vec::new();
+        return WantedRules::new();
     }
     let rules = told.into_iter().map(|told| Owned {
         rule: told.rule,
         force: told.force,
     });
     let taken = |id: &RuleId| {
-        let other = wanted.iter().find(|wanted| wanted.rule.id == *id);
+        let other = wanted.get(id);
         other.map(|other| other.owner.clone())
     };
     let protect: Vec<IpNet> = config.protect.iter().map(|target| target.net()).collect();
@@ -235,10 +237,6 @@ pub(super) fn kept(
     for (rule, why) in refused {
         tracing::warn!(%rule, "a rule of the fleet is refused: {why}");
     }
-    let wanted = |rule| Wanted {
-        rule,
-        owner: Owner::Fleet,
-        created: now,
-    };
+    let wanted = |rule| Wanted::entry(rule, &Owner::Fleet, now);
     admitted.into_iter().map(wanted).collect()
 }

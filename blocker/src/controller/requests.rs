@@ -1,11 +1,11 @@
-//! What clients ask for: rules added, deleted, replaced. Each request is finished once it is begun,
-//! whatever becomes of the client.
+//! Requests of clients: rules deleted, confirmed, replaced. A request that has begun is finished even
+//! if the client goes away.
 
 use jiff::Timestamp;
 
+use super::change::Change;
 use super::events::rule_change;
-use super::lift::Change;
-use super::live::{Wanted, boot_time};
+use super::live::{Wanted, WantedRules, boot_time};
 use super::{Asking, Controller, Error, journal, status};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets, Unconfirmed};
 use crate::ruleset::{self, Diff};
@@ -22,20 +22,21 @@ impl Controller {
     pub async fn delete(&self, id: RuleId, asking: Asking) -> Result<DeleteResponse, Error> {
         let this = self.clone();
         finished(async move {
-            let _writer = this.0.writer.lock().await;
+            let mut writer = this.writer().await;
             if this.live().ruleset().get(&id).is_none() {
                 return Err(Error::NoSuchRule {
                     what: id.to_string(),
                 });
             }
-            this.without(&asking, |rule| {
-                if rule.id == id {
-                    Keep::Nothing
-                } else {
-                    Keep::All
-                }
-            })
-            .await
+            writer
+                .without(&asking, |rule| {
+                    if rule.id == id {
+                        Keep::Nothing
+                    } else {
+                        Keep::All
+                    }
+                })
+                .await
         })
         .await
     }
@@ -50,12 +51,11 @@ impl Controller {
     }
 
     async fn confirm_now(&self, id: &RuleId, asking: &Asking) -> Result<ConfirmResponse, Error> {
-        let _writer = self.0.writer.lock().await;
-        self.lift_due().await;
+        let mut writer = self.writer().await;
+        writer.lift_due().await;
         let now = Timestamp::now();
         let mut wanted = self.live().wanted();
-        let found = wanted.iter_mut().find(|wanted| wanted.rule.id == *id);
-        let found = found.ok_or_else(|| Error::NoSuchRule {
+        let found = wanted.get_mut(id).ok_or_else(|| Error::NoSuchRule {
             what: id.to_string(),
         })?;
         let confirmed = if let Some(Unconfirmed { expires }) = found.rule.unconfirmed.take() {
@@ -66,7 +66,7 @@ impl Controller {
         };
         let (rule, owner) = (found.rule.clone(), found.owner.clone());
         if confirmed {
-            self.change(Change::to(wanted), now).await?;
+            writer.change(Change::to(wanted), now).await?;
             journal::confirmed(asking.who, &rule);
             let news = rule_change(RuleFate::Changed, &rule, &owner, Some(asking.who));
             self.0.events.rules(vec![news]);
@@ -85,7 +85,7 @@ impl Controller {
     ) -> Result<DeleteResponse, Error> {
         let this = self.clone();
         finished(async move {
-            let _writer = this.0.writer.lock().await;
+            let mut writer = this.writer().await;
             if !this
                 .live()
                 .ruleset()
@@ -96,18 +96,19 @@ impl Controller {
                     what: format!("with the target {target}"),
                 });
             }
-            this.without(&asking, |rule| {
-                if !rule.targets.have(target) {
-                    return Keep::All;
-                }
-                let targets = rule.targets.only(|other| *other != target);
-                if targets.is_empty() {
-                    Keep::Nothing
-                } else {
-                    Keep::Only(targets)
-                }
-            })
-            .await
+            writer
+                .without(&asking, |rule| {
+                    if !rule.targets.have(target) {
+                        return Keep::All;
+                    }
+                    let targets = rule.targets.only(|other| *other != target);
+                    if targets.is_empty() {
+                        Keep::Nothing
+                    } else {
+                        Keep::Only(targets)
+                    }
+                })
+                .await
         })
         .await
     }
@@ -119,7 +120,7 @@ impl Controller {
     pub async fn flush(&self, all: bool, asking: Asking) -> Result<DeleteResponse, Error> {
         let this = self.clone();
         finished(async move {
-            let _writer = this.0.writer.lock().await;
+            let mut writer = this.writer().await;
             let owned: Vec<RuleId> = {
                 let live = this.live();
                 let gone = live
@@ -128,14 +129,15 @@ impl Controller {
                     .filter(|entry| all || entry.owner == Owner::Api);
                 gone.map(|entry| entry.rule.id.clone()).collect()
             };
-            this.without(&asking, |rule| {
-                if owned.contains(&rule.id) {
-                    Keep::Nothing
-                } else {
-                    Keep::All
-                }
-            })
-            .await
+            writer
+                .without(&asking, |rule| {
+                    if owned.contains(&rule.id) {
+                        Keep::Nothing
+                    } else {
+                        Keep::All
+                    }
+                })
+                .await
         })
         .await
     }
@@ -158,7 +160,7 @@ impl Controller {
         specs: Vec<RuleSpec>,
         asking: &Asking,
     ) -> Result<RulesetResponse, Error> {
-        let writer = self.0.writer.lock().await;
+        let mut writer = self.writer().await;
         let now = Timestamp::now();
         let mut carved: Vec<Carved> = Vec::new();
         let mut rules: Vec<Rule> = Vec::with_capacity(specs.len());
@@ -196,7 +198,7 @@ impl Controller {
             return Ok(response);
         }
         let starting = change.starting.clone();
-        let account = self.change(change, now).await?;
+        let account = writer.change(change, now).await?;
         self.0.events.replaced(&diff, &Owner::Api, Some(asking.who));
         tracing::info!(
             uid = asking.who.uid,
@@ -221,16 +223,10 @@ impl Controller {
         owner: &Owner,
         now: Timestamp,
     ) -> Change {
-        let others = self
-            .live()
-            .wanted()
-            .into_iter()
-            .filter(|wanted| wanted.owner != *owner);
-        let ours = rules.into_iter().map(|rule| Wanted {
-            rule,
-            owner: owner.clone(),
-            created: now,
-        });
+        let mut wanted = self.live().wanted();
+        wanted.retain(|_, wanted| wanted.owner != *owner);
+        let ours = rules.into_iter();
+        wanted.extend(ours.map(|rule| Wanted::entry(rule, owner, now)));
         let different = |(before, after): &&(Rule, Rule)| !before.same_effect(after);
         let changed: Vec<&(Rule, Rule)> = diff.changed.iter().filter(different).collect();
         let ending = diff
@@ -244,7 +240,7 @@ impl Controller {
         Change {
             ending: ending.cloned().collect(),
             starting: starting.cloned().collect(),
-            wanted: others.chain(ours).collect(),
+            wanted,
         }
     }
 
@@ -253,16 +249,12 @@ impl Controller {
         &self,
         rules: impl IntoIterator<Item = &'r Rule>,
         now: Timestamp,
-    ) -> Vec<Wanted> {
+    ) -> WantedRules {
         let mut wanted = self.live().wanted();
         for rule in rules {
-            match wanted.iter_mut().find(|wanted| wanted.rule.id == rule.id) {
+            match wanted.get_mut(&rule.id) {
                 Some(old) => old.rule = rule.clone(),
-                None => wanted.push(Wanted {
-                    rule: rule.clone(),
-                    owner: Owner::Api,
-                    created: now,
-                }),
+                None => wanted.extend([Wanted::entry(rule.clone(), &Owner::Api, now)]),
             }
         }
         wanted

@@ -520,7 +520,7 @@ async fn where_rules_cannot_be_kept_none_is_added() {
 
 /// Asks for rules while a change is under way, lets go once all wait, and gives their answers.
 async fn burst(scene: &Scene, specs: &[&str]) -> Vec<Result<bool, Error>> {
-    let writer = scene.controller.0.writer.lock().await;
+    let writer = scene.controller.writer().await;
     let asked: Vec<_> = specs
         .iter()
         .map(|json| {

@@ -13,7 +13,7 @@ use crate::feeds::account::Account;
 use crate::feeds::content::{Content, Made, With};
 use crate::feeds::kept::{self, Kept};
 use crate::feeds::{FeedError, load_file};
-use crate::rule::Rule;
+use crate::rule::{Rule, RuleId};
 use crate::safety::HostFacts;
 
 /// A feed, and what it gave last.
@@ -153,14 +153,13 @@ impl Held {
     }
 
     /// The rules as they are wanted at the daemon's start.
-    pub(in crate::controller) fn wanted(&self, now: Timestamp) -> impl Iterator<Item = Wanted> {
+    pub(in crate::controller) fn wanted(
+        &self,
+        now: Timestamp,
+    ) -> impl Iterator<Item = (RuleId, Wanted)> {
         let owner = self.feed.name.owner();
         let rules = self.rules.iter().flatten().cloned();
-        rules.map(move |rule| Wanted {
-            rule,
-            owner: owner.clone(),
-            created: now,
-        })
+        rules.map(move |rule| Wanted::entry(rule, &owner, now))
     }
 
     /// Says that its rules do not fit, and has none.

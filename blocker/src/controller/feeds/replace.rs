@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::super::lift::Change;
+use super::super::change::Change;
 use super::super::live::Wanted;
 use crate::rule::{Mode, Owner, Rule, Target};
 use crate::ruleset::Diff;
@@ -62,12 +62,10 @@ pub(super) fn replace(
             _ => (*rule).clone(),
         });
     }
-    change.wanted.retain(|wanted| wanted.owner != *owner);
-    change.wanted.extend(rules.into_iter().map(|rule| Wanted {
-        rule,
-        owner: owner.clone(),
-        created: now,
-    }));
+    change.wanted.retain(|_, wanted| wanted.owner != *owner);
+    let ours = rules.into_iter();
+    let ours = ours.map(|rule| Wanted::entry(rule, owner, now));
+    change.wanted.extend(ours);
 }
 
 /// The targets of a rule that none of others has that do the same.
@@ -89,6 +87,7 @@ fn beyond(rule: &Rule, others: &[&Rule]) -> Vec<Target> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::live::WantedRules;
     use super::*;
     use crate::compile::tests::rule;
 
@@ -121,7 +120,7 @@ mod tests {
                 .collect(),
             unchanged: Vec::new(),
         };
-        let mut change = Change::to(Vec::new());
+        let mut change = Change::to(WantedRules::new());
         let owner = Owner::Feed("f".to_owned());
         replace(&mut change, &diff, after, &owner, Timestamp::UNIX_EPOCH);
         change
