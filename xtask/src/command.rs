@@ -1,4 +1,4 @@
-//! Running other programs: what is run is said, and a failure names it.
+//! Runs other programs: prints each command, and names it if it fails.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -10,20 +10,24 @@ use anyhow::{Context, Result, bail};
 
 /// The workspace's root directory.
 pub(crate) fn workspace() -> &'static Path {
-    // xtask lies directly in it.
+    // The package xtask is a direct subdirectory.
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package)
 }
 
-/// Says what a task does.
+/// Prints what a task does.
 pub(crate) fn say(task: &str, what: &str) {
     anstream::eprintln!("{task}: {what}");
 }
 
-/// The cargo that runs this task.
+/// The cargo that runs this task. It builds without incremental compilation, which takes time and
+/// a third of `target/` for the sake of a next build; `CARGO_INCREMENTAL=1` turns it on.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
+    if env::var_os("CARGO_INCREMENTAL").is_none() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     command
 }
 
@@ -32,10 +36,10 @@ pub(crate) fn rustc() -> PathBuf {
     env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from)
 }
 
-/// The platform that is built on.
+/// The host platform's triple.
 ///
 /// # Errors
-/// The compiler does not say.
+/// The compiler does not print it.
 pub(crate) fn host() -> Result<String> {
     let output = Command::new(rustc())
         .arg("-vV")
@@ -47,7 +51,7 @@ pub(crate) fn host() -> Result<String> {
     host.map(str::to_owned).context("`rustc -vV` names no host")
 }
 
-/// Runs a command to its end, with our own output and without input.
+/// Runs a command to its end, with this process's output and without input.
 ///
 /// # Errors
 /// It cannot be started, or it fails.
@@ -81,14 +85,14 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// Finds a program on the PATH, or where Debian keeps the administrator's.
+/// Finds a program on the PATH, or in the administrator's directories.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = search_path();
     let found = env::split_paths(&path).map(|directory| directory.join(program));
     found.into_iter().find(|path| path.is_file())
 }
 
-/// The PATH with the administrator's directories, which a plain user's lacks on Debian.
+/// The PATH with the administrator's directories, which Debian omits for ordinary users.
 pub(crate) fn search_path() -> OsString {
     let mut path = env::var_os("PATH").unwrap_or_default();
     for directory in ["/usr/local/sbin", "/usr/sbin", "/sbin"] {
@@ -100,20 +104,20 @@ pub(crate) fn search_path() -> OsString {
     path
 }
 
-/// Whether we are root.
+/// Whether this process is root.
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// `sudo`, if we are not root and may use it: without a password, or with one typed in.
+/// The path of `sudo`, or none for root. On a terminal sudo may ask for a password.
 ///
 /// # Errors
-/// We are not root and sudo is not there or refuses.
+/// This process is not root, and sudo is missing or refuses.
 pub(crate) fn sudo() -> Result<Option<PathBuf>> {
     if is_root() {
         return Ok(None);
     }
-    let sudo = find("sudo").context("not root, and there is no sudo")?;
+    let sudo = find("sudo").context("not root, and sudo is missing")?;
     let mut check = Command::new(&sudo);
     if std::io::stdin().is_terminal() {
         check.arg("-v"); // asks for the password, once
@@ -129,7 +133,7 @@ pub(crate) fn sudo() -> Result<Option<PathBuf>> {
     Ok(Some(sudo))
 }
 
-/// A command that runs as root: directly, or by what [`sudo`] gave.
+/// A command that runs as root: directly, or by the [`sudo()`] given.
 pub(crate) fn elevated(sudo: Option<&Path>, program: &str) -> Command {
     match sudo {
         None => Command::new(program),

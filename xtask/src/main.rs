@@ -39,31 +39,31 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building and testing need, and say so; does nothing if all is there
+    /// Install what building and testing need; does nothing if nothing is missing
     Setup {
-        /// Only say what is missing; fails if anything is
+        /// Only report what is missing; fails if anything is
         #[arg(long)]
         check: bool,
     },
-    /// Build `blocker` and `blockctl` for use (release profile)
+    /// Build `blocker` and `blockctl` for use (release profile, stripped)
     Build,
-    /// Show, in namespaces of its own, how iptables fails to cut a host off and how blocker does it
+    /// Show in network namespaces how iptables fails to cut a host off, and how blocker does it
     Demo {
-        /// Where the programs are, if they are built already
+        /// The directory of the programs, if they are built already
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
-    /// Measure what a packet costs: with blocker, with its peers, with nothing
+    /// Measure the cost of a packet with blocker, with its peers, and without a filter
     Bench {
         #[command(flatten)]
         what: bench::What,
-        /// Where the programs are, if they are built already
+        /// The directory of the programs, if they are built already
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
-    /// Measure what a large fleet costs its etcd: many hosts in one process, without a datapath
+    /// Measure the load of a large fleet on etcd: many hosts in one process, without a datapath
     Fleet {
-        /// How many hosts; several by commas
+        /// Number of hosts; several, separated by commas
         #[arg(
             long,
             value_delimiter = ',',
@@ -71,11 +71,11 @@ enum Task {
             value_name = "N"
         )]
         hosts: Vec<usize>,
-        /// How many rules there are before
+        /// Number of rules that exist before
         #[arg(long, default_value_t = 20, value_name = "N")]
         rules: usize,
     },
-    /// Build a Debian package and an RPM, and have lintian look at it
+    /// Build a Debian package and an RPM, and check the former with lintian
     Package {
         /// Build the programs without shared libraries instead
         #[arg(long = "static")]
@@ -83,12 +83,12 @@ enum Task {
     },
     /// Install, use, upgrade and remove the packages in a booted system
     TestPackage(test_package::How),
-    /// Change rules, reload, restart and kill the daemon for a long time, with traffic, and see that
-    /// nothing passes that should not, and nothing grows
+    /// Change rules, reload, restart and kill the daemon under traffic for a long time; check that
+    /// no blocked packet passes and no resource grows
     Soak {
         #[command(flatten)]
         how: soak::How,
-        /// Where the programs are, if they are built already
+        /// The directory of the programs, if they are built already
         #[arg(long, hide = true)]
         programs: Option<PathBuf>,
     },
@@ -96,7 +96,7 @@ enum Task {
     Test {
         /// Only tests whose name contains one of these
         filter: Vec<String>,
-        /// On other kernels, under QEMU: 5.10, 6.1, 6.12, newest; several by commas
+        /// On other kernels, under QEMU: 5.10, 6.1, 6.12, newest; several, separated by commas
         #[arg(long, value_delimiter = ',', value_name = "VERSION")]
         kernel: Vec<kernels::Release>,
     },
@@ -115,7 +115,9 @@ fn main() -> ExitCode {
             what,
         } => bench::run(&what),
         Task::Fleet { hosts, rules } => fleet::run(&hosts, rules),
-        Task::Build => build::release(),
+        Task::Build => setup::install(setup::Purpose::Build)
+            .and_then(|()| build::release())
+            .map(drop),
         Task::Demo { programs } => demo::demo(programs),
         Task::Package { fixed: false } => package::check(),
         Task::Package { fixed: true } => package::fixed(),

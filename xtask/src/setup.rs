@@ -1,7 +1,7 @@
-//! `cargo xtask setup`: what building, the demo and the tests need, found or installed.
+//! `cargo xtask setup`: installs what building, the demo and the tests need.
 //!
-//! Idempotent, and quick when nothing is missing. Installs by `rustup`, `apt-get` and
-//! `cargo install` only; where it may not, it names the one command that would.
+//! Idempotent, and quick if nothing is missing. It installs by `rustup`, `apt-get` and
+//! `cargo install` only; without the privileges for it, it names the command to run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,32 +14,33 @@ use crate::toolchain::{self, BPF_LINKER, Missing};
 
 const TASK: &str = "setup";
 
-/// What the set-up is for: each purpose includes those before it, but that a package needs no
-/// tests.
+/// What the set-up is for. `Test` and `Kernels` include all before them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
-    /// Building the two programs.
-    Build,
-    /// The demonstration.
+    /// The demonstration, of programs without the fleet.
     Demo,
+    /// Building the two programs as they are installed.
+    Build,
     /// All tests.
     Test,
     /// Tests on other kernels.
     Kernels,
-    /// Making a Debian package, and testing it.
+    /// Building a Debian package, and testing it.
     Package,
 }
 
 impl Purpose {
     fn needs(self, tool: &Tool) -> bool {
         match self {
-            Self::Package => tool.purpose <= Self::Demo || tool.purpose == Self::Package,
+            Self::Build => tool.purpose == Self::Build,
+            // Testing a package takes what the demonstration takes.
+            Self::Package => tool.purpose <= Self::Build || tool.purpose == Self::Package,
             _ => tool.purpose <= self,
         }
     }
 }
 
-/// A program that others of the workspace call, and the package that has it.
+/// A program that the workspace runs, and its Debian package.
 struct Tool {
     program: &'static str,
     package: &'static str,
@@ -61,20 +62,20 @@ const fn tool(
     }
 }
 
-/// Every program that is called, in Debian's packages.
+/// Every program that the workspace runs.
 const TOOLS: &[Tool] = &[
     tool(
         "protoc",
         "protobuf-compiler",
         Purpose::Build,
-        "turns etcd's interface into code",
+        "generates code from etcd's interface",
     ),
-    // No program, and found all the same: an absolute path stands for itself.
+    // A file, not a program: it is found by its absolute path.
     tool(
         "/usr/include/google/protobuf/descriptor.proto",
         "libprotobuf-dev",
         Purpose::Build,
-        "what etcd's interface rests on",
+        "etcd's interface imports it",
     ),
     tool(
         "ip",
@@ -86,19 +87,19 @@ const TOOLS: &[Tool] = &[
         "iptables",
         "iptables",
         Purpose::Demo,
-        "the rules that blocker is compared with",
+        "its rules are compared with blocker",
     ),
     tool(
         "nft",
         "nftables",
         Purpose::Test,
-        "firewalls that blocker must get along with; a peer in the benchmark",
+        "blocker must work together with its rules; compared in the benchmark",
     ),
     tool(
         "tcpdump",
         "tcpdump",
         Purpose::Test,
-        "sees what really is on the wire",
+        "captures what is on the wire",
     ),
     tool(
         "ethtool",
@@ -110,89 +111,89 @@ const TOOLS: &[Tool] = &[
         "conntrack",
         "conntrack",
         Purpose::Demo,
-        "shows the kernel's table of connections",
+        "shows the kernel's connection tracking table",
     ),
-    tool(
-        "ping",
-        "iputils-ping",
-        Purpose::Test,
-        "is neither TCP nor UDP",
-    ),
+    tool("ping", "iputils-ping", Purpose::Test, "sends ICMP"),
     tool(
         "bpftool",
         "bpftool",
         Purpose::Test,
-        "shows what is attached, whoever did it",
+        "lists all attached programs",
     ),
     tool(
         "xdp-filter",
         "xdp-tools",
         Purpose::Test,
-        "holds an XDP hook before blocker comes; a peer in the benchmark",
+        "occupies an XDP hook before blocker starts; compared in the benchmark",
     ),
     tool(
         "prometheus",
         PROMETHEUS,
         Purpose::Test,
-        "scrapes the daemon's metrics; promtool is with it",
+        "scrapes the daemon's metrics; its package has promtool",
     ),
     tool(
         "curl",
         "curl",
         Purpose::Test,
-        "asks the control API, and services in runbooks",
+        "sends requests to the control API, and to services in runbooks",
     ),
-    tool("jq", "jq", Purpose::Test, "reads what it answers"),
+    tool("jq", "jq", Purpose::Test, "parses the responses"),
     tool(
         "socat",
         "socat",
         Purpose::Test,
-        "takes HTTP over TCP to the control socket",
+        "forwards HTTP over TCP to the control socket",
     ),
-    tool("python3", "python3", Purpose::Test, "asks it, too"),
+    tool(
+        "python3",
+        "python3",
+        Purpose::Test,
+        "sends requests to the control API",
+    ),
     tool(
         "fail2ban-server",
         FAIL2BAN,
         Purpose::Test,
-        "bans by our action for it",
+        "bans addresses through blocker's action",
     ),
-    tool(
-        "etcd",
-        ETCD,
-        Purpose::Test,
-        "rules for many hosts come through it",
-    ),
+    tool("etcd", ETCD, Purpose::Test, "distributes a fleet's rules"),
     tool(
         "etcdctl",
         "etcd-client",
         Purpose::Test,
-        "sets up its users, and looks at it from outside",
+        "creates etcd's users and reads its keys",
     ),
-    tool("nginx", NGINX, Purpose::Test, "serves the lists of feeds"),
+    tool("nginx", NGINX, Purpose::Test, "serves feeds' lists"),
     tool(
         "openssl",
         "openssl",
         Purpose::Test,
-        "makes certificates for it, and for servers",
+        "makes certificates for nginx and etcd",
     ),
     tool(
         "crowdsec",
         CROWDSEC,
         Purpose::Test,
-        "decides whom a feed blocks; cscli is with it",
+        "makes decisions for a feed; its package has cscli",
     ),
-    tool("tmux", "tmux", Purpose::Test, "a terminal for blockctl top"),
+    tool(
+        "tmux",
+        "tmux",
+        Purpose::Test,
+        "provides a terminal to blockctl top",
+    ),
     tool(
         "haproxy",
         HAPROXY,
         Purpose::Test,
-        "takes servers that blocker cuts off out of rotation",
+        "takes blocked servers out of rotation",
     ),
     tool(
         "ipset",
         "ipset",
         Purpose::Test,
-        "a peer in the benchmark, with iptables",
+        "compared in the benchmark, with iptables",
     ),
     tool(
         "qemu-system-x86_64",
@@ -204,67 +205,67 @@ const TOOLS: &[Tool] = &[
         "busybox",
         "busybox-static",
         Purpose::Kernels,
-        "the shell of a kernel without a system",
+        "provides the guests' user space",
     ),
     tool(
         "depmod",
         "kmod",
         Purpose::Kernels,
-        "lets such a kernel load its modules",
+        "indexes the guests' kernel modules",
     ),
     tool(
         "lintian",
         "lintian",
         Purpose::Package,
-        "knows what a Debian package must be",
+        "checks the Debian package against Debian's policy",
     ),
     tool(
         "dpkg-shlibdeps",
         "dpkg-dev",
         Purpose::Package,
-        "finds which libraries' packages the programs need",
+        "finds the packages of the libraries that the programs need",
     ),
-    tool("rpm", "rpm", Purpose::Package, "looks at the RPM"),
+    tool("rpm", "rpm", Purpose::Package, "inspects the RPM"),
     tool(
         "debootstrap",
         "debootstrap",
         Purpose::Package,
-        "makes the system that the package is installed on",
+        "makes the system that the packages are installed on",
     ),
     tool(
         "systemd-nspawn",
         "systemd-container",
         Purpose::Package,
-        "boots it",
+        "boots that system",
     ),
 ];
 
-/// A program of crates.io that is kept in a cache of ours.
+/// A program from crates.io, installed in this workspace's own cache.
 pub(crate) struct CargoTool {
     name: &'static str,
     version: &'static str,
 }
 
-/// Makes the Debian package.
+/// Builds the Debian package.
 pub(crate) const CARGO_DEB: CargoTool = CargoTool {
     name: "cargo-deb",
     version: "3.8.0",
 };
-/// Makes the RPM.
+/// Builds the RPM.
 pub(crate) const CARGO_GENERATE_RPM: CargoTool = CargoTool {
     name: "cargo-generate-rpm",
     version: "0.21.1",
 };
 
 impl CargoTool {
-    /// Where it is.
+    /// Its path.
     ///
     /// # Errors
-    /// It is not there.
+    /// It is not installed.
     pub(crate) fn path(&self) -> Result<PathBuf> {
         let name = self.name;
         self.find()
-            .with_context(|| format!("{name} is not there after the set-up"))
+            .with_context(|| format!("{name} is missing after the set-up"))
     }
 
     fn find(&self) -> Option<PathBuf> {
@@ -278,7 +279,7 @@ impl CargoTool {
     }
 }
 
-/// Debian starts these as services when they are installed; the tests run their own.
+/// Packages whose services Debian starts on installation; the tests start their own instances.
 const PROMETHEUS: &str = "prometheus";
 const FAIL2BAN: &str = "fail2ban";
 const ETCD: &str = "etcd-server";
@@ -286,10 +287,10 @@ const HAPROXY: &str = "haproxy";
 const NGINX: &str = "nginx-light";
 const CROWDSEC: &str = "crowdsec";
 
-/// Debian's compiler with its library source, where rustup's `rust-src` cannot be had.
+/// Debian's compiler and its library source, for hosts where rustup cannot fetch `rust-src`.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// Says what is missing, and changes nothing.
+/// Reports what is missing, without installing it.
 ///
 /// # Errors
 /// Something is missing.
@@ -322,7 +323,7 @@ pub(crate) fn check(purpose: Purpose) -> Result<()> {
     if python {
         say(
             TASK,
-            "missing: chaos and schemathesis (run the experiments in config/runbooks, and requests by /openapi.json)",
+            "missing: chaos and schemathesis (they run config/runbooks and test /openapi.json)",
         );
     }
     if !parts.is_empty() || !tools.is_empty() || python {
@@ -340,7 +341,7 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     let mut done = Vec::new();
     if missing_parts().contains(&Missing::Llvm) {
         bail!(
-            "{} is not beside {}: use rustup's toolchain (https://rustup.rs)",
+            "{} is not in the toolchain of {}: use rustup's (https://rustup.rs)",
             Missing::Llvm,
             rustc().display()
         );
@@ -351,7 +352,7 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     let compiler: &[&str] = if missing_parts().contains(&Missing::CoreSource) {
         say(
             TASK,
-            "taking the distribution's compiler and library source instead",
+            "installing the distribution's compiler and library source instead",
         );
         &DEBIAN_COMPILER
     } else {
@@ -409,7 +410,7 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
     check(purpose)
 }
 
-/// Whether what the tests need is needed.
+/// Whether the purpose includes the tests.
 fn tests(purpose: Purpose) -> bool {
     matches!(purpose, Purpose::Test | Purpose::Kernels)
 }
@@ -423,7 +424,7 @@ fn missing_tools(purpose: Purpose) -> Vec<&'static Tool> {
     needed.filter(|tool| find(tool.program).is_none()).collect()
 }
 
-/// Adds `rust-src` to rustup's toolchain, where there is one and it can be fetched.
+/// Adds `rust-src` to rustup's toolchain. Returns whether that succeeded.
 fn rust_src() -> bool {
     let Some(rustup) = find("rustup") else {
         return false;
@@ -440,7 +441,7 @@ fn rust_src() -> bool {
     }
 }
 
-/// Installs Debian packages. `compiler`: the eBPF compiler is among them.
+/// Installs Debian packages; with `compiler`, the eBPF compiler is one of them.
 fn apt(packages: &[&str], compiler: bool) -> Result<()> {
     let by_hand = format!(
         "apt-get update && apt-get install --no-install-recommends {}",
@@ -453,7 +454,7 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
             ""
         };
         bail!(
-            "this is no Debian: install what it calls {} by your package manager.{source}",
+            "there is no apt-get: install what Debian calls {} by your package manager.{source}",
             packages.join(" ")
         );
     }
@@ -463,7 +464,7 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
         let mut command = command::elevated(sudo.as_deref(), "env");
         command
             .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"])
-            // Another run of apt (unattended upgrades) is waited for.
+            // Wait for another apt, such as unattended-upgrades.
             .args(["-o", "DPkg::Lock::Timeout=300"])
             .args(arguments);
         command::run(TASK, &mut command)
@@ -472,18 +473,18 @@ fn apt(packages: &[&str], compiler: bool) -> Result<()> {
         TASK,
         &format!("installing {} by apt-get", packages.join(" ")),
     );
-    // Old package lists only matter if the packages cannot be had by them.
+    // Without an update the existing package lists may still do.
     if let Err(error) = apt(&["update"]) {
         say(
             TASK,
-            &format!("{error:#}; going on with the lists that are there"),
+            &format!("{error:#}; continuing with the existing package lists"),
         );
     }
     apt(&[&["install", "--no-install-recommends"], packages].concat()).context(by_hand)
 }
 
-/// Has CrowdSec's package register with nobody: it asks the Central API for an account when it is
-/// installed, and fails without a network, unless there are credentials already.
+/// Keeps CrowdSec's package from registering with the Central API: on installation it does so
+/// unless there are credentials, and fails without a network.
 fn keep_crowdsec_to_itself() -> Result<()> {
     const CREDENTIALS: &str = "/etc/crowdsec/online_api_credentials.yaml";
     if Path::new(CREDENTIALS).exists() {
@@ -495,8 +496,7 @@ fn keep_crowdsec_to_itself() -> Result<()> {
     command::run(TASK, shell.args(["-c", &script]))
 }
 
-/// Stops a service that came with a package of ours, now and at the next boot. Where there is no
-/// systemd, nothing was started.
+/// Stops and disables a service that an installed package started. Without systemd, none was.
 fn stop_service(name: &str) {
     if !Path::new("/run/systemd/system").is_dir() {
         return;
@@ -506,16 +506,19 @@ fn stop_service(name: &str) {
         command::run(TASK, stop.args(["disable", "--now", name]))
     });
     if let Err(error) = stopped {
-        say(TASK, &format!("{error:#}; the service {name} may run"));
+        say(
+            TASK,
+            &format!("{error:#}; the service {name} may be running"),
+        );
     }
 }
 
-/// Builds a program of crates.io into the cache. It takes some minutes, once.
+/// Builds a program from crates.io into the cache.
 fn install_program(name: &str, version: &str, cache: Option<&Path>) -> Result<()> {
     let mut install = cargo();
     install.args(["install", name, "--version", version, "--locked"]);
     if let Some(cache) = cache {
-        // On the PATH, or cargo warns that it is not; who uses it finds it by itself.
+        // Cargo warns if the directory is not on the PATH.
         let mut path = cache.join("bin").into_os_string();
         path.push(":");
         path.push(command::search_path());
@@ -525,7 +528,7 @@ fn install_program(name: &str, version: &str, cache: Option<&Path>) -> Result<()
         TASK,
         &format!("building {name} {version}; this takes some minutes, once"),
     );
-    // Its own flags are its own business.
+    // The workspace's flags are not meant for it.
     install
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_TARGET_DIR");

@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: what a packet costs, beside programs that do nothing and beside peers.
+//! `cargo xtask bench`: the cost of a packet with blocker, compared with peers and with no filter.
 //!
-//! Three parts. `blocker/benches/packet` runs blocker's programs on one packet over and over. The
-//! comparison ([`wired`]) floods a veth, with blocker and with its peers on it. A test times how
-//! connections are killed. All as root; tables and a chart are kept under `target/bench/`.
+//! Three parts, all as root. `blocker/benches/packet` runs blocker's programs on one packet many
+//! times. The comparison ([`wired`]) floods a veth that blocker or a peer filters. A test measures the
+//! time to kill connections. Tables and a chart are written to `target/bench/`.
 
 mod addresses;
 mod bpf;
@@ -21,12 +21,12 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{self, cargo, line, run as run_command, say, search_path};
+use crate::command::{self, cargo, line, say, search_path};
 use crate::{build, demo, lab, setup, test};
 
 const TASK: &str = "bench";
 
-/// What is measured.
+/// The measurements to make.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct What {
     /// Only the comparison with peers, with small sets and short rounds: some minutes
@@ -46,7 +46,7 @@ impl What {
         self.quick || !self.only.is_empty() || !self.prefixes.is_empty()
     }
 
-    /// The arguments that say it again.
+    /// The equivalent arguments.
     fn arguments(&self) -> Vec<String> {
         let quick = self.quick.then(|| "--quick".to_owned());
         let only = self.only.iter().map(|name| format!("--only={name}"));
@@ -55,17 +55,14 @@ impl What {
     }
 }
 
-/// Sets up, builds, measures, prints and keeps the tables.
+/// Sets up, builds and measures; prints the tables and writes them.
 ///
 /// # Errors
 /// The set-up is impossible, or a part does not build or run.
 pub(crate) fn run(what: &What) -> Result<()> {
     setup::install(setup::Purpose::Test)?;
     let sudo = command::sudo().context("run this as root: programs are loaded into the kernel")?;
-    run_command(
-        TASK,
-        cargo().args(["build", "--release", "--package", "blocker", "--bins"]),
-    )?;
+    build::release()?;
     let directory = build::target_directory().join("bench");
     fs::create_dir_all(&directory)
         .with_context(|| format!("{} cannot be made", directory.display()))?;
@@ -83,7 +80,7 @@ pub(crate) fn run(what: &What) -> Result<()> {
     }
 }
 
-/// Compares in a process of its own, as root: its mounts are nobody else's.
+/// Compares in a second process, as root, with mounts of its own.
 fn compare_as_root(sudo: Option<&Path>, what: &What) -> Result<wired::Comparison> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let own = own.to_str().context("this program's path is no text")?;
@@ -107,19 +104,19 @@ fn compare_as_root(sudo: Option<&Path>, what: &What) -> Result<wired::Comparison
 /// The comparison itself; prints it as JSON.
 ///
 /// # Errors
-/// We are not root, or the comparison fails.
+/// The process is not root, or the comparison fails.
 pub(crate) fn compare(directory: &Path, what: &What) -> Result<()> {
     let programs = demo::programs(directory)?;
     wired::private_mounts()?;
     demo::clean_up_on_signals()?;
     let result = wired::compare(&programs, what);
-    // If a signal came, its thread is at this, and ends the process.
+    // After a signal its thread does the same, and ends the process.
     lab::clean_up();
     println!("{}", serde_json::to_string_pretty(&result?)?);
     Ok(())
 }
 
-/// Kills many connections beside `ss --kill`; the test prints how they compare.
+/// Compares killing many connections with `ss --kill`; the test prints the result.
 fn teardown(sudo: Option<PathBuf>) -> Result<()> {
     let mut speed = cargo();
     speed

@@ -1,7 +1,6 @@
-//! `cargo xtask demo`: the problem's table, played with iptables and then with blocker.
+//! `cargo xtask demo`: ways to cut a host off, first with iptables, then with blocker.
 //!
-//! In network namespaces of its own, with real connections; leaves nothing behind, interrupted or
-//! not.
+//! Uses real connections in network namespaces, which it removes even if it is interrupted.
 
 mod play;
 mod rows;
@@ -15,30 +14,26 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::command::{self, cargo, run, say};
+use crate::command::{self, say};
 use crate::{build, lab, setup};
 pub(crate) use play::programs;
 use rows::ROWS;
 
 const TASK: &str = "demo";
 
-/// Sets up, builds, and plays all rows.
+/// Sets up, builds, and runs all rows.
 ///
-/// `programs` is where the programs are, if they are built already: so is it called as root by a
-/// user's own call.
+/// `programs` is the programs' directory if they are built already: a user's process builds them
+/// and passes it to a second process, which runs as root.
 ///
 /// # Errors
-/// The set-up is impossible, a row cannot be played, or blocker does not keep what it promises.
+/// The set-up or a row fails, or blocker breaks a promise.
 pub(crate) fn demo(programs: Option<PathBuf>) -> Result<()> {
     let programs = match programs {
         Some(programs) => programs,
         None => {
             setup::install(setup::Purpose::Demo)?;
-            run(
-                TASK,
-                cargo().args(["build", "--package", "blocker", "--bins"]),
-            )?;
-            build::target_directory().join("debug")
+            build::dev()?
         }
     };
     if !command::is_root() {
@@ -46,15 +41,15 @@ pub(crate) fn demo(programs: Option<PathBuf>) -> Result<()> {
     }
     clean_up_on_signals()?;
     let result = play_all(&programs);
-    // If a signal came, its thread is at this, and ends the process.
+    // After a signal its thread does the same, and ends the process.
     lab::clean_up();
     result
 }
 
-/// Namespaces take root: the building was done by the user. Ends as the other does, which said why.
+/// Runs the demonstration as root, which namespaces need, and exits with its status.
 fn again_as_root(programs: &Path) -> Result<()> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
-    let own = own.to_str().context("this program's path is no text")?;
+    let own = own.to_str().context("this program's path is not UTF-8")?;
     let sudo = command::sudo().context("run this as root: network namespaces need it")?;
     let mut again = command::elevated(sudo.as_deref(), own);
     again.arg(TASK).arg("--programs").arg(programs);
@@ -63,7 +58,7 @@ fn again_as_root(programs: &Path) -> Result<()> {
     std::process::exit(status.code().unwrap_or(1))
 }
 
-/// Undoes what the laboratory made when a signal ends the process.
+/// Removes the laboratory's namespaces when a signal ends the process.
 ///
 /// # Errors
 /// Signals cannot be watched.
@@ -84,7 +79,7 @@ fn play_all(directory: &Path) -> Result<()> {
     anstream::println!("\n{}", table::heading().trim_end());
     let mut broken = 0;
     for (index, row) in ROWS.iter().enumerate() {
-        let progress = format!("playing {} of {}: {}", index + 1, ROWS.len(), row.title);
+        let progress = format!("running {} of {}: {}", index + 1, ROWS.len(), row.title);
         let observed = {
             let _progress = Progress::show(&progress);
             play::play(row, &programs).with_context(|| row.title.to_owned())?
@@ -94,13 +89,13 @@ fn play_all(directory: &Path) -> Result<()> {
     }
     println!();
     if broken > 0 {
-        bail!("blocker did not keep {broken} of its promises");
+        bail!("blocker broke {broken} of its promises");
     }
     say(TASK, "blocker kept every promise; nothing is left behind");
     Ok(())
 }
 
-/// A line that is there while something is at work, on a terminal only.
+/// A progress line, on a terminal only; removed when dropped.
 struct Progress;
 
 impl Progress {

@@ -1,5 +1,5 @@
-//! `cargo xtask package --static`: the programs with all libraries linked in, so that they run on
-//! any distribution of the same architecture. Proved where there is nothing else.
+//! `cargo xtask package --static`: the programs as static executables, which run on any
+//! distribution of the same architecture. They are tested in an otherwise empty root directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,16 +8,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{PROGRAMS, TASK};
-use crate::build::{self, target_directory};
-use crate::command::{cargo, elevated, host, line, run, say, sudo};
+use super::TASK;
+use crate::build::{self, PROGRAMS, target_directory};
+use crate::command::{elevated, host, line, run, say, sudo};
 use crate::setup;
 
-/// The group in the otherwise empty system.
+/// `/etc/group` in that directory.
 const GROUP: &str = "operators:x:4242:\n";
 const CONFIG: &str = "control: {group: operators}\n";
-/// In mounts and a network that end with it: the daemon runs, `blockctl` blocks and lifts, and the
-/// group, which C's library looks up, is found.
+/// The test: the daemon runs, `blockctl` blocks and lifts, and the C library resolves the group.
+/// Its mounts and its network namespace end with it.
 const PROOF: &str = r#"
 mount -t proc proc "$1/proc"
 mount -t sysfs sysfs "$1/sys"
@@ -49,35 +49,22 @@ kill "$daemon"
 wait "$daemon"
 "#;
 
-/// Builds the programs, and proves that they need nothing.
+/// Builds the programs, and tests that they are self-contained.
 ///
 /// # Errors
-/// Something does not build, or needs something.
+/// A program does not build, or is not self-contained.
 pub(crate) fn build() -> Result<()> {
     setup::install(setup::Purpose::Build)?;
     let host = host()?;
-    // Named, the target's flags do not reach build scripts and procedural macros.
-    let mut command = cargo();
-    command
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "blocker",
-            "--bins",
-            build::FLEET,
-        ])
-        .args(["--target", &host])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // With `--target`, RUSTFLAGS do not apply to build scripts and procedural macros.
+    let mut command = build::cargo_build(&["--release", build::FLEET, "--target", &host]);
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
     run(TASK, &mut command)?;
-    let programs = target_directory().join(host).join("release");
+    let programs = build::finish(target_directory().join(host).join("release"))?;
     for program in PROGRAMS {
         alone(&programs.join(program))?;
     }
     prove(&programs)?;
-    for program in PROGRAMS {
-        say(TASK, &format!("{}", programs.join(program).display()));
-    }
     say(
         TASK,
         "users, groups and host names are looked up in files and by DNS alone: the GNU C library \
@@ -86,7 +73,7 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-/// Checks that a program has no interpreter and asks for no library.
+/// Checks that a program has neither an interpreter nor a needed library.
 fn alone(program: &Path) -> Result<()> {
     let mut readelf = Command::new("readelf");
     readelf
@@ -111,7 +98,7 @@ fn alone(program: &Path) -> Result<()> {
     }
 }
 
-/// Runs them in a root directory that has nothing else. What it starts ends with it.
+/// Runs the programs in an otherwise empty root directory.
 fn prove(programs: &Path) -> Result<()> {
     let root = tempfile::tempdir().context("making a directory")?;
     let at = |path: &str| root.path().join(path);
@@ -124,7 +111,7 @@ fn prove(programs: &Path) -> Result<()> {
     }
     fs::write(at("etc/group"), GROUP)?;
     fs::write(at("blocker.yaml"), CONFIG)?;
-    let sudo = sudo().context("run this as root: what is static is proved by chroot")?;
+    let sudo = sudo().context("run this as root: the test uses chroot")?;
     let mut unshare = elevated(sudo.as_deref(), "unshare");
     unshare
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child"])
@@ -132,7 +119,7 @@ fn prove(programs: &Path) -> Result<()> {
         .arg(root.path());
     say(
         TASK,
-        "running the programs in a root directory that has nothing else",
+        "running the programs in an otherwise empty root directory",
     );
     let status = unshare.status().context("unshare cannot be started")?;
     ensure!(

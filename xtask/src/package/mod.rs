@@ -1,8 +1,8 @@
-//! `cargo xtask package`: packages of the two programs, with all that belongs to them.
+//! `cargo xtask package`: packages of the two programs.
 //!
-//! What is in the Debian package, `[package.metadata.deb]` in `blocker/Cargo.toml` says; this makes
-//! what is not in the tree (man pages, completions, the configuration, the changelog) and calls
-//! cargo-deb. The same as RPM, and the programs without shared libraries, are a file each.
+//! `[package.metadata.deb]` in `blocker/Cargo.toml` lists the Debian package's files. This module
+//! makes those that are not in the tree (man pages, completions, the configuration, the changelog)
+//! and calls cargo-deb. `rpm` packs the RPM, `fixed` builds static programs.
 
 mod fixed;
 mod rpm;
@@ -13,15 +13,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::build::{self, target_directory};
+use crate::build::{self, PROGRAMS, target_directory};
 use crate::command::{self, line, run, say, workspace};
 use crate::setup;
 
 pub(crate) use fixed::build as fixed;
 
 const TASK: &str = "package";
-/// What is packed.
-const PROGRAMS: [&str; 2] = ["blocker", "blockctl"];
 
 /// The packages of one build.
 pub(crate) struct Built {
@@ -29,8 +27,7 @@ pub(crate) struct Built {
     pub(crate) rpm: PathBuf,
 }
 
-/// Builds the packages, and looks at them: lintian at the Debian one, and whether the other one has
-/// the same in it.
+/// Builds the packages, runs lintian on the Debian one, and checks that the RPM has the same files.
 ///
 /// # Errors
 /// Something does not build, lintian objects, or the packages differ.
@@ -40,21 +37,20 @@ pub(crate) fn check() -> Result<()> {
     rpm::check(&built)
 }
 
-/// Builds the packages and gives their paths.
+/// Builds the packages and returns their paths.
 ///
 /// # Errors
 /// Something does not build.
 pub(crate) fn build() -> Result<Built> {
     setup::install(setup::Purpose::Package)?;
-    build::release()?;
-    stage()?;
+    stage(&build::release()?)?;
     Ok(Built {
         deb: deb(None)?,
         rpm: rpm::pack(None)?,
     })
 }
 
-/// Packs what [`build()`] has made once more, as another release of the same version.
+/// Packs the programs that [`build()`] built again, as another release of the same version.
 ///
 /// # Errors
 /// cargo-deb or cargo-generate-rpm fails.
@@ -67,16 +63,10 @@ pub(crate) fn again(release: u32) -> Result<Built> {
 
 fn deb(release: Option<u32>) -> Result<PathBuf> {
     let mut command = Command::new(setup::CARGO_DEB.path()?);
-    // It was built already; cargo-deb would build without the environment that the set-up found.
+    // The programs are built and stripped already.
     command
-        .args([
-            "deb",
-            "--package",
-            "blocker",
-            "--no-build",
-            "--strip",
-            "--output",
-        ])
+        .args(["deb", "--package", "blocker", "--no-build", "--no-strip"])
+        .arg("--output")
         .arg(target_directory().join("package/"))
         .current_dir(workspace());
     if let Some(release) = release {
@@ -94,7 +84,7 @@ fn deb(release: Option<u32>) -> Result<PathBuf> {
         line(&command),
         output.status
     );
-    // It prints the path, alone.
+    // It prints only the path.
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let package = printed.lines().last().unwrap_or_default().trim().to_owned();
     let package = PathBuf::from(package);
@@ -106,9 +96,9 @@ fn deb(release: Option<u32>) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Makes what the package has and the tree has not.
-fn stage() -> Result<()> {
-    // The manifest names this directory, wherever cargo builds.
+/// Makes the packaged files that are not in the tree.
+fn stage(programs: &Path) -> Result<()> {
+    // The manifest names this directory, whatever cargo's target directory is.
     let stage = workspace().join("target/package");
     for old in ["man", "completions"] {
         let old = stage.join(old);
@@ -117,7 +107,7 @@ fn stage() -> Result<()> {
         }
     }
     for program in PROGRAMS {
-        let mut command = Command::new(target_directory().join("release").join(program));
+        let mut command = Command::new(programs.join(program));
         run(TASK, command.arg("manual").arg(&stage))?;
     }
     let annotated = workspace().join("config/blocker.yaml");
@@ -127,7 +117,7 @@ fn stage() -> Result<()> {
     write(&stage.join("changelog"), &changelog()?)
 }
 
-/// The annotated configuration, for a host that has the group.
+/// The annotated configuration, with the group that the package creates.
 fn with_group(annotated: &str) -> Result<String> {
     const COMMENTED: &str = "\n  #group: blocker\n";
     if !annotated.contains(COMMENTED) {
@@ -136,8 +126,8 @@ fn with_group(annotated: &str) -> Result<String> {
     Ok(annotated.replacen(COMMENTED, "\n  group: blocker\n", 1))
 }
 
-/// The package's own changelog, in Debian's form: it points to the one for users. Its date is that
-/// of the last commit, so that a package can be built again.
+/// The Debian changelog, which refers to the users' one. Its date is that of the last commit, so
+/// that builds are reproducible.
 fn changelog() -> Result<String> {
     let mut log = Command::new("git");
     log.args(["log", "-1", "--format=%cD"])

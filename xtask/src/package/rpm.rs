@@ -1,43 +1,31 @@
-//! The package as RPM: `[package.metadata.generate-rpm]` in `blocker/Cargo.toml` says what is in it.
-//!
-//! That list is a second one beside the Debian package's, so both packages are compared, file by
-//! file.
+//! The RPM. `[package.metadata.generate-rpm]` in `blocker/Cargo.toml` lists its files. Since the
+//! Debian package has a list of its own, both packages are compared file by file.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Built, PROGRAMS, TASK};
+use super::{Built, TASK};
 use crate::build::target_directory;
 use crate::command::{line, run, say, workspace};
 use crate::setup;
 
-/// What a Debian package has for Debian alone.
+/// Files that only a Debian package has.
 const DEBIAN: [&str; 3] = [
     "/usr/share/doc/blocker/changelog.Debian",
     "/usr/share/doc/blocker/copyright",
     "/usr/share/lintian/",
 ];
-/// Where an RPM has what the copyright file says.
+/// The RPM's directory for what Debian's copyright file says.
 const LICENSES: &str = "/usr/share/licenses/";
 
-/// Packs what was built and staged.
+/// Packs the built and staged files.
 ///
 /// # Errors
 /// cargo-generate-rpm fails.
 pub(super) fn pack(release: Option<u32>) -> Result<PathBuf> {
     let release = release.unwrap_or(1);
-    // cargo-deb does that by itself.
-    let stripped = workspace().join("target/package/bin");
-    fs::create_dir_all(&stripped).with_context(|| format!("making {}", stripped.display()))?;
-    for program in PROGRAMS {
-        let mut strip = Command::new("strip");
-        strip.arg("-o").arg(stripped.join(program));
-        strip.arg(target_directory().join("release").join(program));
-        run(TASK, &mut strip)?;
-    }
     let architecture = std::env::consts::ARCH;
     let version = env!("CARGO_PKG_VERSION");
     let name = format!("blocker-{version}-{release}.{architecture}.rpm");
@@ -45,7 +33,7 @@ pub(super) fn pack(release: Option<u32>) -> Result<PathBuf> {
     let mut command = Command::new(setup::CARGO_GENERATE_RPM.path()?);
     command
         .args(["generate-rpm", "--package", "blocker"])
-        // By what it links, wherever it is packed.
+        // By the libraries that the programs link, on any distribution.
         .args(["--auto-req", "builtin"])
         .args(["--set-metadata", &format!("release = \"{release}\"")])
         .arg("--output")
@@ -56,8 +44,8 @@ pub(super) fn pack(release: Option<u32>) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Shows what the package asks for and runs, and checks that it has the same in it as the Debian
-/// one.
+/// Prints the package's requirements and scripts, and checks that it has the same files as the
+/// Debian one.
 ///
 /// # Errors
 /// They differ, or one can't be read.
@@ -90,7 +78,7 @@ fn of_deb(listing: &str) -> Vec<String> {
         let (mode, path) = (words.next()?, words.nth(4)?);
         let path = path.strip_prefix('.')?;
         let debian = DEBIAN.iter().any(|debian| path.starts_with(debian));
-        // It packs what Debian's policy wants packed, and has a place of its own for zsh.
+        // Debian's policy compresses some files, and has another directory for zsh.
         let path = path.strip_suffix(".gz").unwrap_or(path);
         let path = path.replace("/zsh/vendor-completions/", "/zsh/site-functions/");
         (!mode.starts_with('d') && !debian).then(|| format!("{mode} {path}"))
@@ -107,7 +95,7 @@ fn of_rpm(listing: &str) -> Vec<String> {
     files.map(str::to_owned).collect()
 }
 
-/// rpm, asking a package.
+/// An rpm query of a package.
 fn rpm(package: &Path) -> Command {
     let mut command = Command::new("rpm");
     command.args(["--query", "--package"]).arg(package);

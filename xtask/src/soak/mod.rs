@@ -1,9 +1,8 @@
-//! `cargo xtask soak`: a long run of changes, reloads, restarts, crashes and traffic at once.
+//! `cargo xtask soak`: a long run of changes, reloads, restarts and crashes under traffic.
 //!
-//! Two hosts in network namespaces. One sends from many addresses all the time (`traffic`), and knows
-//! of each whether it must pass, must not, or is just being changed; the other has the daemon, to
-//! which everything happens (`conduct`): first with restarts and crashes, then in one long life, at
-//! whose beginning and end it is measured (`report`).
+//! Two hosts in network namespaces. One sends from many addresses, and knows for each whether it must
+//! pass, must not, or is being changed (`traffic`). The other runs the daemon (`conduct`): first with
+//! restarts and crashes, then as one process, whose use of resources is compared (`report`).
 
 mod conduct;
 mod report;
@@ -14,45 +13,40 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{self, cargo, run as run_command, say, search_path};
+use crate::command::{self, say, search_path};
 use crate::demo::{clean_up_on_signals, programs as find_programs};
 use crate::{build, lab, setup};
 
 const TASK: &str = "soak";
 
-/// How long, and which of all the ways it may go.
+/// The length and the seed of a run.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct How {
-    /// How long
+    /// Length of the run
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     minutes: u32,
-    /// What all chances follow from; made up, and told, if absent
+    /// Seed of all random choices; chosen and printed if absent
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// Sets up, builds and runs it; prints a table and writes `target/soak.json`.
+/// Sets up, builds and runs; prints a table and writes `target/soak.json`.
 ///
-/// `programs` is where the programs are, if they are built already: so is it called as root by a
-/// user's own call.
+/// `programs` is the programs' directory if they are built already, as for the demonstration.
 ///
 /// # Errors
-/// The set-up is impossible, or the daemon did not keep what it promises.
+/// The set-up fails, or the daemon fails a check.
 pub(crate) fn run(how: How, programs: Option<PathBuf>) -> Result<()> {
     let directory = match programs {
         Some(directory) => directory,
         None => {
             setup::install(setup::Purpose::Test)?;
-            run_command(
-                TASK,
-                cargo().args(["build", "--package", "blocker", "--bins"]),
-            )?;
-            build::target_directory().join("debug")
+            build::dev()?
         }
     };
     if !command::is_root() {
         let own = std::env::current_exe().context("this program's own path is unknown")?;
-        let own = own.to_str().context("this program's path is no text")?;
+        let own = own.to_str().context("this program's path is not UTF-8")?;
         let sudo = command::sudo().context("run this as root: network namespaces need it")?;
         let mut again = command::elevated(sudo.as_deref(), own);
         again.args([TASK, "--minutes", &how.minutes.to_string()]);
@@ -74,7 +68,7 @@ pub(crate) fn run(how: How, programs: Option<PathBuf>) -> Result<()> {
     let report = outcome.with_context(|| format!("--seed {seed}"))?;
     anstream::print!("\n{}", report.table());
     let path = build::target_directory().join("soak.json");
-    let text = serde_json::to_string_pretty(&report).context("the report is no JSON")?;
+    let text = serde_json::to_string_pretty(&report).context("serialising the report")?;
     std::fs::write(&path, text + "\n")
         .with_context(|| format!("{} cannot be written", path.display()))?;
     say(TASK, &format!("written to {}", path.display()));
