@@ -1,8 +1,8 @@
-//! Builds the eBPF object (`blocker-ebpf`'s `datapath`) that the daemon carries.
+//! Builds the eBPF object (`blocker-ebpf`'s `datapath`) that the daemon embeds.
 //!
-//! The object is built by a second cargo, for its own target, with its own flags and its own
-//! target directory; nothing of the outer build's flags reaches it. Its path is handed to the
-//! crate as `BLOCKER_DATAPATH`.
+//! A second cargo builds the object for its own target, with its own flags and its own target
+//! directory; none of the outer build's flags apply to it. The crate gets the object's path as
+//! `BLOCKER_DATAPATH`.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,13 +17,13 @@ use toolchain::Toolchain;
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// If set, warnings in the eBPF programs are errors. Clippy's flags do not reach them.
+/// If set, warnings in the eBPF programs are errors: clippy's `-D warnings` does not apply to them.
 const DENY_WARNINGS: &str = "BLOCKER_DENY_WARNINGS";
 
 fn main() {
     if let Err(message) = build() {
-        // The build fails by these lines alone. A script that exits with a failure is shown with
-        // all that it printed, and the line that matters drowns.
+        // These lines alone fail the build. If the script exited with a failure, cargo would
+        // print all of its output and hide the message in it.
         for line in message.lines() {
             println!("cargo::error={line}");
         }
@@ -35,7 +35,7 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let workspace = package
         .parent()
-        .ok_or("the package lies in no workspace")?
+        .ok_or("the package is not in a workspace")?
         .to_owned();
 
     for watched in [
@@ -102,8 +102,8 @@ fn build() -> Result<(), String> {
     Ok(())
 }
 
-/// The inner cargo's call. Its target directory differs from the outer's, which the outer cargo
-/// holds locked while we run.
+/// The inner cargo's command. It has its own target directory, since the outer cargo locks the
+/// outer one while this script runs.
 fn inner_cargo(toolchain: &Toolchain, workspace: &Path, target: &Path) -> Result<Command, String> {
     let compiler = &toolchain.compiler;
     let mut cargo = Command::new(&compiler.cargo);
@@ -132,13 +132,13 @@ fn inner_cargo(toolchain: &Toolchain, workspace: &Path, target: &Path) -> Result
         ])
         .arg(target)
         .env("RUSTC", &compiler.rustc)
-        .env("RUSTC_WRAPPER", "") // a wrapper of the user's configuration knows nothing of BPF
+        .env("RUSTC_WRAPPER", "") // a wrapper in the user's configuration may not support BPF
         .env("RUSTC_WORKSPACE_WRAPPER", "")
         .env("RUSTC_BOOTSTRAP", "1") // build-std on a stable compiler
         .env("LD_LIBRARY_PATH", &toolchain.llvm)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, workspace)?)
-        // One unit and no LTO by rustc: bpf-linker sees the whole program and optimises it, and
-        // the object is the same at every build.
+        // One codegen unit and no LTO by rustc: bpf-linker optimises the whole program, and the
+        // build is reproducible.
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false");
@@ -148,11 +148,12 @@ fn inner_cargo(toolchain: &Toolchain, workspace: &Path, target: &Path) -> Result
 fn flags(toolchain: &Toolchain, workspace: &Path) -> Result<OsString, String> {
     let mut flags: Vec<OsString> = vec![
         "-Cdebuginfo=0".into(),
-        // 32-bit arithmetic and jumps, Linux 5.1: fewer instructions, and bounds that the verifier keeps.
+        // 32-bit arithmetic and jumps (Linux 5.1): fewer instructions, and the verifier keeps
+        // bounds of 32-bit values.
         "-Ctarget-cpu=v3".into(),
         "-Clink-arg=-O3".into(),
-        // Which architecture's `pt_regs` aya-ebpf binds. No program of ours reads registers; the
-        // flag only keeps it from being guessed from the build host.
+        // The architecture of aya-ebpf's `pt_regs`. No program here reads registers; the flag
+        // keeps aya-ebpf from taking the build host's.
         format!(
             "--cfg=bpf_target_arch=\"{}\"",
             variable("CARGO_CFG_TARGET_ARCH")?
@@ -162,14 +163,14 @@ fn flags(toolchain: &Toolchain, workspace: &Path) -> Result<OsString, String> {
     let mut linker = OsString::from("-Clinker=");
     linker.push(&toolchain.linker);
     flags.push(linker);
-    // BTF names source files; so that the object does not depend on where it was built.
+    // BTF contains the paths of source files. Remapped, they do not depend on where it is built.
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let library = toolchain.compiler.sysroot.join("lib/rustlib/src/rust");
     let remapped = [
         (Some(workspace.to_owned()), "/blocker"),
         (home, "/cargo"),
-        (library.canonicalize().ok(), "/rust"), // Debian's is a symbolic link
+        (library.canonicalize().ok(), "/rust"), // a symbolic link in Debian
         (Some(library), "/rust"),
     ];
     for (from, to) in remapped {
@@ -184,8 +185,8 @@ fn flags(toolchain: &Toolchain, workspace: &Path) -> Result<OsString, String> {
     Ok(flags.join(std::ffi::OsStr::new("\x1f")))
 }
 
-/// One target directory for all profiles and feature sets of the outer build, which all carry the
-/// same object: `target/ebpf`. Where the layout is not the known one, a directory of our own.
+/// `target/ebpf`, shared by all profiles and feature sets of the outer build, since the object is
+/// the same for all of them; a directory in `OUT_DIR` if cargo's layout is unknown.
 fn target_directory(out: &Path) -> PathBuf {
     // target/<profile>/build/<package>-<hash>/out
     let build = out.ancestors().nth(2);
@@ -198,7 +199,7 @@ fn target_directory(out: &Path) -> PathBuf {
     }
 }
 
-/// Whether a variable was set for, or by, the build that runs this script.
+/// Whether a variable configures, or was set by, the build that runs this script.
 fn belongs_to_the_outer_build(name: &str) -> bool {
     let kept = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_TERM_COLOR"];
     let network = [

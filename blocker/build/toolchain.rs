@@ -1,7 +1,7 @@
-//! Where the eBPF toolchain is: a compiler with the source of `core`, and bpf-linker.
+//! Finds the eBPF toolchain: a compiler with the source of `core`, and bpf-linker.
 //!
-//! Shared by `blocker/build.rs`, which uses what is found, and by `cargo xtask setup`, which
-//! installs what is not. Looks, and changes nothing.
+//! Shared by `blocker/build.rs`, which uses the toolchain, and by `cargo xtask setup`, which
+//! installs missing parts. Nothing here changes the system.
 
 use std::env;
 use std::fmt;
@@ -12,11 +12,10 @@ use std::process::Command;
 /// package that Debian 12 lacks.
 pub(crate) const BPF_LINKER: &str = "0.10.1";
 
-/// The LLVM that this bpf-linker speaks: a compiler of another LLVM writes bitcode that it may
-/// misread.
+/// The LLVM version whose bitcode this bpf-linker reads. It may misread another version's.
 pub(crate) const LLVM_MAJOR: u32 = 22;
 
-/// Everything that building the eBPF object takes.
+/// Everything that is needed to build the eBPF object.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
     /// The compiler.
@@ -30,22 +29,22 @@ pub(crate) struct Toolchain {
 /// A compiler that can build `core`.
 #[derive(Debug)]
 pub(crate) struct Compiler {
-    /// `rustc` itself, not rustup's proxy.
+    /// The path of `rustc` itself, not of rustup's proxy.
     pub(crate) rustc: PathBuf,
-    /// The `cargo` that belongs to it.
+    /// The `cargo` of the same toolchain.
     pub(crate) cargo: PathBuf,
-    /// Where its libraries and their source lie.
+    /// The directory of its libraries and their source.
     pub(crate) sysroot: PathBuf,
 }
 
-/// What is not there. Several parts may be missing at once.
+/// A missing part of the toolchain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// No compiler of the right LLVM has the source of `core`.
+    /// No compiler with the right LLVM version has the source of `core`.
     CoreSource,
-    /// No bpf-linker of the right version.
+    /// There is no bpf-linker of the right version.
     Linker,
-    /// No `libLLVM` beside the toolchain in use, so that the linker would not run.
+    /// The toolchain in use has no `libLLVM`, which the linker loads.
     Llvm,
 }
 
@@ -68,7 +67,7 @@ impl fmt::Display for Missing {
 /// Finds the whole toolchain. `rustc` is the compiler that builds the rest of the workspace.
 ///
 /// # Errors
-/// All that is missing.
+/// The missing parts.
 pub(crate) fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
     match (compiler(rustc), linker(), llvm(rustc)) {
         (Some(compiler), Some(linker), Some(llvm)) => Ok(Toolchain {

@@ -1,7 +1,7 @@
-//! `cargo xtask fleet`: what a large fleet costs its etcd.
+//! `cargo xtask fleet`: measures the load of a large fleet on etcd.
 //!
-//! A real etcd of three members, with TLS, in a network namespace of its own, and next to it many
-//! hosts in one process, which follow it by the daemon's own code, without a datapath.
+//! A real etcd of three members, with TLS, in a network namespace, and many hosts in one process,
+//! which follow it with the daemon's code but without a datapath.
 
 #[path = "../../blocker/tests/cluster/etcd.rs"]
 mod etcd;
@@ -22,7 +22,7 @@ use crate::setup;
 use etcd::MEMBERS;
 
 const TASK: &str = "fleet";
-/// Where the members listen.
+/// The members' address.
 const ADDRESS: &str = "127.0.0.1";
 /// How long etcd may take to elect a leader on a busy machine.
 const START: Duration = Duration::from_secs(60);
@@ -47,7 +47,7 @@ const COLUMNS: [(&str, &str, usize); 13] = [
 /// Builds, then measures for each number of hosts.
 ///
 /// # Errors
-/// The set-up is impossible, we are not root, or a part does not build or run.
+/// The set-up fails, the process is not root, or a part does not build or run.
 pub(crate) fn run(hosts: &[usize], rules: usize) -> Result<()> {
     setup::install(setup::Purpose::Test)?;
     ensure!(
@@ -79,7 +79,7 @@ pub(crate) fn run(hosts: &[usize], rules: usize) -> Result<()> {
     Ok(())
 }
 
-/// An etcd that ends with this.
+/// A running etcd; stopped when dropped.
 struct Etcd {
     members: Vec<Child>,
     files: TempDir,
@@ -151,14 +151,14 @@ impl Etcd {
 impl Drop for Etcd {
     fn drop(&mut self) {
         for member in &mut self.members {
-            // One that was killed on purpose is as good.
+            // It may have been killed on purpose.
             let _ = member.kill();
             let _ = member.wait();
         }
     }
 }
 
-/// A command that may have as many connections as there are hosts.
+/// A command with the hard limit of open files: each host has a connection.
 fn many_files(program: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n $(ulimit -Hn); exec \"$@\"", "sh", program]);
@@ -172,7 +172,9 @@ fn measure(program: &Path, hosts: usize, rules: usize) -> Result<Value> {
         .iter()
         .map(|member| member.id().to_string())
         .collect();
-    let program = program.to_str().context("the program's path is no text")?;
+    let program = program
+        .to_str()
+        .context("the program's path is not UTF-8")?;
     let mut command = many_files(program);
     command
         .args(["--hosts", &hosts.to_string(), "--rules", &rules.to_string()])

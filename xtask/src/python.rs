@@ -1,6 +1,5 @@
-//! What the tests need of PyPI, in a Python environment of its own under `target/`: the Chaos Toolkit,
-//! which carries out the experiments that are shipped, and Schemathesis, which makes requests of what
-//! `/openapi.json` allows and forbids.
+//! The tests' packages from PyPI, in a virtual environment under `target/`: the Chaos Toolkit runs
+//! the shipped experiments, Schemathesis generates requests from `/openapi.json`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,33 +11,33 @@ use crate::command::{find, line, run, say, workspace};
 
 const TASK: &str = "setup";
 
-/// What is installed, by pip.
+/// The packages that pip installs.
 const VERSIONS: [&str; 3] = [
     "chaostoolkit==1.19.0",
     "chaostoolkit-lib==1.44.0",
     "schemathesis==4.32.5",
 ];
 
-/// Debian's package of what makes such environments.
+/// Debian's package that makes virtual environments.
 pub(crate) const PACKAGE: &str = "python3-venv";
 
-/// Where it is. The tests look for it there, wherever cargo builds.
+/// The environment's directory. The tests expect it there, whatever cargo's target directory is.
 fn directory() -> PathBuf {
     workspace().join("target/python")
 }
 
-/// Made last, it says which versions are there.
+/// The file that lists the installed versions. It is written last.
 fn stamp() -> PathBuf {
     directory().join("versions")
 }
 
-/// Whether it is there, in our versions.
+/// Whether the environment has these versions.
 pub(crate) fn is_there() -> bool {
     let there = fs::read_to_string(stamp());
     there.is_ok_and(|there| there == VERSIONS.join("\n"))
 }
 
-/// Whether Python has what it takes to make an environment.
+/// Whether Python has the modules to make an environment.
 pub(crate) fn can_be_made() -> bool {
     let Some(python) = find("python3") else {
         return false;
@@ -50,7 +49,7 @@ pub(crate) fn can_be_made() -> bool {
     look.status().is_ok_and(|status| status.success())
 }
 
-/// Makes it. Gives what was installed.
+/// Makes the environment. Returns what was installed.
 pub(crate) fn make() -> Result<String> {
     let directory = directory();
     let mut venv = Command::new("python3");
@@ -61,7 +60,7 @@ pub(crate) fn make() -> Result<String> {
         .args(VERSIONS);
     let by_hand = line(&pip);
     run(TASK, &mut pip).with_context(|| {
-        format!("what the tests need of PyPI could not be fetched; with the network there, run in {}: bin/{by_hand}", directory.display())
+        format!("the tests' packages could not be fetched from PyPI; with network access, run in {}: bin/{by_hand}", directory.display())
     })?;
     let stamp = stamp();
     fs::write(&stamp, VERSIONS.join("\n"))

@@ -1,5 +1,4 @@
-//! Random prefixes to block, and random addresses within and without. Pure, and the same at every
-//! run.
+//! Random prefixes to block, and random addresses inside and outside them. Pure, with fixed seeds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,9 +22,9 @@ impl Family {
         }
     }
 
-    /// Lengths of the mixed prefixes and how many in a million there are of each, one at least;
-    /// the rest are single addresses. Longer ones are commoner, as in blocklists. Shorter ones
-    /// first, while there is room for them.
+    /// Lengths of the mixed prefixes with their share in a million, at least one of each; the rest
+    /// are single addresses. Longer ones are more frequent, as in blocklists. Shorter ones come
+    /// first, while the address space has room for them.
     fn mix(self) -> &'static [(u8, usize)] {
         match self {
             Self::V4 => &[
@@ -68,25 +67,25 @@ impl fmt::Display for Family {
     }
 }
 
-/// What kind of prefixes a set has.
+/// The kind of a set's prefixes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// Single addresses.
     Hosts,
-    /// Of many lengths.
+    /// Prefixes of many lengths.
     Mixed,
 }
 
 impl Kind {
-    /// Both, in the order of their numbers.
+    /// Both kinds, in the order of their numbers.
     pub(super) const ALL: [Self; 2] = [Self::Hosts, Self::Mixed];
 }
 
-/// Prefixes to block: none within another.
+/// Disjoint prefixes to block.
 #[derive(Clone)]
 pub(super) struct Set {
     family: Family,
-    /// The first and the last address of each.
+    /// The first and the last address of each prefix.
     ranges: BTreeMap<u128, u128>,
     /// The same prefixes in random order, as first address and length.
     prefixes: Vec<(u128, u8)>,
@@ -94,7 +93,7 @@ pub(super) struct Set {
 }
 
 impl Set {
-    /// So many prefixes. A single one is a host, whatever the kind.
+    /// A set of `count` prefixes. A single one is a host, whatever the kind.
     pub(super) fn new(family: Family, kind: Kind, count: usize) -> Self {
         let mut set = Self {
             family,
@@ -131,14 +130,14 @@ impl Set {
         }
     }
 
-    /// The range that has something in common with this one.
+    /// A range that overlaps this one.
     fn covering(&self, first: u128, last: u128) -> Option<(u128, u128)> {
         let (&start, &end) = self.ranges.range(..=last).next_back()?;
         (end >= first).then_some((start, end))
     }
 
-    /// A random address that can be a packet's source and is nobody's own: IPv4 unicast without
-    /// 10.0.0.0/8 and loopback, IPv6 of 2000::/3.
+    /// A random address that can be a packet's source and that no test host has: IPv4 unicast
+    /// except 10.0.0.0/8 and loopback, IPv6 of 2000::/3.
     fn unicast(&mut self) -> u128 {
         match self.family {
             Family::V4 => loop {
@@ -167,7 +166,7 @@ impl Set {
         self.family
     }
 
-    /// Its prefixes as text, a single address without a length.
+    /// The prefixes as text, single addresses without a length.
     pub(super) fn texts(&self) -> impl Iterator<Item = String> {
         self.prefixes.iter().map(|(first, length)| {
             let address = self.address(*first);
@@ -179,12 +178,12 @@ impl Set {
         })
     }
 
-    /// Its prefixes' first addresses.
+    /// The prefixes' first addresses.
     pub(super) fn first_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.prefixes.iter().map(|(first, _)| self.address(*first))
     }
 
-    /// So many random addresses within: a random one of a random prefix each.
+    /// Random addresses inside: each a random one of a random prefix.
     pub(super) fn inside(&mut self, count: usize) -> Vec<IpAddr> {
         let mut inside = Vec::with_capacity(count);
         for _ in 0..count {
@@ -196,7 +195,7 @@ impl Set {
         inside
     }
 
-    /// So many random addresses without.
+    /// Random addresses outside.
     pub(super) fn outside(&mut self, count: usize) -> Vec<IpAddr> {
         let mut outside = Vec::with_capacity(count);
         while outside.len() < count {
@@ -221,7 +220,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Less than a limit, which is far below 2^64: the bias is nothing.
+    /// A number below `limit`. Limits are far below 2^64, so the bias is negligible.
     fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }

@@ -1,10 +1,10 @@
-//! bpf(2) itself: arrays that are written by `mmap`, XDP programs given as instructions, and running
-//! one as a source of packets.
+//! Direct use of bpf(2): arrays that are written through `mmap`, XDP programs from instructions, and
+//! `BPF_PROG_TEST_RUN` as a source of packets.
 //!
-//! Raw, since these programs are a few instructions each and no ELF object. Knows nothing of what
-//! they are for. blocker's own benchmark, and its tests that need more than aya's call, use it too.
+//! The programs are a few instructions each, so no ELF object is built. Blocker's own benchmark uses
+//! this module too, and tests that need more of `BPF_PROG_TEST_RUN` than aya offers.
 
-#![allow(dead_code)] // each of them uses a part of it
+#![allow(dead_code)] // each user needs a part of it
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -32,10 +32,10 @@ const BPF_F_TEST_XDP_ON_LIVE_FRAMES: u32 = 1 << 1;
 pub(super) struct Map(OwnedFd);
 
 impl Map {
-    /// An array of these values.
+    /// An array of these values, mapped as memory (Linux 5.5).
     ///
     /// # Errors
-    /// The kernel (5.5 and later have such arrays) or `mmap` refuses.
+    /// The kernel refuses the map or the mapping.
     pub(super) fn array(values: &[[u8; 16]]) -> Result<Self> {
         #[repr(C)]
         #[derive(Default)]
@@ -59,8 +59,8 @@ impl Map {
         let fd = unsafe { bpf(BPF_MAP_CREATE, &mut create) }.context("BPF_MAP_CREATE")?;
         let map = Self(owned(fd)?);
         let length = size_of_val(values);
-        // SAFETY: a new mapping at an address of the kernel's choice; the map's values are 16 bytes
-        // each, without gaps, and as many as `values` has.
+        // SAFETY: a new mapping at an address that the kernel chooses. The map has as many values as
+        // `values`, 16 bytes each, without gaps.
         unsafe {
             let memory = libc::mmap(
                 std::ptr::null_mut(),
@@ -82,7 +82,7 @@ impl Map {
     /// The map that is pinned at a path.
     ///
     /// # Errors
-    /// There is none, or it may not be opened.
+    /// There is no map, or it may not be opened.
     pub(super) fn pinned(path: &Path) -> Result<Self> {
         use std::os::unix::ffi::OsStrExt;
         let text = std::ffi::CString::new(path.as_os_str().as_bytes())?;
@@ -94,8 +94,8 @@ impl Map {
         Ok(Self(owned(fd)?))
     }
 
-    /// The value of a key. `size` is that of a value as this call sees it: for a per-CPU map, of one
-    /// for each possible CPU.
+    /// The value of a key. `size` is the size that bpf(2) copies: for a per-CPU map, a value for each
+    /// possible CPU.
     ///
     /// # Errors
     /// There is no such key.
@@ -106,7 +106,7 @@ impl Map {
         Ok(value)
     }
 
-    /// Sets the value of a key; of what size, see [`Map::lookup`].
+    /// Sets the value of a key; for its size see [`Map::lookup`].
     ///
     /// # Errors
     /// The map is full.
@@ -123,7 +123,7 @@ impl Map {
         unsafe { bpf(command, &mut element) }.map(|_| ())
     }
 
-    /// Its number, as instructions name it.
+    /// The file descriptor, as instructions name the map.
     pub(super) fn number(&self) -> u32 {
         self.0.as_raw_fd().cast_unsigned()
     }
@@ -162,8 +162,8 @@ impl Program {
             log: log.as_mut_ptr() as u64,
             rest: [0; 14],
         };
-        // SAFETY: the attributes' pointers are to the instructions, a C string and a buffer of the
-        // size that they say, and all outlive the call.
+        // SAFETY: the attributes point to the instructions, a C string and a buffer, with their
+        // sizes; all outlive the call.
         let loaded = unsafe { bpf(BPF_PROG_LOAD, &mut load) };
         let fd = loaded.with_context(|| {
             let said = String::from_utf8_lossy(&log);
@@ -172,13 +172,13 @@ impl Program {
         Ok(Self(owned(fd)?))
     }
 
-    /// Attaches it natively to a device of this thread's network namespace, for as long as the
-    /// result lives.
+    /// Attaches it natively to a device of this thread's network namespace, until the result is
+    /// dropped.
     ///
     /// # Errors
-    /// The device has another program, or none can be had in its driver.
+    /// The device has another program, or its driver does not support XDP.
     pub(super) fn attach(&self, ifindex: u32) -> Result<OwnedFd> {
-        // program, target, kind, flags and no more
+        // prog_fd, target_ifindex, attach_type, flags
         let program = self.0.as_raw_fd().cast_unsigned();
         let mut link: [u32; 16] = [0; 16];
         link[..4].copy_from_slice(&[program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE]);
@@ -187,9 +187,9 @@ impl Program {
         owned(fd)
     }
 
-    /// Runs it on so many copies of a frame, and does with each what it answers (Linux 5.18).
+    /// Runs it on copies of a frame, and carries out its verdict on each (Linux 5.18).
     ///
-    /// Frames are kept and used again: what the program wrote into one is there still.
+    /// The kernel reuses frames with the program's changes.
     ///
     /// # Errors
     /// The kernel refuses, or a signal came.
@@ -209,7 +209,7 @@ impl Program {
         Ok(())
     }
 
-    /// Runs it on a packet so many times.
+    /// Runs it on a packet `repeat` times.
     ///
     /// # Errors
     /// The kernel refuses, or a signal came.
@@ -231,17 +231,17 @@ impl Program {
 }
 
 impl From<OwnedFd> for Program {
-    /// A program that somebody else has loaded.
+    /// A program that is loaded already.
     fn from(program: OwnedFd) -> Self {
         Self(program)
     }
 }
 
-/// What a program that was run says.
+/// The result of a run.
 pub(super) struct Ran {
-    /// What it answered the last time.
+    /// The last run's return value.
     pub(super) answer: u32,
-    /// How long a run took.
+    /// The mean time of a run.
     pub(super) nanoseconds: u32,
 }
 
@@ -268,10 +268,10 @@ struct TestRun {
 }
 
 /// # Safety
-/// `attributes` must be what the command takes, with pointers that are good for it.
+/// `attributes` must be of the type that the command takes, with valid pointers.
 unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel takes as many bytes as it is told the attributes have, and refuses what
-    // it does not know; the rest is the caller's promise.
+    // SAFETY: the kernel reads as many bytes as the attributes have, and refuses unknown fields; the
+    // caller vouches for the rest.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -286,6 +286,6 @@ unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::
 fn owned(result: libc::c_long) -> Result<OwnedFd> {
     let fd = i32::try_from(result)?;
     ensure!(fd >= 0, "bpf(2) gave {fd} as a file descriptor");
-    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    // SAFETY: the kernel has just opened it, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

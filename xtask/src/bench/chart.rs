@@ -1,4 +1,4 @@
-//! The comparison's chart: costs in groups by the number of prefixes, on a logarithmic scale.
+//! The comparison's chart: costs, grouped by the number of prefixes, on a logarithmic scale.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,7 +19,7 @@ const SIZE: (u32, u32) = (1_100, 760);
 /// The height of the legend.
 const LEGEND: u32 = 70;
 
-/// Draws it to an SVG file.
+/// Draws the chart to an SVG file.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -136,7 +136,7 @@ mod tests {
         let comparison = comparison();
         draw(&comparison, &path).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
-        // One more: the background. And one for each way in the legend.
+        // Besides, one for the background, and one for each filter in the legend.
         let bars = svg.matches("<rect ").count();
         assert_eq!(bars, 1 + 2 * comparison.rows.len() + Filter::ALL.len());
     }

@@ -1,7 +1,7 @@
-//! What is compared: blocker and its peers, each made to drop what comes from a set of prefixes.
+//! The filters that are compared: blocker and its peers, each dropping packets from a set of prefixes.
 //!
-//! Each is loaded the fastest way that its own tools have. What they keep in the kernel goes with the
-//! network namespace; what they pin, with the mount namespace ([`super::wired`]).
+//! Each is loaded in the fastest way of its own tools. Its state in the kernel ends with the network
+//! namespace, its pins with the mount namespace ([`super::wired`]).
 
 use std::fmt::Write;
 use std::fs;
@@ -18,22 +18,22 @@ use super::memory;
 use super::wire::Wire;
 use crate::lab::{Daemon, Programs};
 
-/// The name of the set, with each peer.
+/// The name of the peers' sets.
 const SET: &str = "blocked";
-/// Room for what is added one by one, besides the set.
+/// Room in the set for prefixes that are added one by one.
 const ROOM: usize = 1_000;
 /// `xdp-filter`'s map of IPv4 and of IPv6 addresses.
 const XDP_FILTER_MAPS: &str = "/sys/fs/bpf/xdp-filter";
 /// Entries of that map (`FILTER_MAP` in xdp-filter's `xdpfilt_prog.h`).
 const XDP_FILTER_MOST: usize = 10_000;
 
-/// A way to block.
+/// A filter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Filter {
     /// blocker with native XDP in front of TC.
     BlockerXdp,
-    /// The same without records of flows, which no peer keeps.
+    /// The same without flow records, which no peer has.
     BlockerBare,
     /// blocker with TC alone.
     BlockerTc,
@@ -49,7 +49,7 @@ pub(super) enum Filter {
 }
 
 impl Filter {
-    /// All of them, blocker's first.
+    /// All filters, blocker's first.
     pub(super) const ALL: [Self; 7] = [
         Self::BlockerXdp,
         Self::BlockerBare,
@@ -60,7 +60,7 @@ impl Filter {
         Self::Ipset,
     ];
 
-    /// What it is called in a table.
+    /// Its title in a table.
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::BlockerXdp => "blocker, XDP native",
@@ -73,12 +73,12 @@ impl Filter {
         }
     }
 
-    /// Whether it is a program of this workspace.
+    /// Whether it is blocker.
     pub(super) fn is_blocker(self) -> bool {
         matches!(self, Self::BlockerXdp | Self::BlockerBare | Self::BlockerTc)
     }
 
-    /// The prefixes that it takes.
+    /// The kind of prefixes that it takes.
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::XdpTools | Self::NftHash => Kind::Hosts,
@@ -86,7 +86,7 @@ impl Filter {
         }
     }
 
-    /// How many prefixes it takes at most.
+    /// The most prefixes that it takes.
     pub(super) fn most(self) -> usize {
         match self {
             Self::XdpTools => XDP_FILTER_MOST,
@@ -94,7 +94,7 @@ impl Filter {
         }
     }
 
-    /// Whether what it drops has reached the IP layer before.
+    /// Whether it drops behind the IP layer's counter.
     pub(super) fn is_behind_ip(self) -> bool {
         self == Self::Ipset
     }
@@ -102,7 +102,7 @@ impl Filter {
     /// Makes it block a set at the receiver of a wire.
     ///
     /// # Errors
-    /// A tool of it is missing or fails.
+    /// One of its tools is missing or fails.
     pub(super) fn load<'a>(
         self,
         wire: &'a Wire,
@@ -133,20 +133,20 @@ impl Filter {
     }
 }
 
-/// A way to block, at work.
+/// A loaded filter.
 pub(super) struct Loaded<'a> {
     filter: Filter,
     wire: &'a Wire,
     family: Family,
     daemon: Option<Daemon>,
-    /// From the file of prefixes to all of them in force, if it can be loaded at once.
+    /// Time from the file of prefixes to all of them in force, if it can be loaded at once.
     pub(super) time: Option<Duration>,
-    /// Bytes that the set takes, as far as that can be known.
+    /// Bytes that the set takes, if they can be measured.
     pub(super) memory: Option<u64>,
 }
 
 impl Loaded<'_> {
-    /// The one place that knows how blocker is given many targets.
+    /// Starts blocker and adds the set as the targets of a rule.
     fn blocker(
         &mut self,
         programs: &Programs,
@@ -194,8 +194,8 @@ impl Loaded<'_> {
         Ok(())
     }
 
-    /// xdp-filter takes one address a call. Only the first is given so; the others are copied into
-    /// its map, so that the bench ends today.
+    /// xdp-filter takes one address a call, which is too slow for many. So only the first is added by
+    /// it; the others are copied into its map.
     fn xdp_filter(&mut self, set: &Set) -> Result<()> {
         let (features, name) = match self.family {
             Family::V4 => ("ipv4", "filter_ipv4"),
@@ -208,10 +208,10 @@ impl Loaded<'_> {
         let first = hosts.next().context("an empty set")?;
         self.add(first)?;
         let map = Map::pinned(&Path::new(XDP_FILTER_MAPS).join(name))?;
-        // One 64-bit value for each CPU that there could be.
+        // A 64-bit value for each possible CPU.
         let size = 8 * memory::possible_cpus()?;
         let mut value = map.lookup(&octets(first), size)?;
-        // One entry stays free for what is added; then it is taken out again.
+        // One entry stays free for additions, which are removed again.
         for host in hosts.take(XDP_FILTER_MOST - 2) {
             map.update(&octets(host), &mut value)?;
         }
@@ -293,7 +293,7 @@ impl Loaded<'_> {
         Ok(())
     }
 
-    /// Blocks one more address, by the tool's own command: how long that took.
+    /// Blocks one more address by the tool's own command; returns the time.
     ///
     /// # Errors
     /// The command fails.
@@ -321,7 +321,7 @@ impl Loaded<'_> {
         Ok(start.elapsed())
     }
 
-    /// Takes back what [`Loaded::add`] did, where the set has room for one only.
+    /// Removes the address of [`Loaded::add`] again, where the set has room for one only.
     ///
     /// # Errors
     /// The command fails.
@@ -338,7 +338,7 @@ impl Drop for Loaded<'_> {
     fn drop(&mut self) {
         if self.filter == Filter::XdpTools {
             let words = ["xdp-filter", "unload", &self.wire.device];
-            // Should it fail, its pins go with the mount namespace and its program with the device.
+            // If it fails, the namespaces remove its pins and its program.
             let _ = self.wire.receiver.run(&words);
         }
     }
@@ -351,12 +351,12 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Checks that a filter did what it is there for: dropped what it blocks, let pass the rest.
+/// Checks that a filter dropped the packets that it blocks and passed the others.
 ///
 /// # Errors
-/// It did not: then its cost means nothing.
+/// It did not, so that its cost is meaningless.
 pub(super) fn verify(filter: Filter, hit: bool, received: u64, reached_ip: u64) -> Result<()> {
-    // A few packets of the receiver's own (router solicitations) are let go.
+    // Tolerates a few packets of the receiver (router solicitations).
     let slack = 1_000;
     let all = reached_ip + slack >= received;
     let none = reached_ip <= slack;

@@ -1,9 +1,9 @@
-//! A flood of small packets from many sources, made in the kernel.
+//! A flood of small packets from many sources, generated in the kernel.
 //!
 //! A tiny XDP program is run on live frames (`BPF_F_TEST_XDP_ON_LIVE_FRAMES`): it takes the next
 //! source address from an array, writes it into the frame and redirects the frame to the sender's
-//! veth. So a packet costs the sender some 100 ns, there is no socket and no `sk_buff`, and the
-//! receiver's driver gets the frame as from a wire.
+//! veth. A packet costs the sender some 100 ns, without a socket or an `sk_buff`, and the receiver's
+//! driver gets the frame as from a wire.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::bpf::{Map, Program};
 const LENGTH: usize = 64;
 /// Frames in a batch: as many as a driver's NAPI poll takes.
 const BATCH: u32 = 64;
-/// Frames in a call: enough that its beginning and end, which make and free the frames, are little.
+/// Frames in a call: enough to make the allocation and freeing of the frames negligible.
 const CALL: u32 = 1 << 18;
 /// Length of the Ethernet header.
 const ETHERNET: usize = 14;
@@ -28,13 +28,13 @@ pub(super) const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) struct Generator {
     program: Program,
     frame: [u8; LENGTH],
-    // The program holds the maps, too; these show what it needs.
+    // The program holds references, too; these show what it needs.
     _maps: [Map; 2],
 }
 
 impl Generator {
-    /// A flood from these sources, a power of two of them, out of a device of this thread's network
-    /// namespace.
+    /// A flood from these sources through a device of this thread's network namespace. The number of
+    /// sources is a power of two.
     ///
     /// # Errors
     /// The kernel refuses the maps or the program.
@@ -52,7 +52,7 @@ impl Generator {
         })
     }
 
-    /// Floods for some time, from the calling thread; the number of packets sent.
+    /// Floods for some time from the calling thread; returns the number of packets sent.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -67,8 +67,8 @@ impl Generator {
     }
 }
 
-/// UDP without options, to where nobody is: 0.0.0.1 is no IPv4 destination, 2001:db8::1 has a
-/// blackhole route. So the receiver's stack lets go of what passes as early as it can.
+/// UDP without options, to an unreachable destination: 0.0.0.1 is invalid, 2001:db8::1 has a
+/// blackhole route. So the receiver's stack drops passed packets as early as possible.
 fn frame(family: Family) -> [u8; LENGTH] {
     let mut frame = [0; LENGTH];
     frame[..6].copy_from_slice(&RECEIVER);
@@ -108,7 +108,7 @@ fn ipv4(source: [u8; 4], checksum: u16) -> [u8; 20] {
     ip
 }
 
-/// The sum over a header (RFC 1071).
+/// The checksum of a header (RFC 1071).
 fn sum(header: &[u8]) -> u16 {
     let words = header.chunks(2);
     let mut sum: u32 = words
@@ -120,7 +120,7 @@ fn sum(header: &[u8]) -> u16 {
     sum as u16
 }
 
-/// What the array holds of a source: for IPv4, the address and then its header's checksum.
+/// A source's entry in the array: the address and, for IPv4, the header's checksum.
 fn value(source: IpAddr) -> [u8; 16] {
     match source {
         IpAddr::V6(v6) => v6.octets(),
@@ -165,8 +165,8 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: u32) -> u64 {
         | (u64::from(immediate) << 32)
 }
 
-/// Puts the frame's begin into r7 and its end into r8; skips so many instructions after these if the
-/// frame is short.
+/// Loads the frame's start into r7 and its end into r8; if the frame is short, skips `exit` further
+/// instructions.
 fn bounds(skip: i16) -> [u64; 5] {
     [
         instruction(LOAD_WORD, 7, 1, 0, 0), // xdp_md.data
@@ -179,10 +179,10 @@ fn bounds(skip: i16) -> [u64; 5] {
 
 /// The program.
 fn code(family: Family, ifindex: u32, counter: &Map, table: &Map, mask: u32) -> Vec<u64> {
-    /// Where a key lies on the stack.
+    /// The key's offset on the stack.
     const KEY: i16 = -4;
 
-    // r0 = the value of the key on the stack; if there is none, `exit` instructions are skipped.
+    // r0 = the value of the key on the stack; without one, skips `exit` instructions.
     let lookup = |map: &Map, exit: i16| {
         [
             instruction(MOVE, 2, 10, 0, 0),
@@ -252,8 +252,8 @@ pub(super) fn drop_all() -> Result<Program> {
     Program::load(&code).context("a program that drops everything")
 }
 
-/// An XDP program that drops, or passes, everything whose source address, which it reads, does not
-/// begin with zeros: what any filter has to touch of a packet, and not one look at anything else.
+/// An XDP program that reads the source address, and drops or passes the packet unless the address
+/// begins with zeros. It touches what any filter has to touch of a packet, and nothing else.
 ///
 /// # Errors
 /// The kernel refuses it.

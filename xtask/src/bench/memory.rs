@@ -1,22 +1,22 @@
-//! What memory something takes, as far as the kernel tells.
+//! Memory use, as the kernel reports it.
 
 use std::collections::HashMap;
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// Bytes of memory that a process has resident.
+/// A process's resident set in bytes.
 pub(super) fn resident(pid: u32) -> Result<u64> {
     Ok(kilobytes(&format!("/proc/{pid}/status"), &["VmRSS:"])? * 1024)
 }
 
-/// Bytes that the BPF maps take that a process has open.
+/// Bytes of the BPF maps that a process has open.
 pub(super) fn maps(pid: u32) -> Result<u64> {
     let directory = format!("/proc/{pid}/fdinfo");
     let files = fs::read_dir(&directory).with_context(|| format!("{directory} cannot be read"))?;
     let mut maps = HashMap::new();
     for file in files {
-        // A descriptor may be gone by now.
+        // The descriptor may have been closed meanwhile.
         let Ok(text) = fs::read_to_string(file?.path()) else {
             continue;
         };
@@ -31,13 +31,13 @@ pub(super) fn maps(pid: u32) -> Result<u64> {
     Ok(maps.values().sum())
 }
 
-/// Bytes that the kernel took for itself: slabs and its own mappings. Other processes' doings are
-/// in it, too, so a difference tells something of large sets on a quiet machine only.
+/// Bytes of the kernel's slabs and mappings. Other processes change them too, so a difference is
+/// meaningful only for large sets on an idle machine.
 pub(super) fn kernel() -> Result<u64> {
     Ok(kilobytes("/proc/meminfo", &["SUnreclaim:", "VmallocUsed:"])? * 1024)
 }
 
-/// CPUs that there could be: a per-CPU map has so many values.
+/// The number of possible CPUs, which is a per-CPU map's number of values.
 pub(super) fn possible_cpus() -> Result<usize> {
     let path = "/sys/devices/system/cpu/possible";
     let text = fs::read_to_string(path).with_context(|| format!("{path} cannot be read"))?;

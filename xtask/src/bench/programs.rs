@@ -1,4 +1,4 @@
-//! What blocker's programs cost on one packet, over and over: `blocker/benches/packet`.
+//! The cost of blocker's programs, by `blocker/benches/packet`: one packet, many times.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use super::{TASK, thousands};
 use crate::command::{cargo, line, say, search_path};
 use crate::test;
 
-/// What the benchmark prints.
+/// The benchmark's output.
 #[derive(Deserialize)]
 struct Report {
     kernel: String,
@@ -22,7 +22,7 @@ struct Report {
     kept: Vec<Kept>,
 }
 
-/// What a packet cost.
+/// The cost of a packet.
 #[derive(Deserialize)]
 struct Cost {
     program: String,
@@ -31,16 +31,16 @@ struct Cost {
     nanoseconds: f64,
 }
 
-/// What a packet cost with what is kept of it.
+/// The cost of a packet with its record.
 #[derive(Deserialize)]
 struct Kept {
     case: String,
     nanoseconds: f64,
-    /// What the empty program cost that was measured in the same way.
+    /// The cost of an empty program, measured in the same way.
     floor: f64,
 }
 
-/// Measures, prints the table, and keeps it and the JSON.
+/// Measures, prints the table, and writes it and the JSON.
 ///
 /// # Errors
 /// The benchmark does not build or run, or a file cannot be written.
@@ -142,7 +142,7 @@ fn table(report: &Report) -> String {
     text
 }
 
-/// A program's place in a packet's way.
+/// The order of a program in a packet's path.
 fn order(program: &str) -> usize {
     let way = ["blocker_xdp", "blocker_ingress", "blocker_egress"];
     way.iter()

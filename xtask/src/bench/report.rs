@@ -1,4 +1,4 @@
-//! What the comparison found, as Markdown tables, JSON and a chart. Pure, but for writing the files.
+//! The comparison as Markdown tables, JSON and a chart. Pure, except that it writes the files.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use super::filters::Filter;
 use super::wired::{Comparison, Floor, Row};
 use super::{chart, thousands};
 
-/// What a cell shows of a row.
+/// A row's cell in a table.
 type Value = fn(&Row) -> Option<String>;
 
 /// Writes `wire.json`, `performance.md` and `wire.svg`.
@@ -68,7 +68,7 @@ fn costs(mut table: Table, floors: &[&Floor], rows: &[&Row], hit: bool) -> Table
     } else {
         "floor: no program, up to the IP layer"
     };
-    // As it was beside the rows of that size.
+    // As measured together with the rows of that size.
     let least = |size| {
         let floor = floors.iter().find(|floor| floor.prefixes == size)?;
         Some(if hit { floor.drop } else { floor.pass }.nanoseconds)
@@ -120,7 +120,7 @@ fn times(nanoseconds: f64, least: f64) -> String {
     format!("{nanoseconds:.0} ({:.1}×)", nanoseconds / least)
 }
 
-/// The ways to block that there are rows of.
+/// The filters that have rows.
 fn filters(rows: &[&Row]) -> impl Iterator<Item = Filter> {
     Filter::ALL
         .into_iter()
@@ -169,7 +169,7 @@ impl Table {
         self.lines.push(line);
     }
 
-    /// As Markdown, with columns that are straight without a renderer, too.
+    /// As Markdown, with columns aligned in the source.
     fn render(&self) -> String {
         let width = |column: usize| {
             let cells = self.lines.iter().map(|line| line[column].chars().count());
@@ -231,7 +231,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A small one.
+    /// A small comparison.
     pub(in super::super) fn comparison() -> Comparison {
         Comparison {
             kernel: "6.12".to_owned(),

@@ -1,10 +1,9 @@
-//! A veth, flooded: what a packet costs the thread that receives it.
+//! A flooded veth: the cost of a packet for the thread that receives it.
 //!
-//! The receiver's NAPI is a thread of its own on CPU 1, the generator runs on CPU 0, both above all
-//! ordinary threads. The cost is the
-//! time that the thread was on its CPU, by the packets that it took off the wire. The generator
-//! sends more than the receiver can take, so that the thread rarely sleeps; what finds the veth's
-//! ring full is lost before the receiver sees it, and not counted.
+//! The receiver's NAPI thread runs on CPU 1, the generator on CPU 0, both with real-time priority. The
+//! cost is the thread's CPU time, divided by the packets that it received. The generator sends more
+//! than the receiver can take, so that the thread rarely sleeps; packets that find the veth's ring
+//! full are lost before the receiver sees them, and are not counted.
 
 use std::fs;
 use std::net::IpAddr;
@@ -24,43 +23,43 @@ use crate::lab::{Namespace, join, poll};
 /// The sender's device.
 const SENDER_DEVICE: &str = "eth0";
 
-/// So many packets of a flood arrive although the receiver did not run: twice the veth's ring, and some.
+/// The most packets of a flood that arrive if the receiver did not run: twice the veth's ring.
 const FEW: u64 = 1_000;
 
-/// How many there were so far.
+/// The number of wires so far.
 static WIRES: AtomicU32 = AtomicU32::new(0);
 
-/// How much is measured.
+/// The extent of a measurement.
 #[derive(Clone, Copy)]
 pub(super) struct Effort {
-    /// How many floods; their lower quartile counts. What the machine does beside makes a flood
-    /// dearer, never cheaper, and the more often the longer one lasts.
+    /// The number of floods; the lower quartile counts. Other work on the machine only ever adds to
+    /// a flood's cost, and meets a long flood more often than a short one.
     pub(super) rounds: usize,
-    /// How long one lasts at least.
+    /// The least duration of a flood.
     pub(super) time: Duration,
 }
 
-/// What a flood cost.
+/// The cost of a flood.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Cost {
     /// CPU time a packet, in nanoseconds: the lower quartile of the rounds.
     pub(super) nanoseconds: f64,
-    /// The least and the most of the rounds.
+    /// The minimum and the maximum of the rounds.
     pub(super) spread: [f64; 2],
-    /// Packets that the receiver took off the wire, in all rounds.
+    /// Packets that the receiver received, in all rounds.
     pub(super) received: u64,
-    /// Packets that the generator made; the others found the ring full.
+    /// Packets that the generator sent; those not received found the ring full.
     pub(super) sent: u64,
     /// Packets that reached the stack's IP layer.
     pub(super) reached_ip: u64,
-    /// What part of the time the receiver's thread was on its CPU.
+    /// The share of the time that the receiver's thread was on its CPU.
     pub(super) busy: f64,
 }
 
-/// Two namespaces, joined; the receiver polls in a thread of its own.
+/// Two namespaces, joined by a veth whose receiver polls in a thread of its own.
 pub(super) struct Wire {
     sender: Namespace,
-    /// Where the filter works.
+    /// The namespace with the filter.
     pub(super) receiver: Namespace,
     /// The receiver's device.
     pub(super) device: String,
@@ -70,11 +69,11 @@ pub(super) struct Wire {
 
 impl Wire {
     /// # Errors
-    /// We are not root, or the kernel lacks threaded NAPI (5.12).
+    /// The process is not root, or the kernel lacks threaded NAPI (Linux 5.12).
     pub(super) fn new() -> Result<Self> {
         let sender = Namespace::new("sender")?;
         let receiver = Namespace::new("receiver")?;
-        // The thread is named after the device: a name of its own finds it.
+        // The thread is named after the device, so the name must be unique.
         let number = WIRES.fetch_add(1, Ordering::Relaxed);
         let device = format!("r{}x{number}", std::process::id() % 100_000);
         join((&sender, SENDER_DEVICE), (&receiver, &device))?;
@@ -104,7 +103,7 @@ impl Wire {
         })
     }
 
-    /// Floods of packets from these sources, none of them begun.
+    /// Prepares floods of packets from these sources.
     ///
     /// # Errors
     /// The generator cannot be loaded, or the receiver has no thread.
@@ -124,7 +123,7 @@ impl Wire {
         })
     }
 
-    /// Waits until the receiver has taken everything off the wire.
+    /// Waits until the receiver has received everything.
     fn settle(&self) -> Result<()> {
         let mut last = None;
         poll("the receiver to rest", Duration::from_secs(5), || {
@@ -148,7 +147,7 @@ impl Wire {
         })
     }
 
-    /// Packets that the receiver has taken off the wire.
+    /// Packets that the receiver has received.
     fn received(&self) -> Result<u64> {
         let text = self.read("net/dev")?;
         let line = text
@@ -201,12 +200,12 @@ pub(super) struct Floods<'a> {
     generator: Generator,
     /// The receiver's.
     thread: Pid,
-    /// What each flood cost.
+    /// The cost of each flood.
     rounds: Vec<Cost>,
 }
 
 impl Floods<'_> {
-    /// What each of these costs, flooded in turn, so that what the machine does beside meets them all.
+    /// The cost of each, flooded in turn, so that other work on the machine affects all alike.
     ///
     /// # Errors
     /// The generator fails, or hardly any packet arrives.
@@ -223,9 +222,9 @@ impl Floods<'_> {
         Ok(all.into_iter().map(Self::cost).collect())
     }
 
-    /// One flood, from the sender's namespace. The kernel takes the CPU from a thread above the ordinary
-    /// ones, too, for up to a twentieth of a second (`kernel/sched/deadline.c`, the fair server), and of
-    /// a flood that met the receiver so next to nothing arrives: it is made again.
+    /// One flood, from the sender's namespace. The kernel takes the CPU even from a real-time thread for
+    /// up to 50 ms a second (`kernel/sched/deadline.c`, the fair server). If that stopped the receiver
+    /// for a whole flood, hardly a packet arrives, and the flood is repeated.
     fn one(&self, time: Duration) -> Result<Cost> {
         const ATTEMPTS: usize = 5;
         take(Pid::from_raw(0), 0)?;
@@ -289,7 +288,7 @@ fn cpu_time(thread: Pid) -> Result<u64> {
     time.with_context(|| format!("{path} has no time"))
 }
 
-/// Gives a thread, 0 for the calling one, a CPU on which no ordinary thread preempts it.
+/// Binds a thread, 0 for the calling one, to a CPU with real-time priority.
 fn take(thread: Pid, cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;

@@ -1,5 +1,5 @@
-//! The comparison on the wire: every way to block, at every size. Runs as root, in a process of its
-//! own, and prints what it found as JSON.
+//! The comparison on the wire: every filter with every size of set. Runs as root, in a process of its
+//! own, and prints the results as JSON.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -19,23 +19,23 @@ use super::{TASK, What, thousands};
 use crate::command::say;
 use crate::lab::Programs;
 
-/// How many packets pass before a source comes again: 16 MB of addresses, more than a core caches.
+/// The number of packets before a source repeats: 16 MB of addresses, more than a core's caches.
 const SOURCES: usize = 1 << 20;
-/// How many single addresses are added, one by one.
+/// The number of single addresses to add, one by one.
 const ADDITIONS: usize = 20;
-/// How long additions may take all in all; after it, those that were made count.
+/// Time limit of all additions; after it, those made so far count.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the comparison found.
+/// The results of the comparison.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Comparison {
     /// The kernel's release.
     pub(super) kernel: String,
     /// The processor's name.
     pub(super) processor: String,
-    /// Costs without any filter, by IP version and size of the sets beside which it was measured.
+    /// Costs without a filter, by IP version and by the size of the sets of the same measurement.
     pub(super) floors: Vec<Floor>,
-    /// Costs with one.
+    /// Costs with a filter.
     pub(super) rows: Vec<Row>,
 }
 
@@ -45,7 +45,7 @@ impl Comparison {
         self.floors.iter().map(|floor| floor.ip).collect()
     }
 
-    /// What it has of one.
+    /// The results for one IP version.
     pub(super) fn of(&self, ip: u8) -> (Vec<&Floor>, Vec<&Row>) {
         let floors = self.floors.iter().filter(|floor| floor.ip == ip);
         let rows = self.rows.iter().filter(|row| row.ip == ip);
@@ -53,31 +53,31 @@ impl Comparison {
     }
 }
 
-/// What a packet costs at least.
+/// The least cost of a packet.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Floor {
     /// 4 or 6.
     pub(super) ip: u8,
-    /// How many prefixes the others blocked meanwhile.
+    /// The size of the other filters' sets in the same measurement.
     pub(super) prefixes: usize,
     /// With an XDP program that drops everything.
     pub(super) drop: Cost,
-    /// With one that reads each packet's source address, and drops it.
+    /// With a program that reads each packet's source address, and drops the packet.
     pub(super) read_drop: Cost,
-    /// Without any program, up to the IP layer, which lets go of it.
+    /// Without a program, up to the IP layer, which drops it.
     pub(super) pass: Cost,
-    /// With one that reads each packet's source address, and passes it.
+    /// With a program that reads each packet's source address, and passes the packet.
     pub(super) read_pass: Cost,
 }
 
-/// What one way to block costs with one set.
+/// The cost of one filter with one set.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Row {
-    /// The way.
+    /// The filter.
     pub(super) filter: Filter,
     /// 4 or 6.
     pub(super) ip: u8,
-    /// How many prefixes are blocked.
+    /// The number of blocked prefixes.
     pub(super) prefixes: usize,
     /// Packets from blocked addresses.
     pub(super) hit: Cost,
@@ -87,14 +87,14 @@ pub(super) struct Row {
     pub(super) load_seconds: Option<f64>,
     /// Seconds to block one more, the median.
     pub(super) add_seconds: f64,
-    /// Bytes that it all takes.
+    /// Bytes of memory.
     pub(super) memory_bytes: Option<u64>,
 }
 
 /// Compares.
 ///
 /// # Errors
-/// We are not root, a tool fails, or a filter does not filter.
+/// The process is not root, a tool fails, or a filter does not filter.
 pub(super) fn compare(programs: &Programs, what: &What) -> Result<Comparison> {
     let (sizes, effort): (&[usize], _) = if what.quick {
         let time = Duration::from_millis(30);
@@ -146,11 +146,11 @@ pub(super) fn compare(programs: &Programs, what: &What) -> Result<Comparison> {
     Ok(comparison)
 }
 
-/// Gives the calling thread, and those that it starts, mounts of its own, with an empty BPF file
-/// system: what is pinned there is gone with the process, and the host's pins are out of reach.
+/// Gives the calling thread, and threads that it starts, a mount namespace with an empty BPF file
+/// system: its pins end with the process, and the host's pins are not visible.
 ///
 /// # Errors
-/// We are not root.
+/// The process is not root.
 pub(super) fn private_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;
     let none: Option<&str> = None;
@@ -166,7 +166,7 @@ pub(super) fn private_mounts() -> Result<()> {
     .context("a BPF file system cannot be mounted at /sys/fs/bpf")
 }
 
-/// What is compared at once: every way to block sets of one size.
+/// One measurement: every filter with sets of one size.
 #[derive(Clone, Copy)]
 struct Group {
     family: Family,
@@ -175,7 +175,7 @@ struct Group {
 }
 
 impl Group {
-    /// Loads all of them, each on a wire of its own, and floods them in turn.
+    /// Loads all filters, each on a wire of its own, and floods them in turn.
     fn compare(
         self,
         filters: &[Filter],
@@ -274,14 +274,14 @@ impl Group {
     }
 }
 
-/// A wire at whose receiver a program runs, as long as the other part lives.
+/// A wire whose receiver runs a program, as long as the second part lives.
 fn floor(program: &Program) -> Result<(Wire, OwnedFd)> {
     let wire = Wire::new()?;
     let link = wire.receiver.enter(|| program.attach(wire.ifindex))??;
     Ok((wire, link))
 }
 
-/// How long it takes to block one more.
+/// The median time to block one more.
 fn addition(loaded: &Loaded<'_>, mut set: Set) -> Result<Duration> {
     let mut additions = Vec::new();
     let mut spent = Duration::ZERO;

@@ -1,4 +1,4 @@
-//! Plays a row: three connections, a block, a lift; notes what each end saw and when.
+//! Runs a row: three connections, a block, a lift. Records what each end saw and when.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -11,32 +11,32 @@ use crate::lab::{
     Connection, Daemon, Listener, Namespace, Pair, Programs, Routed, connect_timed, wait_dead,
 };
 
-/// A's address, in both scenes.
+/// A's address, in both topologies.
 pub(super) const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 48, 22, 221));
-/// B's address, in both scenes.
+/// B's address, in both topologies.
 pub(super) const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 171, 170, 104));
 
-/// When the senders send, after the block's command was started.
+/// When the senders send, from the start of the block's command.
 pub(super) const SEND: Duration = Duration::from_millis(100);
-/// When the block is lifted, after its command was started.
+/// When the block is lifted, from the start of its command.
 pub(super) const LIFT: Duration = Duration::from_millis(1000);
-/// How long a new connection is tried.
+/// Timeout of a new connection.
 pub(super) const CONNECT: Duration = Duration::from_millis(500);
-/// How long after the lift stale data is waited for. A sender's timer doubles from 200 ms, so its
-/// next attempt comes at most as long after the lift as the block lasted.
+/// How long to wait for stale data after the lift. The retransmission timer doubles from 200 ms, so
+/// the next attempt comes at most as long after the lift as the block lasted.
 pub(super) const WAIT: Duration = Duration::from_millis(2500);
 
 const STALE: &[u8] = b"sent during the block";
 
-/// What was seen of one row.
+/// What one row observed.
 pub(super) struct Observed {
     /// The flows: idle, B sends, A sends.
     pub(super) flows: [Flow; 3],
-    /// What became of a new connection from A, and how soon.
+    /// The outcome of a new connection from A.
     pub(super) from_a: Attempt,
-    /// What became of a new connection from B, and how soon.
+    /// The outcome of a new connection from B.
     pub(super) from_b: Attempt,
-    /// What blocker reports of the teardown.
+    /// Blocker's report of the teardown.
     pub(super) account: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub(super) enum Sender {
     A,
 }
 
-/// What was seen of one connection.
+/// What was observed of one connection.
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
     /// Who sent.
@@ -60,46 +60,46 @@ pub(super) struct Flow {
     pub(super) a: Option<Seen>,
     /// What B's end saw before the lift.
     pub(super) b: Option<Seen>,
-    /// What both ends, A's and B's, saw after the lift: times count from there.
+    /// What A's and B's end saw after the lift; times count from the lift.
     pub(super) later: [Option<Seen>; 2],
-    /// What became of what was sent.
+    /// The outcome of the data that was sent.
     pub(super) sent: Sent,
 }
 
 /// The error that an end saw, and when.
 #[derive(Clone, Copy)]
 pub(super) struct Seen {
-    /// The error; none for an end in order.
+    /// The error; none for an orderly end.
     pub(super) error: Option<Errno>,
-    /// Since the block's command was started, or since the lift.
+    /// Since the start of the block's command, or since the lift.
     pub(super) after: Duration,
 }
 
-/// What became of data that was sent during the block.
+/// The outcome of data that was sent during the block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
     /// Nothing was sent.
     Nothing,
-    /// It arrived while the block was there.
+    /// It arrived during the block.
     DuringTheBlock,
-    /// It arrived so long after the lift.
+    /// It arrived this long after the lift.
     AfterTheLift(Duration),
-    /// It did not arrive, and cannot: an end is dead.
+    /// It can no longer arrive: an end is dead.
     Never,
-    /// It did not arrive in the time that was waited.
+    /// It did not arrive within [`WAIT`].
     NotYet,
 }
 
-/// What became of an attempt to connect.
+/// The outcome of an attempt to connect.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt {
-    /// The error; none if it was connected.
+    /// The error; none if it connected.
     pub(super) error: Option<std::io::ErrorKind>,
-    /// How soon.
+    /// How long it took.
     pub(super) after: Duration,
 }
 
-/// The hosts of a scene.
+/// The hosts of a topology.
 enum Scene {
     Host(Pair),
     Router(Routed),
@@ -127,7 +127,7 @@ impl Scene {
         }
     }
 
-    /// Who blocks.
+    /// The host that blocks.
     fn blocking(&self) -> &Namespace {
         match self {
             Self::Host(pair) => &pair.a,
@@ -136,7 +136,7 @@ impl Scene {
     }
 }
 
-/// Plays one row, in namespaces of its own.
+/// Runs one row in its own namespaces.
 pub(super) fn play(row: &Row, programs: &Programs) -> Result<Observed> {
     let scene = Scene::new(row.place)?;
     let (a, b, blocking) = (scene.a(), scene.b(), scene.blocking());
@@ -166,10 +166,10 @@ pub(super) fn play(row: &Row, programs: &Programs) -> Result<Observed> {
             let words = [&["add", target.as_str()], *options].concat();
             Some(account(&daemon.json(&words)?))
         }
-        (Block::Blocker { .. }, None) => None, // it was started above
+        (Block::Blocker { .. }, None) => None, // unreachable: started above
     };
     watch(&mut connections, start + SEND)?;
-    // An end that is dead already refuses the data, which its death then shows.
+    // A dead end refuses the data; its error is recorded anyway.
     let _ = connections[1].client.send(STALE);
     let _ = connections[2].server.send(STALE);
     let (from_a, from_b) = std::thread::scope(|scope| -> Result<_> {
@@ -242,7 +242,7 @@ pub(super) fn play(row: &Row, programs: &Programs) -> Result<Observed> {
     })
 }
 
-/// Runs commands as they are written, with B's address for `B`.
+/// Runs commands, with B's address in place of the word `B`.
 fn run(host: &Namespace, commands: &[&str]) -> Result<()> {
     let address = B.to_string();
     for command in commands {
@@ -262,7 +262,7 @@ fn watch(connections: &mut [Connection], deadline: Instant) -> Result<()> {
         .flat_map(|connection| [&mut connection.client, &mut connection.server])
         .collect();
     wait_dead(&mut ends, deadline)?;
-    // All dead: the clock goes on all the same.
+    // If all are dead, `wait_dead` returns early.
     std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     Ok(())
 }
@@ -275,7 +275,7 @@ fn attempt(host: &Namespace, listener: &Listener) -> Result<Attempt> {
     })
 }
 
-/// Whether the data that was sent during the block is there now.
+/// Whether the data that was sent during the block has arrived.
 fn got_stale(end: &mut crate::lab::End) -> bool {
     end.death().is_none()
         && end
@@ -323,7 +323,7 @@ fn summarize(
     }
 }
 
-/// The teardown's account in the answer to `blockctl add`, in words.
+/// Summarises the teardown that `blockctl add` reports.
 fn account(answer: &serde_json::Value) -> String {
     let teardown = &answer["teardown"];
     let left = teardown["left"].as_array().map_or(0, Vec::len);

@@ -1,18 +1,18 @@
-//! The demonstration's rows: each way to cut A off from B, as one would type it.
+//! The demonstration's rows: the commands of each way to cut A off from B.
 
-/// A way to block, where it is done, and what it promises.
+/// A way to block, the host that blocks, and blocker's promise.
 pub(super) struct Row {
-    /// What is done, in words.
+    /// The row's title.
     pub(super) title: &'static str,
-    /// Where it is done.
+    /// The host that blocks.
     pub(super) place: Place,
-    /// Commands before the connections are there.
+    /// Commands to run before the connections are opened.
     pub(super) before: &'static [&'static str],
-    /// How it is done.
+    /// How it blocks.
     pub(super) block: Block,
 }
 
-/// Who blocks.
+/// The host that blocks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// A itself.
@@ -40,19 +40,19 @@ pub(super) enum Block {
 pub(super) enum Promise {
     /// Both ends die at once, and new connections are refused at once.
     Reset,
-    /// No end sees anything, then all goes on: an outage.
+    /// An outage: no end sees an error, and connections go on after the lift.
     Outage,
     /// Both ends die at once, and new connections get no answer.
     KilledOutage,
-    /// No end sees anything until the lift, where those that were at work die.
+    /// No end sees an error until the lift, when connections with traffic die.
     OutageThenReset,
 }
 
-/// What makes a router track connections, as NAT, container networks and stateful firewalls do:
-/// nothing else on it knows of a connection that is idle. The rule only counts.
+/// Makes a router track connections, as NAT, container networks and stateful firewalls do: it has
+/// no other record of an idle connection. The rule only counts.
 const TRACKED: &str = "iptables -w -A FORWARD -m conntrack --ctstate ESTABLISHED";
 
-/// All of them, in the order in which they are played.
+/// All rows, in the order in which they run.
 pub(super) const ROWS: &[Row] = &[
     Row {
         title: "iptables REJECT (ICMP), INPUT and OUTPUT",

@@ -1,4 +1,4 @@
-//! What the demonstration prints, and its judgement of blocker's rows.
+//! Prints the demonstration's rows, and checks those of blocker.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -11,8 +11,8 @@ const BAD: &str = "\x1b[31m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
-/// An end is to know of its death this soon after the block's command was started. Measured:
-/// a few milliseconds; the rest is for a busy machine.
+/// An end must see its error within this time from the start of the block's command. A few
+/// milliseconds were measured; the rest is for a busy machine.
 const SOON: Duration = Duration::from_millis(1000);
 
 /// The lines above the table.
@@ -27,7 +27,7 @@ pub(super) fn heading() -> String {
     )
 }
 
-/// A row of the table: a line for each connection and one for new connections.
+/// A row: a line for each connection, and one for new connections.
 pub(super) fn row(row: &Row, observed: &Observed) -> String {
     let mut text = format!("\n{BOLD}{}{PLAIN}\n", row.title);
     for flow in &observed.flows {
@@ -46,12 +46,12 @@ pub(super) fn row(row: &Row, observed: &Observed) -> String {
         text += &format!("  reported  {account}\n");
     }
     for broken in broken(row, observed) {
-        text += &format!("  {BAD}NOT KEPT{PLAIN}  {broken}\n");
+        text += &format!("  {BAD}BROKEN{PLAIN}  {broken}\n");
     }
     text
 }
 
-/// Whether a row is to kill what is established when it starts.
+/// Whether a row must kill established connections at its start.
 fn kills(row: &Row) -> bool {
     matches!(
         row.block,
@@ -97,7 +97,7 @@ fn sent(row: &Row, flow: &Flow) -> String {
             ))
         }
     };
-    let fate = match (flow.later, flow.a.is_some(), flow.b.is_some()) {
+    let ends = match (flow.later, flow.a.is_some(), flow.b.is_some()) {
         ([Some(a), Some(b)], _, _) => Some(format!(
             "both reset at lift + {}",
             time(a.after.max(b.after))
@@ -106,7 +106,7 @@ fn sent(row: &Row, flow: &Flow) -> String {
         ([None, None], false, true) => Some(format!("{BAD}A is half-open{PLAIN}")),
         _ => None,
     };
-    let parts: Vec<_> = text.into_iter().chain(fate).collect();
+    let parts: Vec<_> = text.into_iter().chain(ends).collect();
     parts.join("; ")
 }
 
@@ -129,14 +129,14 @@ fn time(time: Duration) -> String {
     }
 }
 
-/// What a row promises and did not keep. Rows that promise nothing break nothing.
+/// The promises that a row broke; none for rows without one.
 pub(super) fn broken(row: &Row, observed: &Observed) -> Vec<String> {
     let Block::Blocker { promise, .. } = row.block else {
         return Vec::new();
     };
     let mut broken = Vec::new();
-    let mut must = |kept: bool, what: String| {
-        if !kept {
+    let mut must = |holds: bool, what: String| {
+        if !holds {
             broken.push(what);
         }
     };

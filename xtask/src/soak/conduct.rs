@@ -1,4 +1,4 @@
-//! What happens to the daemon, one thing after another by chance; and what must be so after each.
+//! Random operations on the daemon, one at a time, and the checks after each.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,9 +13,9 @@ use super::traffic::{BLOCKED, CHANGING, FREE, Traffic, address};
 use crate::footprint::Footprint;
 use crate::lab::{Connection, Daemon, Listener, Pair, Programs, poll};
 
-/// How long something may take that takes milliseconds when all is well.
+/// Time limit of operations that normally take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Of all the time, the part with restarts, and that part of the rest in which a daemon gets warm.
+/// The share of the time with restarts, and the share of the rest that is the warm-up.
 const RESTARTS: f64 = 0.5;
 const WARM_UP: f64 = 0.2;
 
@@ -26,20 +26,20 @@ struct Conductor {
     traffic: Traffic,
     /// The id of the rule on each changing remote, if there is one.
     rules: [Option<String>; CHANGING],
-    /// How many rules there were, which makes their names.
+    /// The number of rules so far, from which names are made.
     count: u64,
     done: Done,
     start: Instant,
     directory: tempfile::TempDir,
 }
 
-/// Runs all of it for so long.
+/// Runs the operations for `time`.
 pub(super) fn conduct(programs: &Programs, time: Duration, seed: u64) -> Result<Report> {
     let pair = Pair::new()?;
     let traffic = Traffic::start(&pair)?;
     let daemon = Daemon::start(&pair.a, programs, &config(0))?;
     traffic.oracle.blocked(BLOCKED);
-    // What the start let pass is not counted against the rule.
+    // Datagrams that arrived before the daemon was ready are not leaks.
     let early = traffic.oracle.totals(BLOCKED..BLOCKED + 1).delivered;
     let mut conductor = Conductor {
         rng: Rng::with_seed(seed),
@@ -81,7 +81,7 @@ pub(super) fn conduct(programs: &Programs, time: Duration, seed: u64) -> Result<
     })
 }
 
-/// The configuration; each has another comment, so that a reload has something to do.
+/// The configuration; the comment differs by version, so that a reload changes it.
 fn config(version: u64) -> String {
     format!(
         "on_stop: keep\nrules:\n- {{id: always, targets: [{}], comment: version {version}}}\n",
@@ -90,7 +90,7 @@ fn config(version: u64) -> String {
 }
 
 impl Conductor {
-    /// Does one thing after another until so much time has passed.
+    /// Runs random operations until `until`.
     fn run_until(
         &mut self,
         until: Duration,
@@ -99,8 +99,7 @@ impl Conductor {
     ) -> Result<()> {
         let mut sampled = Instant::now();
         while self.start.elapsed() < until {
-            let dice = self.rng.u32(..100);
-            let step = match dice {
+            let step = match self.rng.u32(..100) {
                 0..=3 if restarts => self.restart(),
                 4..=7 if restarts => self.crash(),
                 8..=13 if restarts => self.crash_amid_a_change(),
@@ -135,7 +134,7 @@ impl Conductor {
         format!("soak-{}", self.count)
     }
 
-    /// A rule on one remote, or its end.
+    /// Adds a rule on one remote, or removes it.
     fn change(&mut self) -> Result<()> {
         let remote = self.rng.usize(..CHANGING);
         self.traffic.oracle.begins(remote);
@@ -158,7 +157,7 @@ impl Conductor {
         }
     }
 
-    /// A whole ruleset, as a file; gives its path, and the rule on each remote.
+    /// Writes a ruleset to a file; returns its path, and the rule on each remote.
     fn ruleset(&mut self) -> Result<(String, [Option<String>; CHANGING])> {
         let mut rules: [Option<String>; CHANGING] = Default::default();
         let mut text = String::from("rules:\n");
@@ -177,7 +176,7 @@ impl Conductor {
         Ok((path.display().to_string(), rules))
     }
 
-    /// The oracle learns what is in force.
+    /// Tells the oracle which rules are in force.
     fn in_force(&mut self, rules: [Option<String>; CHANGING]) -> Result<()> {
         for (remote, rule) in rules.iter().enumerate() {
             match rule {
@@ -197,7 +196,7 @@ impl Conductor {
         self.in_force(rules)
     }
 
-    /// A connection from a remote that dies at both ends.
+    /// Resets a connection from a remote, which must die at both ends.
     fn reset(&mut self) -> Result<()> {
         let Some(remote) = (0..CHANGING).find(|remote| self.rules[*remote].is_none()) else {
             return Ok(());
@@ -261,7 +260,7 @@ impl Conductor {
             .stderr(Stdio::null())
             .spawn()
             .context("blockctl cannot be started")?;
-        // That some time passes is what this is about.
+        // The daemon is killed at a random time of the change.
         std::thread::sleep(Duration::from_millis(self.rng.u64(..150)));
         self.daemon.kill()?;
         let status = poll("blockctl to end", PATIENCE, || {
@@ -290,13 +289,13 @@ impl Conductor {
         Ok(ids.map(str::to_owned).collect())
     }
 
-    /// That just those rules are in force that were asked for.
+    /// Checks that exactly the requested rules are in force.
     fn check(&self) -> Result<()> {
         let expected: BTreeSet<String> = self.rules.iter().flatten().cloned().collect();
         let ids = self.ids()?;
         ensure!(
             ids == expected,
-            "{ids:?} are in force, {expected:?} were asked for"
+            "{ids:?} are in force, {expected:?} were requested"
         );
         Ok(())
     }
@@ -317,13 +316,13 @@ impl Conductor {
         ))
     }
 
-    /// A sample once the kernel has freed what is to go; or as it is, if that does not come.
+    /// A sample when the kernel has freed unused objects, or at the time limit.
     fn settled(&self, first: &Sample) -> Result<Sample> {
         let same = |sample: &Sample| {
             let of = |sample: &Sample| (sample.pins, sample.programs, sample.maps, sample.links);
             of(sample) == of(first)
         };
-        let settled = poll("the kernel to free what is to go", PATIENCE, || {
+        let settled = poll("the kernel to free unused objects", PATIENCE, || {
             self.sample().ok().filter(same)
         });
         settled.or_else(|_| self.sample())

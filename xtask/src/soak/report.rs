@@ -1,4 +1,4 @@
-//! What a soak came to: a table for people, JSON for the rest.
+//! The report of a soak, as a table and as JSON.
 
 use std::fmt::Write as _;
 
@@ -7,12 +7,12 @@ use serde::Serialize;
 use super::traffic::Totals;
 use crate::footprint::Footprint;
 
-/// Descriptors come and go with requests.
+/// Tolerance of open descriptors, which vary with requests.
 const SOME_DESCRIPTORS: usize = 4;
-/// Memory that a daemon may take more than after its warm-up, in kilobytes: what an allocator keeps.
+/// Tolerated growth of memory after the warm-up, in kilobytes: the allocator's free memory.
 const SOME_MEMORY: u64 = 4 * 1_024;
 
-/// How often each thing was done.
+/// How often each operation ran.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(super) struct Done {
     pub(super) adds: u64,
@@ -22,11 +22,11 @@ pub(super) struct Done {
     pub(super) reloads: u64,
     pub(super) restarts: u64,
     pub(super) kills: u64,
-    /// Of the kills: those that met a change under way.
+    /// The kills that interrupted a change.
     pub(super) interrupted: u64,
 }
 
-/// What the daemon takes.
+/// The daemon's use of resources.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Sample {
     pub(super) seconds: u64,
@@ -52,7 +52,7 @@ impl Sample {
     }
 }
 
-/// All of it.
+/// The report.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) seed: u64,
@@ -67,21 +67,21 @@ pub(super) struct Report {
     /// After the restarts, and the warm-up of the last life.
     pub(super) warm: Sample,
     pub(super) last: Sample,
-    /// Between those.
+    /// During the run.
     pub(super) samples: Vec<Sample>,
 }
 
 impl Report {
-    /// What must not be.
+    /// The failed checks.
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.leaked > 0 || self.blocked.delivered > 0 {
             let leaked = self.leaked.max(self.blocked.delivered);
-            faults.push(format!("{leaked} packets passed that were blocked"));
+            faults.push(format!("{leaked} blocked packets passed"));
         }
         if self.free.delivered != self.free.sent {
             let lost = self.free.sent.saturating_sub(self.free.delivered);
-            faults.push(format!("{lost} packets were lost that no rule names"));
+            faults.push(format!("{lost} packets that no rule matches were lost"));
         }
         let (first, warm, last) = (&self.first, &self.warm, &self.last);
         for (what, before, after) in [
@@ -125,7 +125,7 @@ impl Report {
         let _ = writeln!(text, "{:<28}{:>12}{:>12}", "packets", "sent", "delivered");
         for (what, totals) in [
             ("blocked all the time", self.blocked),
-            ("named by no rule", self.free),
+            ("matched by no rule", self.free),
             ("of changing rules", self.changing),
         ] {
             let _ = writeln!(

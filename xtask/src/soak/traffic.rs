@@ -1,4 +1,4 @@
-//! Datagrams from many addresses of B to A, all the time, and of each whether it may arrive.
+//! Continuous datagrams from many addresses of B to A, and an oracle that knows which may arrive.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,50 +13,50 @@ use crate::lab::{Pair, poll};
 
 /// Remotes whose rules change.
 pub(super) const CHANGING: usize = 8;
-/// The remote that a rule of the configuration blocks all the time.
+/// The remote that the configuration blocks.
 pub(super) const BLOCKED: usize = CHANGING;
-/// The remote that no rule ever names.
+/// The remote that no rule matches.
 pub(super) const FREE: usize = CHANGING + 1;
 const REMOTES: usize = CHANGING + 2;
 
-/// How long there is between two datagrams of a remote.
+/// Interval between two datagrams of a remote.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Room for what arrives while the machine is busy with something else.
+/// Size of the receive buffer, for a busy machine.
 const ROOM: usize = 16 << 20;
-/// How long a datagram may take once its remote is free.
+/// Time limit for a datagram to arrive once its remote is not blocked.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a remote's datagrams may arrive.
 #[derive(Debug, Clone, Copy)]
 enum May {
-    /// Those sent after this must not.
+    /// Datagrams that are sent after this time must not arrive.
     Not(u64),
-    /// They may, and do.
+    /// Datagrams arrive.
     Pass,
     /// A change is under way.
     Unknown,
 }
 
-/// The oracle: what may arrive, and what did.
+/// The oracle: which datagrams may arrive, and which did.
 pub(super) struct Oracle {
     start: Instant,
     may: Mutex<[May; REMOTES]>,
     sent: [AtomicU64; REMOTES],
     delivered: [AtomicU64; REMOTES],
-    /// When the last one that arrived was sent, in nanoseconds since the start.
+    /// When the last datagram that arrived was sent, in nanoseconds since the start.
     last: [AtomicU64; REMOTES],
     leaked: AtomicU64,
     over: AtomicBool,
 }
 
-/// The traffic, until it is stopped.
+/// The running traffic.
 pub(super) struct Traffic {
     pub(super) oracle: Arc<Oracle>,
     sending: JoinHandle<()>,
     receiving: JoinHandle<()>,
 }
 
-/// How much there was.
+/// Numbers of datagrams.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(super) struct Totals {
     pub(super) sent: u64,
@@ -82,15 +82,15 @@ impl Oracle {
         self.may()[remote] = May::Unknown;
     }
 
-    /// A remote is blocked from now on.
+    /// A remote is now blocked.
     pub(super) fn blocked(&self, remote: usize) {
         self.may()[remote] = May::Not(self.now());
     }
 
-    /// A remote is free from now on; waits until something arrives that is sent after this.
+    /// A remote is no longer blocked; waits until a datagram arrives that is sent after this call.
     ///
     /// # Errors
-    /// Nothing does.
+    /// None arrives in time.
     pub(super) fn passes(&self, remote: usize) -> Result<()> {
         self.may()[remote] = May::Pass;
         let now = self.now();
@@ -109,12 +109,12 @@ impl Oracle {
         }
     }
 
-    /// Datagrams that arrived and must not have.
+    /// The number of datagrams that arrived but must not.
     pub(super) fn leaked(&self) -> u64 {
         self.leaked.load(Ordering::Relaxed)
     }
 
-    /// What there was of some remotes.
+    /// Sums of some remotes.
     pub(super) fn totals(&self, remotes: std::ops::Range<usize>) -> Totals {
         let sum = |of: &[AtomicU64; REMOTES]| {
             let counts = of[remotes.clone()].iter();
@@ -132,7 +132,7 @@ impl Traffic {
     pub(super) fn start(pair: &Pair) -> Result<Self> {
         let sink = pair.a.enter(|| UdpSocket::bind((Pair::A, 0)))??;
         sink.set_read_timeout(Some(Duration::from_millis(50)))?;
-        setsockopt(&sink, sockopt::RcvBufForce, &ROOM).context("no room to receive")?;
+        setsockopt(&sink, sockopt::RcvBufForce, &ROOM).context("setting the receive buffer")?;
         let to: SocketAddr = sink.local_addr()?;
         let mut sources = Vec::new();
         for remote in 0..REMOTES {
@@ -162,7 +162,7 @@ impl Traffic {
         })
     }
 
-    /// Ends it, once what was sent has arrived.
+    /// Stops sending, and waits for datagrams in flight.
     pub(super) fn stop(self) -> Result<()> {
         self.oracle.over.store(true, Ordering::Relaxed);
         if self.sending.join().is_err() || self.receiving.join().is_err() {
@@ -182,7 +182,7 @@ fn send(oracle: &Oracle, sources: &[UdpSocket]) {
     }
 }
 
-/// Until nothing comes any more, and it is over.
+/// Receives until the traffic has stopped and nothing arrives any more.
 fn receive(oracle: &Oracle, sink: &UdpSocket) {
     let mut bytes = [0; 8];
     loop {

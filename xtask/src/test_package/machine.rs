@@ -1,7 +1,6 @@
-//! A whole Debian, booted by systemd in a container: where the package is installed.
+//! A Debian system, booted by systemd in a container, in which the packages are installed.
 //!
-//! Its network is a namespace of the laboratory's, its kernel the host's, its files are thrown away
-//! with it. Knows nothing of what is tried in it.
+//! It uses the host's kernel and a network namespace of the laboratory; its files are temporary.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -19,30 +18,30 @@ use crate::lab::{Namespace, poll};
 use super::TASK;
 
 const RELEASE: &str = "bookworm";
-/// rpm is no stranger there: it installs what it is given, dependencies aside.
+/// Packages of the system. Debian's rpm installs the RPM, without its dependencies.
 const PACKAGES: &str = "systemd,dbus,iproute2,procps,rpm";
-/// Long enough for a boot on a busy machine.
+/// Time limit of a boot, on a busy machine.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// In a container systemd leaves the bpf file system to others.
+/// systemd does not mount the bpf file system in a container.
 const BPFFS: &str = "[Unit]\nDefaultDependencies=no\nBefore=local-fs.target\n\
     [Service]\nType=oneshot\nRemainAfterExit=yes\n\
     ExecStart=/bin/mount -t bpf -o mode=0700 bpf /sys/fs/bpf\n\
     [Install]\nWantedBy=local-fs.target\n";
 
-/// What a command in the machine came to.
+/// The result of a command in the machine.
 pub(super) struct Ran {
     pub(super) code: i32,
     pub(super) stdout: String,
     pub(super) stderr: String,
 }
 
-/// A booted machine. It is switched off, and its files are gone, when it is dropped.
+/// A booted machine. Dropping it switches it off and removes its files.
 pub(super) struct Machine {
     root: PathBuf,
     network: PathBuf,
     container: Child,
-    /// Its first process.
+    /// The process id of its init.
     init: u32,
 }
 
@@ -50,7 +49,7 @@ impl Machine {
     /// Boots a new one whose network is `network`.
     ///
     /// # Errors
-    /// The system can't be had, or does not come up.
+    /// The system cannot be made, or does not boot.
     pub(super) fn boot(network: &Namespace) -> Result<Self> {
         let pristine = pristine()?;
         let root = target_directory().join("package/machine");
@@ -73,7 +72,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Waits until all that is to be started is.
+    /// Waits until systemd has started everything.
     fn wait_up(&mut self) -> Result<()> {
         let container = self.container.id();
         let children = format!("/proc/{container}/task/{container}/children");
@@ -92,12 +91,12 @@ impl Machine {
         .with_context(|| format!("see {}", self.root.with_extension("console").display()))
     }
 
-    /// Boots it again, with the files that it has.
+    /// Reboots it; its files stay.
     ///
     /// # Errors
-    /// It does not go down, or does not come up.
+    /// It does not shut down, or does not boot.
     pub(super) fn reboot(&mut self) -> Result<()> {
-        // The connection to the service manager may break before the answer is there.
+        // The connection to the service manager may break before the reply.
         self.run(&["systemctl", "poweroff"])?;
         poll("the machine to be off", BOOT, || {
             self.container.try_wait().ok().flatten()
@@ -106,15 +105,15 @@ impl Machine {
         self.wait_up()
     }
 
-    /// A file of the machine, as seen from outside.
+    /// The host's path of a file of the machine.
     pub(super) fn file(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Runs a command in the machine, as its root.
+    /// Runs a command in the machine as root.
     ///
     /// # Errors
-    /// It can't be started.
+    /// It cannot be started.
     pub(super) fn run(&self, words: &[&str]) -> Result<Ran> {
         let mut command = Command::new("nsenter");
         command
@@ -131,7 +130,7 @@ impl Machine {
         })
     }
 
-    /// As [`Machine::run`], and it must succeed. Gives what it printed.
+    /// As [`Machine::run`], but the command must succeed. Returns its output.
     ///
     /// # Errors
     /// It fails.
@@ -169,7 +168,7 @@ impl Drop for Machine {
     }
 }
 
-/// Starts the container; what it shows goes to a file beside its root.
+/// Starts the container; its console's output goes to a file next to its root directory.
 fn container(root: &Path, network: &Path) -> Result<Child> {
     let console = OpenOptions::new()
         .create(true)
@@ -193,14 +192,14 @@ fn container(root: &Path, network: &Path) -> Result<Child> {
     command.spawn().context("setpriv cannot be started")
 }
 
-/// A system that nothing was done to. Made once.
+/// A pristine system, made once.
 fn pristine() -> Result<PathBuf> {
     let name = format!("{RELEASE},{PACKAGES}");
     let root = target_directory().join("package").join(name);
     if root.exists() {
         return Ok(root);
     }
-    // Half of one must not be taken for a whole.
+    // An incomplete one must not be used.
     let begun = root.with_extension("begun");
     remove(&begun)?;
     let mut command = Command::new("debootstrap");
@@ -226,7 +225,7 @@ fn remove(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());
     }
-    // What is mounted in it would be emptied, too.
+    // Removing it would also empty what is mounted in it.
     let mounts = fs::read_to_string("/proc/mounts")?;
     if mounts.contains(&*root.to_string_lossy()) {
         bail!("{} has something mounted in it", root.display());

@@ -1,7 +1,7 @@
-//! `cargo xtask test-package`: the packages, through their life in a booted system.
+//! `cargo xtask test-package`: installs, upgrades and removes the packages in a booted system.
 //!
-//! A container with a systemd of its own shares the network of host A, which has a peer, B. What
-//! "blocked" means is seen by B's datagrams: not one may arrive.
+//! A container with its own systemd shares the network of host A, which has a peer, B. While B is
+//! blocked, none of its datagrams may arrive.
 
 mod machine;
 mod story;
@@ -22,7 +22,7 @@ use story::Plot;
 
 const TASK: &str = "test-package";
 
-/// Which packages.
+/// The packages to test.
 #[derive(Args)]
 pub(crate) struct How {
     /// Only upgrade to this tree's package, from the one that COMMIT of this repository builds
@@ -33,15 +33,15 @@ pub(crate) struct How {
     built: Vec<PathBuf>,
 }
 
-/// Builds packages and takes them through their life.
+/// Builds packages and tests them.
 ///
 /// # Errors
-/// Something does not build, or a package does not do what it should.
+/// A package does not build, or fails a check.
 pub(crate) fn run(how: How) -> Result<()> {
     let built = match (how.built, how.from) {
         (built, _) if !built.is_empty() => built,
         (_, Some(commit)) => {
-            // First, since it builds where this tree is built.
+            // First, since it builds in the same target directory.
             let old = build_other(&commit)?;
             package::build()?;
             vec![old, package::again(2)?.deb]
@@ -78,13 +78,13 @@ fn plot(built: Vec<PathBuf>) -> Result<Plot> {
     }
 }
 
-/// Has a commit build its package, in a work tree of its own but in our target directory: most of
-/// what the programs depend on is the same.
+/// Builds the package of a commit, in a work tree of its own but in this target directory, since
+/// most dependencies are the same.
 fn build_other(commit: &str) -> Result<PathBuf> {
     let here = target_directory().join("package");
     let (tree, kept) = (here.join("tree"), here.join("other"));
     fs::create_dir_all(&kept).with_context(|| format!("making {}", kept.display()))?;
-    // One that was left by a run that did not end.
+    // An interrupted run may have left one.
     forget(&tree)?;
     let mut add = git(&["worktree", "add", "--quiet", "--detach"]);
     run_command(TASK, add.arg(&tree).arg(commit))?;
@@ -98,7 +98,7 @@ fn build_other(commit: &str) -> Result<PathBuf> {
     built
 }
 
-/// Takes what was packed last from `here` to `kept`.
+/// Moves the newest package from `here` to `kept`.
 fn newest_deb(here: &Path, kept: &Path) -> Result<PathBuf> {
     let mut debs = Vec::new();
     for entry in fs::read_dir(here).with_context(|| format!("reading {}", here.display()))? {
@@ -128,10 +128,10 @@ fn git(words: &[&str]) -> Command {
     git
 }
 
-/// Containers take root: the building was done by the user. Ends as the other does.
+/// Runs the tests as root, which containers need, and exits with their status.
 fn again_as_root(built: &[PathBuf]) -> Result<()> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
-    let own = own.to_str().context("this program's path is no text")?;
+    let own = own.to_str().context("this program's path is not UTF-8")?;
     let sudo = command::sudo().context("run this as root: containers need it")?;
     let mut again = command::elevated(sudo.as_deref(), own);
     again.arg(TASK);

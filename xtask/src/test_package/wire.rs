@@ -1,4 +1,4 @@
-//! What passes between the two hosts: datagrams from B to A.
+//! Datagrams from B to A.
 
 use std::io;
 use std::net::UdpSocket;
@@ -36,10 +36,10 @@ impl Wire {
         }
     }
 
-    /// Waits until datagrams pass, and takes all that did.
+    /// Waits until datagrams arrive, and receives all of them.
     pub(super) fn wait_passing(&self) -> Result<()> {
         poll("a datagram to pass", PATIENCE, || {
-            // B may be told that the port is unreachable, which is no answer.
+            // The send may fail with an ICMP port unreachable error.
             let _ = self.source.send(b"?");
             self.arrived().ok()?.then_some(())
         })?;
@@ -47,7 +47,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Checks that nothing of a flood during some work arrives. Gives how many datagrams were sent.
+    /// Checks that no datagram of a flood during `work` arrives. Returns how many were sent.
     pub(super) fn tight(&self, work: impl FnOnce() -> Result<()>) -> Result<u64> {
         while self.arrived()? {}
         let over = AtomicBool::new(false);
