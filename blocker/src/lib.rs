@@ -17,6 +17,7 @@
 //! | [`ruleset`] | all rules, their diff | know the kernel |
 //! | [`fleet`] | rules for many hosts, through etcd | enforce them |
 //! | [`safety`] | what a rule may not touch | match packets |
+//! | [`matching`] | which rule decides a packet | know the ruleset |
 //! | [`compile`] | ruleset → snapshot, pure | write maps |
 //! | [`datapath`] | programs, maps, links, pins | know why a rule is there |
 //! | [`teardown`] | killing established flows | decide which rules kill |
@@ -39,6 +40,7 @@ pub mod fleet;
 pub mod lists;
 pub mod logging;
 pub mod manual;
+pub mod matching;
 pub mod metrics;
 mod netlink;
 pub mod rule;

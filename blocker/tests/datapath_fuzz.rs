@@ -15,9 +15,9 @@ mod fuzz;
 mod lab;
 mod packets;
 
-use fuzz::frames;
 use fuzz::oracle::{Fate, Met};
 use fuzz::rulesets::Ruleset;
+use fuzz::{frames, number};
 use packets::bench::{Bench, Counted, SETTINGS, Sight};
 use packets::program::Program;
 
@@ -27,16 +27,6 @@ const PACKETS: u32 = 1_000_000;
 const BATCH: u32 = 500;
 /// Batches under one ruleset.
 const BATCHES: u32 = 8;
-
-/// A number from the environment.
-fn number(name: &str, default: u64) -> Result<u64> {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .with_context(|| format!("{name} is no number: {text:?}")),
-        Err(_) => Ok(default),
-    }
-}
 
 /// What a batch is run with.
 struct Batch<'a> {

@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use blocker::teardown::kill;
 use nix::errno::Errno;
 
 mod lab;
 mod teardown_stand_in;
 
 use lab::{Capture, Connection, Pair, poll};
-use teardown_stand_in::{SETTINGS, Says, reset_of};
+use teardown_stand_in::{SETTINGS, Says, kill, reset_of};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(5)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use blocker::config::Namespaces;
 use blocker::rule::Rule;
-use blocker::teardown::{Evidence, Listing, Settings, kill, list};
+use blocker::teardown::{Evidence, Listing, Settings};
 use blocker::wire::{Account, LiveFlow};
 use blocker_ebpf::FlowKey;
 use nix::errno::Errno;
@@ -18,7 +18,7 @@ mod lab;
 mod teardown_stand_in;
 
 use lab::{Connection, Listener, Namespace, Pair, poll};
-use teardown_stand_in::{SETTINGS, Says, reset, reset_of};
+use teardown_stand_in::{SETTINGS, Says, kill, list, reset, reset_of};
 
 fn kill_in(host: &Namespace, rules: &[Rule], evidence: &dyn Evidence) -> Result<Account> {
     host.enter(|| kill(rules, &SETTINGS, evidence, &|_| {}))

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use blocker::teardown::kill;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{Backlog, listen};
 
@@ -16,7 +15,7 @@ mod lab;
 mod teardown_stand_in;
 
 use lab::{Daemon, Namespace, Pair, Programs};
-use teardown_stand_in::{SETTINGS, Says, reset_of};
+use teardown_stand_in::{SETTINGS, Says, kill, reset_of};
 
 const CONNECTIONS: usize = 10_000;
 

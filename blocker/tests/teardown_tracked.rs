@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use blocker::rule::Rule;
-use blocker::teardown::{Evidence, kill, list};
+use blocker::teardown::Evidence;
 use blocker::wire::Account;
 use blocker_ebpf::kill as bits;
 
@@ -14,7 +14,7 @@ mod lab;
 mod teardown_stand_in;
 
 use lab::{Capture, Connection, Namespace, Routed, poll};
-use teardown_stand_in::{SETTINGS, Says, reset, reset_of};
+use teardown_stand_in::{SETTINGS, Says, kill, list, reset, reset_of};
 
 /// A rule that makes netfilter track what is forwarded.
 fn track(router: &Namespace) -> Result<()> {

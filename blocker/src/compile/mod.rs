@@ -26,7 +26,7 @@
 //! once for each such pair. Equal lists are kept once (`lists`). IPv4 segments become a range
 //! table (`v4`), IPv6 segments a static search tree (`v6`).
 //!
-//! What the datapath makes of the rules of an address is told by [`Tried`], for `explain`.
+//! Which of an address's rules decides a packet is told by [`crate::matching::Decider`].
 
 mod fill;
 mod lists;
@@ -39,7 +39,6 @@ mod sweep;
 pub(crate) mod tests;
 mod v4;
 mod v6;
-mod verdict;
 
 use std::net::IpAddr;
 
@@ -52,8 +51,8 @@ pub use v4::V4Table;
 pub(crate) use v4::{is_named as is_named_v4, search as search_v4};
 pub use v6::V6Table;
 pub(crate) use v6::walk as walk_v6;
-pub use verdict::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
 
+use crate::matching::Tried;
 use crate::rule::{Rule, RuleId};
 use sweep::{Claim, What};
 
@@ -151,12 +150,39 @@ impl Snapshot {
     /// finds them.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> &[u16] {
-        let list = match address {
-            IpAddr::V4(address) => usize::from(self.v4.list(address)),
-            IpAddr::V6(address) => usize::from(self.v6.list(address)),
-        };
-        let list = &self.lists[list];
+        let list = &self.lists[usize::from(self.list(address))];
         &list.rules[..usize::from(list.len)]
+    }
+
+    /// The number of an address's rule list; 0 for the empty one.
+    #[must_use]
+    pub fn list(&self, address: IpAddr) -> u16 {
+        match address {
+            IpAddr::V4(address) => self.v4.list(address),
+            IpAddr::V6(address) => self.v6.list(address),
+        }
+    }
+
+    /// The rules that apply to an address, in trial order, with the sets that they name.
+    #[must_use]
+    pub fn tried(&self, address: IpAddr) -> Vec<Tried> {
+        let tried = |number: &u16| {
+            let rule = self.rules[usize::from(*number)];
+            let ports = |set: u16| {
+                let set = self.port_sets.get(usize::from(set));
+                set.map(|set| Box::new(*set))
+            };
+            let interfaces = self.interface_sets.get(usize::from(rule.interfaces));
+            Tried {
+                rule,
+                ports: ports(rule.ports),
+                local_ports: ports(rule.local_ports),
+                remote_ports: ports(rule.remote_ports),
+                interfaces: interfaces.cloned(),
+                locals: self.local_sets.get(usize::from(rule.locals)).cloned(),
+            }
+        };
+        self.lookup(address).iter().map(tried).collect()
     }
 }
 

@@ -187,8 +187,8 @@ impl<T: Clone + Ord + Hash> Sets<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compile::settles_at_xdp;
     use crate::compile::tests::{LIMITS, inputs, rule};
+    use crate::matching::settles_at_xdp;
 
     fn compiled(fields: &str) -> abi::Rule {
         let rule = rule("a", "10.0.0.1", fields);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::*;
 use crate::rule::{Defaults, RuleSpec, Target, Targets};
 
-pub(super) const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: Limits = Limits {
     prefixes: 3_000_000,
     rules: 4_096,
     lists: 65_535,
@@ -44,7 +44,7 @@ fn lists(snapshot: &Snapshot) -> [u16; abi::V6_FANOUT] {
     lists.try_into().unwrap()
 }
 
-pub(super) fn inputs(rules: &[Rule]) -> Vec<RuleInput<'_>> {
+pub(crate) fn inputs(rules: &[Rule]) -> Vec<RuleInput<'_>> {
     rules
         .iter()
         .map(|rule| RuleInput {

@@ -90,10 +90,10 @@ impl Controller {
             carved,
         } = self.review(spec, asking, now)?;
         let (rule, created) = self.meet(rule, named)?;
-        self.check(self.with([&rule], now), now)?;
+        let compiled = self.check(self.with([&rule], now), now)?;
         let mut killing = rule.clone();
         killing.established = Established::Kill;
-        let listing = self.list_flows(vec![killing]).await?;
+        let listing = self.list_flows(killing, compiled).await?;
         Ok(AddResponse {
             rule,
             targets_total: None,

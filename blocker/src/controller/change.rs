@@ -10,6 +10,7 @@ use std::thread;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::in_force::InForce;
 use super::live::{Wanted, WantedRules};
 use super::writer::Writer;
 use super::{Error, kept, status};
@@ -158,14 +159,11 @@ impl Writer {
             .collect();
         let before = self.live().wanted();
         let (interim, rules) = self.resetting(before, &ending, now);
-        let recorded = {
-            let slots = self.live().slots(&ending);
-            self.put(interim, now)?;
-            let mut live = self.live_mut();
-            let recorded = teardown::towards(&ending, live.datapath.recorded(&slots)?);
-            live.datapath.forget_recorded(&recorded)?;
-            recorded
-        };
+        let slots = self.live().slots(&ending);
+        self.put(interim, now)?;
+        let blocked = self.live().datapath.recorded(&slots)?;
+        let recorded = teardown::recorded(&rules, &InForce::new(self, &rules), blocked);
+        self.live_mut().datapath.forget_recorded(&recorded)?;
         Ok(self.kill_with(rules, recorded).await)
     }
 }

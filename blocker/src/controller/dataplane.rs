@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, Hook, Tally};
 
-use crate::compile::{Limits, Snapshot, Tried};
+use crate::compile::{Limits, Snapshot};
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::datapath::{Datapath, Error, HookTotals, RuleCounters, Seen};
+use crate::matching::Tried;
 use crate::rule::RuleId;
 use crate::teardown::Evidence;
 
@@ -31,6 +32,8 @@ pub trait Dataplane: Send {
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error>;
     /// The rules that are tried on packets of a remote, in their order.
     fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error>;
+    /// The number of their list.
+    fn list(&self, remote: IpAddr) -> u64;
     /// The rules that a daemon before this one counted for, and their slots.
     fn counted(&self) -> Vec<(RuleId, u32)>;
     /// Zeroes a slot for a new rule, and makes it the rule's.
@@ -125,6 +128,10 @@ impl Dataplane for Datapath {
 
     fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error> {
         Self::lookup(self, remote)
+    }
+
+    fn list(&self, remote: IpAddr) -> u64 {
+        Self::list(self, remote)
     }
 
     fn counted(&self) -> Vec<(RuleId, u32)> {

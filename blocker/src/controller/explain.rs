@@ -1,7 +1,7 @@
 //! What becomes of a packet, and why: read from the live bank, as the datapath reads it.
 //!
-//! Whether a rule takes a packet is [`crate::compile`]'s; here its verdicts get names, reasons and
-//! devices. Changes nothing.
+//! Which rule decides is [`crate::matching`]'s; here its answers get names, reasons and devices.
+//! Changes nothing.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,18 +10,14 @@ use blocker_ebpf::{Hook, flag};
 
 use super::live::{Live, boot_time};
 use super::{Controller, Error};
-use crate::compile::{Fit, Miss, Packet, PacketPorts, Tried, settles_at_xdp};
 use crate::datapath::attach::{Attached, hook_name};
+use crate::matching::packet::{ICMP, ICMPV6, TCP, UDP};
+use crate::matching::{self, Decider, Miss, Packet, PacketPorts, Tried, Unknown};
 use crate::rule::{
     Direction, Mode, Ports, Protocol, Rule, RuleError, RuleId, Target, interface_matches,
 };
 use crate::ruleset::Entry;
 use crate::wire::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 impl Controller {
     /// What becomes of a packet of which this much is known.
@@ -36,7 +32,8 @@ impl Controller {
         let protocol = protocol(request, address, ports)?;
         let live = self.live();
         let devices = devices(&live, request.interface.as_deref())?;
-        let listed = listed(&live, address)?;
+        let decider = Decider::new(live.datapath.lookup(address)?);
+        let listed = listed(&live, &decider, address)?;
         let ids: Vec<&RuleId> = listed.iter().map(|listed| &listed.rule.id).collect();
         let spared_by = spared_by(&live, address, &ids);
         // A protected prefix empties the list. One that the configuration has from this moment on
@@ -60,13 +57,13 @@ impl Controller {
                 let packet = Packet {
                     v6: address.is_ipv6(),
                     hook,
-                    ifindex: device.device.index,
+                    device: Some(device.device.index),
                     local,
                     protocol,
                     ports,
                 };
                 let xdp = device.hooks.iter().any(|hook| hook.hook == Hook::Xdp);
-                let rules = trials(&listed, &packet, xdp, now);
+                let rules = trials(&decider, &listed, &packet, xdp, now);
                 let name = device.device.name.clone();
                 // The rest of an answer follows from these.
                 let alike = |answer: &&mut Explanation| {
@@ -93,7 +90,6 @@ impl Controller {
 
 /// A rule on the address's list.
 struct Listed<'l> {
-    tried: Tried,
     rule: &'l Rule,
     target: Target,
 }
@@ -175,16 +171,20 @@ fn devices<'l>(live: &'l Live, pattern: Option<&str>) -> Result<Vec<&'l Attached
 
 /// The rules that the datapath tries on an address. A compiled rule is known by its counters,
 /// which no two rules share.
-fn listed(live: &Live, address: IpAddr) -> Result<Vec<Listed<'_>>, Error> {
-    let tried = live.datapath.lookup(address)?;
-    let slots: Vec<u32> = tried.iter().map(|tried| tried.rule.counter).collect();
+fn listed<'l>(
+    live: &'l Live,
+    decider: &Decider,
+    address: IpAddr,
+) -> Result<Vec<Listed<'l>>, Error> {
+    let rules = decider.rules();
+    let slots: Vec<u32> = rules.iter().map(|tried| tried.rule.counter).collect();
     let named: BTreeMap<u32, &Entry> = live
         .ruleset()
         .values()
         .filter(|entry| slots.contains(&entry.counter))
         .map(|entry| (entry.counter, entry))
         .collect();
-    let listed = |tried: Tried| {
+    let listed = |tried: &Tried| {
         let slot = tried.rule.counter;
         let rule = named.get(&slot).map(|entry| &entry.rule);
         let found = rule.and_then(|rule| Some((rule, covering(&rule.targets, address)?)));
@@ -193,13 +193,9 @@ fn listed(live: &Live, address: IpAddr) -> Result<Vec<Listed<'_>>, Error> {
                 "the datapath tries a rule on {address} (counters {slot}) that is not in force"
             ))
         })?;
-        Ok(Listed {
-            tried,
-            rule,
-            target,
-        })
+        Ok(Listed { rule, target })
     };
-    tried.into_iter().map(listed).collect()
+    rules.iter().map(listed).collect()
 }
 
 /// The most specific of some prefixes that covers an address.
@@ -238,56 +234,37 @@ fn nothing_decides(protected_by: Option<Target>, spared_by: &[Spared], unlisted:
 }
 
 /// What becomes of the trial of each rule by a packet, on a device with XDP or without.
-fn trials(listed: &[Listed<'_>], packet: &Packet, xdp: bool, now: u64) -> Vec<TriedRule> {
-    let mut decider: Option<&Rule> = None;
-    // What a die decides XDP leaves to TC, and with it what is behind.
-    let mut xdp = xdp;
-    let mut rules = Vec::with_capacity(listed.len());
-    for Listed {
-        tried,
-        rule,
-        target,
-    } in listed
-    {
-        let (outcome, why) = match (tried.fit(packet, now), decider) {
-            (Fit::Not(miss), _) => (Outcome::NoMatch, Some(only(rule, miss))),
-            (_, Some(first)) => (
+fn trials(
+    decider: &Decider,
+    listed: &[Listed<'_>],
+    packet: &Packet,
+    xdp: bool,
+    now: u64,
+) -> Vec<TriedRule> {
+    let row = |(trial, Listed { rule, target }): (matching::Trial<'_>, &Listed<'_>)| {
+        let (outcome, why) = match trial.outcome {
+            matching::Outcome::Not(miss) => (Outcome::NoMatch, Some(only(rule, miss))),
+            matching::Outcome::Shadowed(by) => (
                 Outcome::Shadowed,
-                Some(format!("rule {} decides before it", first.id)),
+                Some(format!("rule {} decides before it", listed[by].rule.id)),
             ),
-            (Fit::Takes, None) => {
-                decider = Some(rule);
-                (Outcome::Decides, None)
+            matching::Outcome::Decides => (Outcome::Decides, None),
+            matching::Outcome::Share => (Outcome::Share, Some(share(trial.tried, rule))),
+            matching::Outcome::Depends(unknown) => {
+                (Outcome::Depends, Some(condition(rule, unknown)))
             }
-            (Fit::Share, None) => (Outcome::Share, Some(share(tried, rule))),
-            (
-                Fit::Depends {
-                    local,
-                    protocol,
-                    ports,
-                },
-                None,
-            ) => (
-                Outcome::Depends,
-                Some(condition(rule, local, protocol, ports)),
-            ),
         };
-        let hook = match packet.hook {
-            Hook::Ingress if xdp && settles_at_xdp(&tried.rule) => Hook::Xdp,
-            hook => hook,
-        };
-        xdp &= outcome != Outcome::Share || tried.rule.flags & flag::PER_FLOW != 0;
-        let has_a_say = !matches!(outcome, Outcome::NoMatch | Outcome::Shadowed);
-        rules.push(TriedRule {
+        TriedRule {
             id: rule.id.clone(),
             target: *target,
             mode: rule.mode,
             outcome,
-            hook: has_a_say.then(|| hook_name(hook).to_owned()),
+            hook: trial.hook.map(|hook| hook_name(hook).to_owned()),
             why,
-        });
-    }
-    rules
+        }
+    };
+    let trials = decider.trials(packet, xdp, now).into_iter();
+    trials.zip(listed).map(row).collect()
 }
 
 /// What follows from the trials. Direction and devices are the caller's to add.
@@ -342,15 +319,18 @@ fn only(rule: &Rule, miss: Miss) -> String {
     }
 }
 
-fn condition(rule: &Rule, local: bool, protocol: bool, ports: bool) -> String {
+fn condition(rule: &Rule, unknown: Unknown) -> String {
     let mut parts = Vec::new();
-    if local {
+    if unknown.device {
+        parts.push(format!("on {}", rule.interfaces.join(", ")));
+    }
+    if unknown.local {
         parts.push(local_names(rule));
     }
-    if protocol {
+    if unknown.protocol {
         parts.push(protocol_name(rule.protocol));
     }
-    if ports {
+    if unknown.ports {
         parts.push(port_names(rule));
     }
     if rule.percent != 100 {

@@ -1,6 +1,5 @@
 //! Which flows a rule kills, and how rules end: by request or by deadline.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use blocker_ebpf::FlowKey;
@@ -8,12 +7,13 @@ use jiff::Timestamp;
 
 use super::change::Change;
 use super::events::rule_change;
-use super::live::boot_time;
+use super::in_force::InForce;
+use super::live::{Compiled, boot_time};
 use super::requests::Keep;
 use super::writer::Writer;
 use super::{Asking, Controller, Error, journal, kept, lock};
-use crate::rule::{Mode, Rule, RuleId};
-use crate::teardown::{self, Listing};
+use crate::rule::{Mode, Rule};
+use crate::teardown::{self, Candidates, Listing};
 use crate::wire::event::{RuleChange, RuleFate};
 use crate::wire::{Account, DeleteResponse};
 
@@ -24,20 +24,18 @@ impl Controller {
     }
 
     /// As [`kill`](Self::kill), with flows that the datapath recorded.
-    pub(super) async fn kill_with(&self, mut rules: Vec<Rule>, recorded: Vec<FlowKey>) -> Account {
+    pub(super) async fn kill_with(&self, rules: Vec<Rule>, recorded: Vec<FlowKey>) -> Account {
         if !rules.iter().any(Rule::kills) {
             return Account::default();
         }
-        self.spare_protected(&mut rules);
         let ids = rules.iter().map(|rule| rule.id.clone()).collect();
-        let beside = self.beside(&rules);
+        let in_force = InForce::new(self, &rules);
         let settings = self.teardown_settings();
         let inner = Arc::clone(&self.0);
         let work = move || {
             let progress = |progress| *lock(&inner.teardown) = Some(progress);
             let kills = &*inner.kills;
-            let account =
-                teardown::kill_with(&rules, &beside, &recorded, &settings, kills, &progress);
+            let account = teardown::kill(&rules, &in_force, &recorded, &settings, kills, &progress);
             *lock(&inner.teardown) = None;
             account
         };
@@ -64,32 +62,19 @@ impl Controller {
         self.kill(rules).await
     }
 
-    /// Lists the flows that a teardown of these rules would kill.
-    pub(super) async fn list_flows(&self, mut rules: Vec<Rule>) -> Result<Listing, Error> {
-        self.spare_protected(&mut rules);
-        let beside = self.beside(&rules);
+    /// Lists the flows that a teardown of a rule would kill if these rules were in force.
+    pub(super) async fn list_flows(
+        &self,
+        rule: Rule,
+        compiled: Compiled,
+    ) -> Result<Listing, Error> {
         let settings = self.teardown_settings();
-        super::beside(move || Ok(teardown::list_with(&rules, &beside, &settings))).await
-    }
-
-    /// Excepts protected prefixes, as the datapath does: rules of the configuration don't, nor do
-    /// those that were there before a prefix was protected.
-    fn spare_protected(&self, rules: &mut [Rule]) {
-        let protect = self.live().config.protect.clone();
-        for rule in rules {
-            rule.except.extend(&protect);
-        }
-    }
-
-    /// The other rules in force: what one of them decides, a teardown of these leaves alone.
-    fn beside(&self, rules: &[Rule]) -> Vec<Rule> {
-        let ids: BTreeSet<&RuleId> = rules.iter().map(|rule| &rule.id).collect();
-        let live = self.live();
-        let others = live.ruleset().values().map(|entry| &entry.rule);
-        others
-            .filter(|other| !ids.contains(&other.id))
-            .cloned()
-            .collect()
+        let candidates = Candidates {
+            killing: compiled.slot(&rule.id).into_iter().collect(),
+            snapshot: compiled.snapshot,
+            now: boot_time(),
+        };
+        super::beside(move || Ok(teardown::list(&[rule], &candidates, &settings))).await
     }
 
     fn teardown_settings(&self) -> teardown::Settings {

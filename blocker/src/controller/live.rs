@@ -79,7 +79,14 @@ pub(super) struct Plan {
 pub(super) struct Compiled {
     ruleset: Ruleset,
     fresh: Vec<(u32, RuleId)>,
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
+}
+
+impl Compiled {
+    /// The slot of a rule's counters.
+    pub(super) fn slot(&self, rule: &RuleId) -> Option<u32> {
+        self.ruleset.get(rule).map(|entry| entry.counter)
+    }
 }
 
 /// What devices that came or went ask for. The rules first: a device must not be attached before
@@ -325,10 +332,10 @@ impl Live {
 }
 
 impl Controller {
-    /// Whether these rules would fit, without doing anything.
-    pub(super) fn check(&self, wanted: WantedRules, now: Timestamp) -> Result<(), Error> {
+    /// Compiles these rules, which shows whether they would fit. Changes nothing.
+    pub(super) fn check(&self, wanted: WantedRules, now: Timestamp) -> Result<Compiled, Error> {
         let plan = self.live().plan(wanted, now)?;
-        plan.compile().map(drop)
+        plan.compile()
     }
 }
 

@@ -14,6 +14,7 @@ mod events;
 mod explain;
 mod feeds;
 mod flows;
+mod in_force;
 mod journal;
 mod lease;
 mod lift;

@@ -116,7 +116,7 @@ impl Controller {
         for rule in new {
             wanted.extend([entry(&rule)]);
             match self.check(wanted.clone(), now) {
-                Ok(()) => fitting.push(rule),
+                Ok(_) => fitting.push(rule),
                 Err(error) => {
                     wanted.remove(&rule.id);
                     refused.push((rule.id, error.to_string()));

@@ -17,11 +17,12 @@ use blocker_ebpf::{Event, FlowId, FlowKey, FlowRecord, Hook, Tally, mode};
 use jiff::Timestamp;
 
 use super::{Asking, Controller, Dataplane, Error, Observer};
-use crate::compile::{Limits, Snapshot, Tried};
+use crate::compile::{Limits, Snapshot};
 use crate::config::Config;
 use crate::datapath::attach::Attached;
 use crate::datapath::devices::Device;
 use crate::datapath::{self, HookTotals, RuleCounters};
+use crate::matching::Tried;
 use crate::rule::{RuleId, RuleSpec};
 use crate::state::Store;
 use crate::teardown::Evidence;
@@ -117,6 +118,15 @@ impl Dataplane for Fake {
         let script = self.0.lock().unwrap();
         let snapshot = script.snapshot.as_ref();
         Ok(snapshot.map_or_else(Vec::new, |snapshot| snapshot.tried(remote)))
+    }
+
+    fn list(&self, remote: IpAddr) -> u64 {
+        let script = self.0.lock().unwrap();
+        let list = script
+            .snapshot
+            .as_ref()
+            .map(|snapshot| snapshot.list(remote));
+        list.unwrap_or_default().into()
     }
 
     fn counted(&self) -> Vec<(RuleId, u32)> {

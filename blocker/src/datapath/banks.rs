@@ -19,7 +19,8 @@ use super::load::Object;
 use super::memory::Mapped;
 use super::tags::Tags;
 use super::{Error, Plain};
-use crate::compile::{Limits, Snapshot, Tried, is_named_v4, search_v4, walk_v6};
+use crate::compile::{Limits, Snapshot, is_named_v4, search_v4, walk_v6};
+use crate::matching::Tried;
 
 /// The maps that a snapshot is written to.
 pub struct Banks {
@@ -131,17 +132,30 @@ impl Banks {
         Ok(())
     }
 
-    /// The rules that the datapath tries on an address, in its order, read from the live bank the
-    /// way `blocker-ebpf`'s `table.rs` does.
+    /// The list of rules that the datapath tries on an address, found in the live bank the way
+    /// `blocker-ebpf`'s `table.rs` does it. No two lists have one number, of whatever snapshots.
+    /// 0 is the empty list.
+    pub fn list(&self, address: IpAddr) -> u64 {
+        match self.list_number(self.active(), address) {
+            0 => 0,
+            number => self.generation << 32 | u64::from(number),
+        }
+    }
+
+    fn list_number(&self, bank: usize, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(address) => self.list_of_v4(bank, address),
+            IpAddr::V6(address) => self.list_of_v6(bank, address),
+        }
+    }
+
+    /// The rules that the datapath tries on an address, in its order.
     ///
     /// # Errors
     /// If the kernel refuses to read a map that is not in this process's memory.
     pub fn lookup(&self, address: IpAddr) -> Result<Vec<Tried>, Error> {
         let bank = self.active();
-        let number = match address {
-            IpAddr::V4(address) => self.list_of_v4(bank, address),
-            IpAddr::V6(address) => self.list_of_v6(bank, address),
-        };
+        let number = self.list_number(bank, address);
         if number == 0 {
             return Ok(Vec::new());
         }

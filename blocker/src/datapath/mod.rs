@@ -38,8 +38,9 @@ pub use evidence::Kills;
 pub use load::{Object, Settings};
 pub use seen::Seen;
 
-use crate::compile::{Snapshot, Tried};
+use crate::compile::Snapshot;
 use crate::config::HookChoice;
+use crate::matching::Tried;
 use crate::rule::RuleId;
 use attach::Attachments;
 use devices::Device;
@@ -319,6 +320,12 @@ impl Datapath {
     /// If the kernel refuses a part of it; the one before it stays live then.
     pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         self.banks.switch(snapshot, self.counters.tags())
+    }
+
+    /// The number of the list of those rules, in every snapshot another one; 0 for the empty list.
+    #[must_use]
+    pub fn list(&self, remote: IpAddr) -> u64 {
+        self.banks.list(remote)
     }
 
     /// The rules that are tried on packets of a remote, in their order, as the live bank has them.

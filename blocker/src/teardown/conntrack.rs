@@ -17,9 +17,10 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::matching::Matcher;
+use super::selection::Selection;
 use super::tracked::{Connection, Wire};
 use crate::netlink::{Body, Conversation, NetlinkError, encode};
+use crate::rule::Target;
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h, as far as the crate keeps it to itself.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -87,31 +88,36 @@ fn header(family: NetfilterProtoFamily) -> NetfilterHeader {
 /// Lists the tracked connections that have a remote of the rules at either end.
 ///
 /// Nothing if this network namespace tracks no connection at all. Only addresses are looked at:
-/// the caller asks [`Matcher::matches`] about each view.
+/// the caller asks [`Selection::selects`] about each view.
 pub(crate) fn list(
     netfilter: &mut Conversation,
-    matcher: &Matcher,
+    selection: &Selection<'_>,
 ) -> Result<Option<Vec<Connection>>, NetlinkError> {
     let entries = count(netfilter)?;
     if entries == 0 {
         return Ok(None);
     }
-    let targets = matcher.targets();
-    let few = targets.len() <= FEW_TARGETS && targets.iter().all(|target| target.is_host());
+    let hosts: Option<Vec<IpAddr>> = selection
+        .few_targets()
+        .filter(|targets| targets.len() <= FEW_TARGETS)
+        .and_then(|targets| {
+            let host = |target: &Target| target.is_host().then(|| target.net().addr());
+            targets.iter().map(host).collect()
+        });
     let mut found: Vec<Connection> = Vec::new();
-    if few && entries > MANY_ENTRIES {
-        for host in targets.iter().map(|target| target.net().addr()) {
+    if let Some(hosts) = hosts.filter(|_| entries > MANY_ENTRIES) {
+        for host in hosts {
             for place in Place::ALL {
                 // Kernels before 5.8 ignore the filter and send everything, which is then all that
                 // is needed.
-                if !dump(netfilter, matcher, Some((host, place)), &mut found)? {
+                if !dump(netfilter, selection, Some((host, place)), &mut found)? {
                     return Ok(Some(deduplicated(found)));
                 }
             }
         }
         return Ok(Some(deduplicated(found)));
     }
-    dump(netfilter, matcher, None, &mut found)?;
+    dump(netfilter, selection, None, &mut found)?;
     Ok(Some(found))
 }
 
@@ -180,18 +186,14 @@ impl Place {
 /// Reads the table. Tells whether everything that came fits the filter.
 fn dump(
     netfilter: &mut Conversation,
-    matcher: &Matcher,
+    selection: &Selection<'_>,
     filter: Option<(IpAddr, Place)>,
     found: &mut Vec<Connection>,
 ) -> Result<bool, NetlinkError> {
-    let all_v4 = matcher
-        .targets()
-        .iter()
-        .all(|target| target.net().addr().is_ipv4());
     let family = match filter {
         Some((IpAddr::V4(_), _)) => NetfilterProtoFamily::IPv4,
         Some((IpAddr::V6(_), _)) => NetfilterProtoFamily::IPv6,
-        None if all_v4 => NetfilterProtoFamily::IPv4,
+        None if !selection.families().v6 => NetfilterProtoFamily::IPv4,
         None => NetfilterProtoFamily::Unspec,
     };
     let (tuple, flags) = filter.map(|(host, place)| place.filter(host)).unzip();
@@ -211,10 +213,9 @@ fn dump(
         };
         fits &= filter.is_none_or(|(host, place)| place.address(&connection) == host);
         let ends = [connection.original, connection.reply];
-        if ends
-            .iter()
-            .any(|wire| matcher.names(wire.source.0) || matcher.names(wire.destination.0))
-        {
+        let named =
+            |wire: &Wire| selection.names(wire.source.0) || selection.names(wire.destination.0);
+        if ends.iter().any(named) {
             found.push(connection);
         }
     })?;

@@ -11,17 +11,17 @@ use crate::wire::LiveFlow;
 
 /// One 5-tuple as a rule sees it. IPv4 addresses are plain, never v4-mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Tuple {
+pub struct Tuple {
     /// IP protocol number.
-    pub(crate) protocol: u8,
+    pub protocol: u8,
     /// The remote's address.
-    pub(crate) remote: IpAddr,
+    pub remote: IpAddr,
     /// The remote's port, 0 where the protocol has none.
-    pub(crate) remote_port: u16,
+    pub remote_port: u16,
     /// The address of the local side.
-    pub(crate) local: IpAddr,
+    pub local: IpAddr,
     /// The port of the local side, 0 where the protocol has none.
-    pub(crate) local_port: u16,
+    pub local_port: u16,
 }
 
 impl Tuple {

@@ -11,8 +11,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`flow`] | a flow's tuple and state |
-//! | [`matching`] | which flows the rules name |
-//! | [`prefixes`] | numbers by prefix |
+//! | [`selection`] | which flows are killed |
 //! | [`bytecode`] | the filter that `sock_diag` runs |
 //! | [`sockets`] | listing and destroying sockets |
 //! | [`tracked`] | a tracked connection on either side of a NAT |
@@ -32,14 +31,13 @@ mod bytecode;
 mod conntrack;
 mod flow;
 mod ledger;
-mod matching;
 mod netns;
 mod owners;
-mod prefixes;
 mod probe;
 mod rounds;
 mod routes;
 mod segment;
+mod selection;
 mod sockets;
 mod survey;
 mod tracked;
@@ -50,11 +48,12 @@ use blocker_ebpf::FlowKey;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::config::Namespaces;
+use crate::matching::Holds;
 use crate::netlink::Conversation;
 use crate::rule::Rule;
 use crate::wire::{Account, LiveFlow};
-use flow::Tuple;
-use prefixes::Prefixes;
+pub use flow::Tuple;
+pub use selection::{Candidates, Rules, Selection};
 
 /// What a teardown needs to know beside its rules.
 #[derive(Debug, Clone, Copy)]
@@ -111,56 +110,35 @@ pub struct Listing {
 ///
 /// Reads the descriptors of every process for the names: for dry runs.
 #[must_use]
-pub fn list(rules: &[Rule], settings: &Settings) -> Listing {
-    list_with(rules, &[], settings)
-}
-
-/// As [`list`], with the other rules in force: what one of them decides is not listed.
-#[must_use]
-pub fn list_with(rules: &[Rule], beside: &[Rule], settings: &Settings) -> Listing {
-    rounds::list(rules, beside, settings)
+pub fn list(killing: &[Rule], rules: &dyn Rules, settings: &Settings) -> Listing {
+    rounds::list(killing, rules, settings)
 }
 
 /// Kills the established flows of those rules that kill ([`Rule::kills`]); the others are ignored.
+/// What another rule decides is left alone.
+///
+/// `recorded` are flows that the datapath blocked. Those of them that nothing else tells of are
+/// probed at both ends.
 ///
 /// Takes some milliseconds, and up to about 300 ms more while flows remain whose remote has not
 /// been seen to get a RST. `progress` is called from this thread, now and then.
 #[must_use]
 pub fn kill(
-    rules: &[Rule],
-    settings: &Settings,
-    evidence: &dyn Evidence,
-    progress: &dyn Fn(Progress),
-) -> Account {
-    kill_with(rules, &[], &[], settings, evidence, progress)
-}
-
-/// As [`kill`], with the other rules in force, and with flows that the datapath recorded.
-///
-/// What another rule decides is left alone. Recorded flows that nothing else tells of are probed
-/// at both ends.
-#[must_use]
-pub fn kill_with(
-    rules: &[Rule],
-    beside: &[Rule],
+    killing: &[Rule],
+    rules: &dyn Rules,
     recorded: &[FlowKey],
     settings: &Settings,
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
-    rounds::kill(rules, beside, recorded, settings, evidence, progress)
+    rounds::kill(killing, rules, recorded, settings, evidence, progress)
 }
 
-/// Those of the flows whose remotes are targets of the rules.
+/// Those of the flows that the datapath recorded which [`kill`] may kill. It saw the device of each.
 #[must_use]
-pub fn towards(rules: &[Rule], mut flows: Vec<FlowKey>) -> Vec<FlowKey> {
-    let targets = Prefixes::new(
-        rules
-            .iter()
-            .flat_map(|rule| &rule.targets)
-            .map(|target| (target, 0)),
-    );
-    flows.retain(|flow| targets.covering(Tuple::from(flow).remote).next().is_some());
+pub fn recorded(killing: &[Rule], rules: &dyn Rules, mut flows: Vec<FlowKey>) -> Vec<FlowKey> {
+    let selection = Selection::new(killing, rules);
+    flows.retain(|flow| selection.selects(&Tuple::from(flow), || None) != Holds::Never);
     flows
 }
 

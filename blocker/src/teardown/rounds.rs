@@ -12,9 +12,9 @@ use blocker_ebpf::FlowKey;
 use super::conntrack;
 use super::flow::Tuple;
 use super::ledger::Ledger;
-use super::matching::Matcher;
 use super::probe::Prober;
 use super::segment::Probe;
+use super::selection::{Rules, Selection};
 use super::sockets::{self, HostSocket};
 use super::survey::{self, Place, note_once};
 use super::tracked::{Connection, View};
@@ -42,15 +42,15 @@ const TRANCHE: usize = 16_384;
 /// How often the evidence is read meanwhile.
 const POLL: Duration = Duration::from_millis(1);
 
-/// See [`super::list_with`].
-pub(crate) fn list(rules: &[Rule], beside: &[Rule], settings: &Settings) -> Listing {
-    let matcher = Matcher::new(rules, beside);
+/// See [`super::list`].
+pub(crate) fn list(killing: &[Rule], rules: &dyn Rules, settings: &Settings) -> Listing {
+    let selection = Selection::new(killing, rules);
     let mut notes = Vec::new();
-    if matcher.is_empty() {
+    if selection.is_empty() {
         return Listing::default();
     }
     let mut places = survey::places(settings, &mut notes);
-    let sockets = survey::sockets(&mut places, &matcher, &mut notes);
+    let sockets = survey::sockets(&mut places, &selection, &mut notes);
     let inodes: Vec<u32> = sockets.iter().map(|(_, socket)| socket.inode).collect();
     let (holders, note) = owners::of(&inodes);
     notes.extend(note);
@@ -65,7 +65,8 @@ pub(crate) fn list(rules: &[Rule], beside: &[Rule], settings: &Settings) -> List
     }
     let own: HashSet<Tuple> = sockets.iter().map(|(_, socket)| socket.tuple).collect();
     let mut netfilter = survey::open_tracking(&mut notes);
-    for (connection, views) in survey::tracked(&mut netfilter, &mut places, &matcher, &mut notes) {
+    for (connection, views) in survey::tracked(&mut netfilter, &mut places, &selection, &mut notes)
+    {
         let known = views.iter().any(|view| own.contains(&view.tuple));
         if connection.lives() && !known {
             flows.push((views[0].tuple, views[0].tuple.live(connection.state_name())));
@@ -78,25 +79,25 @@ pub(crate) fn list(rules: &[Rule], beside: &[Rule], settings: &Settings) -> List
     }
 }
 
-/// See [`super::kill_with`].
+/// See [`super::kill`].
 pub(crate) fn kill(
-    rules: &[Rule],
-    beside: &[Rule],
+    killing: &[Rule],
+    rules: &dyn Rules,
     recorded: &[FlowKey],
     settings: &Settings,
     evidence: &dyn Evidence,
     progress: &dyn Fn(Progress),
 ) -> Account {
     let started = Instant::now();
-    let matcher = Matcher::new(rules, beside);
-    if matcher.is_empty() {
+    let selection = Selection::new(killing, rules);
+    if selection.is_empty() {
         return Account::default();
     }
     let mut notes = Vec::new();
     let places = survey::places(settings, &mut notes);
     let netfilter = survey::open_tracking(&mut notes);
     let mut run = Run {
-        matcher: &matcher,
+        selection: &selection,
         mark: settings.mark,
         evidence,
         progress,
@@ -114,7 +115,7 @@ pub(crate) fn kill(
 
 /// A teardown in progress.
 struct Run<'a> {
-    matcher: &'a Matcher,
+    selection: &'a Selection<'a>,
     mark: u32,
     evidence: &'a dyn Evidence,
     progress: &'a dyn Fn(Progress),
@@ -135,7 +136,7 @@ impl Run<'_> {
         let tracked = survey::tracked(
             &mut self.netfilter,
             &mut self.places,
-            self.matcher,
+            self.selection,
             &mut self.notes,
         );
         for (connection, views) in &tracked {
@@ -187,7 +188,8 @@ impl Run<'_> {
 
     /// Lists sockets and takes in the flows that are new.
     fn look(&mut self) -> Vec<(usize, HostSocket)> {
-        let listed = survey::sockets(&mut self.places, self.matcher, &mut self.notes);
+        self.selection.refresh();
+        let listed = survey::sockets(&mut self.places, self.selection, &mut self.notes);
         for (place, socket) in &listed {
             // Devices of other namespaces mean nothing in ours, from where probes are sent.
             let own = self.places[*place].namespace.is_own();

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, Parseable};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -19,7 +19,6 @@ use netlink_packet_route::route::{
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::matching::Device;
 use crate::netlink::{Body, Conversation, NetlinkError};
 
 // Message types of include/uapi/linux/rtnetlink.h, which the crate keeps to itself.
@@ -40,9 +39,8 @@ pub(crate) struct Hop {
 }
 
 /// A device, as far as sending on it needs to know it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Link {
-    name: String,
     /// Whether frames on it carry link-layer addresses (Ethernet).
     addressed: bool,
     loopback: bool,
@@ -83,15 +81,11 @@ impl Routes {
     }
 
     /// The device of a flow: the one that its socket is bound to, else the way to the remote.
-    pub(crate) fn device(&mut self, remote: IpAddr, local: IpAddr, bound: u32) -> Device {
-        let index = if bound != 0 {
-            Some(bound)
-        } else {
-            self.hop(remote, Some(local), 0).map(|hop| hop.device)
-        };
-        index
-            .and_then(|index| self.links.get(&index))
-            .map_or(Device::Unknown, |link| Device::Named(link.name.clone()))
+    pub(crate) fn device(&mut self, remote: IpAddr, local: IpAddr, bound: u32) -> Option<u32> {
+        if bound != 0 {
+            return Some(bound);
+        }
+        self.hop(remote, Some(local), 0).map(|hop| hop.device)
     }
 
     /// The way to an address, for a packet from `source` (if it is this host's own) and out of
@@ -232,22 +226,12 @@ fn links(route: &mut Conversation) -> Result<HashMap<u32, Link>, NetlinkError> {
         let Ok(message) = LinkMessage::parse(payload) else {
             return;
         };
-        let name = message
-            .attributes
-            .into_iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            });
-        if let Some(name) = name {
-            let kind = message.header.link_layer_type;
-            let link = Link {
-                name,
-                addressed: kind == LinkLayerType::Ether,
-                loopback: kind == LinkLayerType::Loopback,
-            };
-            links.insert(message.header.index, link);
-        }
+        let kind = message.header.link_layer_type;
+        let link = Link {
+            addressed: kind == LinkLayerType::Ether,
+            loopback: kind == LinkLayerType::Loopback,
+        };
+        links.insert(message.header.index, link);
     })?;
     Ok(links)
 }

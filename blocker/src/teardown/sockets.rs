@@ -1,6 +1,6 @@
 //! This host's own sockets: listed by `sock_diag`, killed by `SOCK_DESTROY`.
 //!
-//! The kernel filters the list where it can ([`super::bytecode`]); [`Matcher`] decides in the end.
+//! The kernel filters the list where it can ([`super::bytecode`]); [`Selection`] decides in the end.
 //! Both act in the namespace in which the conversation was opened. Owns no order of events: that
 //! is [`super::rounds`].
 
@@ -13,7 +13,8 @@ use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY};
 
 use super::bytecode;
 use super::flow::{State, TCP, Tuple, UDP, on_the_wire};
-use super::matching::{Device, Match, Matcher};
+use super::selection::Selection;
+use crate::matching::Holds;
 use crate::netlink::{Body, Conversation, NetlinkError, encode};
 
 /// `INET_DIAG_REQ_BYTECODE` of `include/uapi/linux/inet_diag.h`.
@@ -41,15 +42,11 @@ impl HostSocket {
     }
 }
 
-/// Lists the sockets of TCP flows, and connected UDP sockets, that the rules name.
-///
-/// `device` tells a flow's device from its tuple and the device that its socket is bound to
-/// (0 for none). `unsure` is set if a rule would name a socket if only its device were known.
+/// Lists the sockets of TCP flows, and connected UDP sockets, that are selected whatever their
+/// device is, or may be.
 pub(crate) fn list(
     diag: &mut Conversation,
-    matcher: &Matcher,
-    mut device: impl FnMut(&Tuple, u32) -> Device,
-    unsure: &mut bool,
+    selection: &Selection<'_>,
 ) -> Result<Vec<HostSocket>, NetlinkError> {
     let mut found = Vec::new();
     let live = StateFlags::ESTABLISHED
@@ -65,12 +62,17 @@ pub(crate) fn list(
         (TCP, live, "listing TCP sockets"),
         (UDP, connected, "listing UDP sockets"),
     ] {
-        if !matcher.wants(protocol) {
+        if !selection.wants(protocol) {
             continue;
         }
         // An IPv6 socket may talk IPv4, so IPv4 targets are looked for among both.
         for family in [AF_INET, AF_INET6] {
-            let Some(filter) = bytecode::for_targets(matcher.targets(), family == AF_INET) else {
+            let ipv4_only = family == AF_INET;
+            let filter = match selection.few_targets() {
+                Some(targets) => bytecode::for_targets(targets, ipv4_only),
+                None => (!ipv4_only || selection.families().v4).then_some(None),
+            };
+            let Some(filter) = filter else {
                 continue;
             };
             let id = if family == AF_INET {
@@ -99,11 +101,8 @@ pub(crate) fn list(
                 let Some(socket) = read(payload, protocol) else {
                     return;
                 };
-                let bound = socket.bound();
-                match matcher.matches(&socket.tuple, || device(&socket.tuple, bound)) {
-                    Match::Yes => found.push(socket),
-                    Match::Unsure => *unsure = true,
-                    Match::No => {}
+                if selection.selects(&socket.tuple, || None) != Holds::Never {
+                    found.push(socket);
                 }
             })?;
         }

@@ -8,14 +8,14 @@ use std::{fs, io};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::conntrack;
-use super::flow::Tuple;
-use super::matching::{Device, Match, Matcher};
 use super::netns::{self, Namespace};
 use super::routes::Routes;
+use super::selection::Selection;
 use super::sockets::{self, HostSocket};
 use super::tracked::{Connection, View};
 use super::{Namespaces, Settings};
-use crate::netlink::{Conversation, NetlinkError};
+use crate::matching::Holds;
+use crate::netlink::Conversation;
 
 /// The note on flows that a rule may name or not.
 pub(crate) const UNSURE: &str =
@@ -62,20 +62,6 @@ impl Place {
             }
         }
     }
-
-    /// The rules' sockets there.
-    fn list(
-        &mut self,
-        matcher: &Matcher,
-        unsure: &mut bool,
-    ) -> Result<Vec<HostSocket>, NetlinkError> {
-        let routes = &mut self.routes;
-        let device = |tuple: &Tuple, bound| match routes {
-            Some(routes) => routes.device(tuple.remote, tuple.local, bound),
-            None => Device::Unknown,
-        };
-        sockets::list(&mut self.diag, matcher, device, unsure)
-    }
 }
 
 /// Opens every network namespace that the settings ask for; ours comes first.
@@ -97,27 +83,43 @@ pub(crate) fn places(settings: &Settings, notes: &mut Vec<String>) -> Vec<Place>
 /// The same note is made once, however often the list is read.
 pub(crate) fn sockets(
     places: &mut [Place],
-    matcher: &Matcher,
+    selection: &Selection<'_>,
     notes: &mut Vec<String>,
 ) -> Vec<(usize, HostSocket)> {
     let mut found = Vec::new();
-    let mut unsure = false;
     for (number, place) in places.iter_mut().enumerate() {
         if place.quiet {
             continue;
         }
-        match place.list(matcher, &mut unsure) {
-            Ok(sockets) => {
-                place.quiet = sockets.is_empty() && !place.namespace.is_own();
-                found.extend(sockets.into_iter().map(|socket| (number, socket)));
-            }
+        match sockets::list(&mut place.diag, selection) {
+            Ok(sockets) => found.extend(sockets.into_iter().map(|socket| (number, socket))),
             Err(e) => note_once(notes, format!("{}: {e}", place.namespace.path.display())),
         }
+    }
+    let mut unsure = false;
+    found.retain(|(number, socket)| {
+        let device = || device(places, *number, socket);
+        let answer = selection.selects(&socket.tuple, device);
+        unsure |= answer == Holds::Sometimes;
+        answer == Holds::Always
+    });
+    for (number, place) in places.iter_mut().enumerate() {
+        let empty = found.iter().all(|(place, _)| *place != number);
+        place.quiet |= empty && !place.namespace.is_own();
     }
     if unsure {
         note_once(notes, UNSURE.to_owned());
     }
+    note_error(selection, notes);
     found
+}
+
+/// The device of this host that a socket's packets pass: of a socket in another network namespace,
+/// the one by which the remote is reached from here.
+fn device(places: &mut [Place], number: usize, socket: &HostSocket) -> Option<u32> {
+    let own = places.get(number)?.namespace.is_own();
+    let bound = if own { socket.bound() } else { 0 };
+    own_routes(places)?.device(socket.tuple.remote, socket.tuple.local, bound)
 }
 
 /// Opens ctnetlink, or notes what follows from its absence.
@@ -137,13 +139,13 @@ pub(crate) fn open_tracking(notes: &mut Vec<String>) -> Option<Conversation> {
 pub(crate) fn tracked(
     netfilter: &mut Option<Conversation>,
     places: &mut [Place],
-    matcher: &Matcher,
+    selection: &Selection<'_>,
     notes: &mut Vec<String>,
 ) -> Vec<(Connection, Vec<View>)> {
     let Some(netfilter) = netfilter else {
         return Vec::new();
     };
-    let connections = match conntrack::list(netfilter, matcher) {
+    let connections = match conntrack::list(netfilter, selection) {
         Ok(Some(connections)) => connections,
         Ok(None) => {
             if forwards() {
@@ -170,13 +172,16 @@ pub(crate) fn tracked(
         let mut views = connection.views();
         views.retain(|view| {
             let tuple = &view.tuple;
-            let device = || match &mut routes {
-                Some(routes) => routes.device(tuple.remote, tuple.local, 0),
-                None => Device::Unknown,
+            let device = || {
+                let routes = routes.as_mut()?;
+                routes.device(tuple.remote, tuple.local, 0)
             };
-            let answer = matcher.matches_if(tuple, view.on_the_wire, device);
-            unsure |= answer == Match::Unsure;
-            answer == Match::Yes
+            if !view.on_the_wire {
+                return selection.selects_hidden(tuple, device);
+            }
+            let answer = selection.selects(tuple, device);
+            unsure |= answer == Holds::Sometimes;
+            answer == Holds::Always
         });
         if !views.is_empty() {
             named.push((connection, views));
@@ -185,7 +190,18 @@ pub(crate) fn tracked(
     if unsure {
         note_once(notes, UNSURE.to_owned());
     }
+    note_error(selection, notes);
     named
+}
+
+/// Notes why rules could not be read.
+fn note_error(selection: &Selection<'_>, notes: &mut Vec<String>) {
+    if let Some(e) = selection.take_error() {
+        note_once(
+            notes,
+            format!("the rules in force can't be read, so flows were left alone: {e}"),
+        );
+    }
 }
 
 /// Whether this network namespace forwards packets.

@@ -11,12 +11,12 @@ use crate::packets::{Program, Sight};
 const SHORTEST: usize = 14;
 
 /// One of some things.
-pub(super) fn one<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
+pub(crate) fn one<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(..of.len())].clone()
 }
 
 /// Whether something is to happen that happens once in so many times.
-pub(super) fn once_in(rng: &mut Rng, times: u32) -> bool {
+pub(crate) fn once_in(rng: &mut Rng, times: u32) -> bool {
     rng.u32(..times) == 0
 }
 
@@ -216,7 +216,7 @@ fn v6(rng: &mut Rng, packet: Packet) -> Packet {
 }
 
 /// An address near those that rules name, or anywhere.
-pub(super) fn address4(rng: &mut Rng) -> IpAddr {
+pub(crate) fn address4(rng: &mut Rng) -> IpAddr {
     let base = one(
         rng,
         &[
@@ -239,7 +239,7 @@ pub(super) fn address4(rng: &mut Rng) -> IpAddr {
 }
 
 /// As [`address4`].
-pub(super) fn address6(rng: &mut Rng) -> IpAddr {
+pub(crate) fn address6(rng: &mut Rng) -> IpAddr {
     let base = u128::from(REMOTE6) & !0xff;
     let address = match rng.u32(..8) {
         0 => rng.u128(..),

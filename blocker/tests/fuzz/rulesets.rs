@@ -13,6 +13,7 @@ use crate::packets::bench::input;
 use crate::packets::rule;
 
 /// Rules, and what they do not say themselves.
+#[derive(Debug)]
 pub(crate) struct Ruleset {
     pub(crate) rules: Vec<Rule>,
     /// Of each rule: whether it is over already.

@@ -7,10 +7,12 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
+use blocker::compile::{Input, Limits, RuleInput, compile};
 use blocker::config::Namespaces;
 use blocker::rule::{Defaults, Rule, RuleSpec};
-use blocker::teardown::{Evidence, Settings};
-use blocker_ebpf::{FlowKey, kill as bits};
+use blocker::teardown::{self, Candidates, Evidence, Listing, Progress, Settings};
+use blocker::wire::Account;
+use blocker_ebpf::{FlowKey, NEVER, kill as bits};
 
 /// Settings of a teardown in the caller's network namespace.
 pub(crate) const SETTINGS: Settings = Settings {
@@ -67,6 +69,57 @@ impl Evidence for Says {
         let gone: std::collections::HashSet<&FlowKey> = flows.iter().collect();
         self.locked(|watched| watched.retain(|key| !gone.contains(key)));
         Ok(())
+    }
+}
+
+/// Kills the flows of rules that are the only ones, in the caller's network namespace.
+pub(crate) fn kill(
+    rules: &[Rule],
+    settings: &Settings,
+    evidence: &dyn Evidence,
+    progress: &dyn Fn(Progress),
+) -> Account {
+    let in_force = compiled(rules);
+    teardown::kill(rules, &in_force, &[], settings, evidence, progress)
+}
+
+/// Lists the flows that [`kill`] would kill.
+pub(crate) fn list(rules: &[Rule], settings: &Settings) -> Listing {
+    teardown::list(rules, &compiled(rules), settings)
+}
+
+/// Rules compiled for the devices of the caller's network namespace.
+fn compiled(rules: &[Rule]) -> Candidates {
+    let devices = nix::net::if_::if_nameindex().expect("a list of devices");
+    let devices: Vec<(u32, String)> = devices
+        .iter()
+        .map(|device| (device.index(), device.name().to_string_lossy().into_owned()))
+        .collect();
+    let covered = |rule: &Rule| {
+        let covered = devices
+            .iter()
+            .filter(|(_, name)| rule.covers_interface(name));
+        covered.map(|(index, _)| *index).collect()
+    };
+    let inputs: Vec<_> = (0..)
+        .zip(rules)
+        .map(|(counter, rule)| RuleInput {
+            rule,
+            deadline: NEVER,
+            counter,
+            interfaces: (!rule.interfaces.is_empty()).then(|| covered(rule)),
+        })
+        .collect();
+    let input = Input {
+        rules: &inputs,
+        protect: &[],
+        generic_xdp: false,
+    };
+    let snapshot = compile(&input, &Limits::sized(20_000, 20_000, 64));
+    Candidates {
+        snapshot: snapshot.expect("rules that compile"),
+        killing: inputs.iter().map(|input| input.counter).collect(),
+        now: 0,
     }
 }
 

@@ -11,7 +11,7 @@ fn packet(hook: Hook, protocol: Option<u8>, local: Option<u16>) -> Packet {
     Packet {
         v6: false,
         hook,
-        ifindex: ETH0,
+        device: Some(ETH0),
         local: None,
         protocol,
         ports: PacketPorts::Sides {
@@ -39,16 +39,17 @@ fn explained(rules: &[Rule], packet: &Packet) -> Explanation {
     };
     let address = "10.0.0.1".parse().unwrap();
     let snapshot = compile(&input, &Limits::sized(1_000, 1_000, 100)).unwrap();
-    let listed = |tried: Tried| {
+    let decider = Decider::new(snapshot.tried(address));
+    let listed = |tried: &Tried| {
         let rule = &rules[tried.rule.counter as usize];
         Listed {
             target: covering(&rule.targets, address).unwrap(),
             rule,
-            tried,
         }
     };
-    let listed: Vec<_> = snapshot.tried(address).into_iter().map(listed).collect();
-    conclusion(trials(&listed, packet, true, NOW), packet, "nothing")
+    let listed: Vec<_> = decider.rules().iter().map(listed).collect();
+    let trials = trials(&decider, &listed, packet, true, NOW);
+    conclusion(trials, packet, "nothing")
 }
 
 /// A line for each rule.

@@ -1,20 +1,10 @@
-//! Which rule takes a packet, in plain Rust: the same as `matches` of `blocker-ebpf`'s
-//! `verdict.rs`, for packets of which only a part may be known.
-//!
-//! A packet here is whole and well formed; what becomes of others stands in
-//! `docs/packet-flow.md`. A test over the kernel shows that both say the same.
-
-use std::net::IpAddr;
+//! Whether one compiled rule takes a packet, of which only a part may be known: the same as
+//! `matches` of `blocker-ebpf`'s `verdict.rs`.
 
 use blocker_ebpf::{self as abi, Hook, PortSet};
 use ipnet::IpNet;
 
-use super::Snapshot;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+use super::packet::{ICMP, ICMPV6, Packet, PacketPorts, TCP, UDP};
 
 /// A compiled rule and the sets that it names; `None`: any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,37 +23,6 @@ pub struct Tried {
     pub locals: Option<Vec<IpNet>>,
 }
 
-/// What is known of a packet beside the remote's address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packet {
-    /// Whether it is IPv6.
-    pub v6: bool,
-    /// The hook that it meets.
-    pub hook: Hook,
-    /// Index of the device that it is on.
-    pub ifindex: u32,
-    /// This host's address, or that of what is behind it; `None`: not known.
-    pub local: Option<IpAddr>,
-    /// Its IP protocol; `None`: not known.
-    pub protocol: Option<u8>,
-    /// Its ports.
-    pub ports: PacketPorts,
-}
-
-/// What is known of a packet's ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PacketPorts {
-    /// Each side's, where it is known.
-    Sides {
-        /// This host's.
-        local: Option<u16>,
-        /// The remote's.
-        remote: Option<u16>,
-    },
-    /// One side's, without knowing which.
-    Either(u16),
-}
-
 /// Whether a rule takes a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
@@ -72,16 +31,22 @@ pub enum Fit {
     /// It takes a part of them: its percentage, by packet or by flow.
     Share,
     /// It takes some of them, by what is not known of the packet.
-    Depends {
-        /// On its local address.
-        local: bool,
-        /// On its protocol.
-        protocol: bool,
-        /// On its ports.
-        ports: bool,
-    },
+    Depends(Unknown),
     /// It takes none.
     Not(Miss),
+}
+
+/// What is not known of a packet, and decides whether a rule takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unknown {
+    /// Its device.
+    pub device: bool,
+    /// Its local address.
+    pub local: bool,
+    /// Its protocol.
+    pub protocol: bool,
+    /// Its ports.
+    pub ports: bool,
 }
 
 /// What keeps a rule from taking a packet; the first that does, in the order of the datapath.
@@ -102,10 +67,13 @@ pub enum Miss {
 }
 
 /// Whether something holds for the packets in question.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Holds {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// For all of them.
     Always,
+    /// For some of them.
     Sometimes,
+    /// For none.
     Never,
 }
 
@@ -130,8 +98,8 @@ impl Tried {
         if ports == Holds::Never {
             return Fit::Not(Miss::Ports);
         }
-        let devices = self.interfaces.as_ref();
-        if devices.is_some_and(|devices| !devices.contains(&packet.ifindex)) {
+        let device = self.device_fits(packet);
+        if device == Holds::Never {
             return Fit::Not(Miss::Interface);
         }
         let local = self.local_fits(packet);
@@ -141,20 +109,28 @@ impl Tried {
         if rule.deadline != abi::NEVER && now > rule.deadline {
             return Fit::Not(Miss::Deadline);
         }
-        let open = [local, protocol, ports].map(|holds| holds == Holds::Sometimes);
-        if let [local, protocol, ports] = open
-            && open.contains(&true)
-        {
-            return Fit::Depends {
-                local,
-                protocol,
-                ports,
-            };
+        let unknown = Unknown {
+            device: device == Holds::Sometimes,
+            local: local == Holds::Sometimes,
+            protocol: protocol == Holds::Sometimes,
+            ports: ports == Holds::Sometimes,
+        };
+        if unknown != Unknown::default() {
+            return Fit::Depends(unknown);
         }
         if rule.percent == abi::ALWAYS {
             Fit::Takes
         } else {
             Fit::Share
+        }
+    }
+
+    fn device_fits(&self, packet: &Packet) -> Holds {
+        match (&self.interfaces, packet.device) {
+            (None, _) => Holds::Always,
+            (Some(devices), Some(device)) => Holds::from(devices.contains(&device)),
+            (Some(devices), None) if devices.is_empty() => Holds::Never,
+            (Some(_), None) => Holds::Sometimes,
         }
     }
 
@@ -240,20 +216,6 @@ impl Tried {
     }
 }
 
-impl PacketPorts {
-    /// Whether anything is known of them, so that the packet must have ports.
-    #[must_use]
-    pub const fn is_known(self) -> bool {
-        !matches!(
-            self,
-            Self::Sides {
-                local: None,
-                remote: None
-            }
-        )
-    }
-}
-
 impl From<bool> for Holds {
     fn from(holds: bool) -> Self {
         if holds { Self::Always } else { Self::Never }
@@ -261,8 +223,8 @@ impl From<bool> for Holds {
 }
 
 impl Holds {
-    /// Of packets that are of one kind or of another.
-    fn or(self, other: Self) -> Self {
+    /// For packets that are of one kind or of another.
+    pub(super) fn or(self, other: Self) -> Self {
         if self == other { self } else { Self::Sometimes }
     }
 }
@@ -304,30 +266,6 @@ fn is_empty(ports: &Bits) -> bool {
     ports.iter().all(|word| *word == 0)
 }
 
-impl Snapshot {
-    /// The rules that apply to an address, in trial order, with the sets that they name.
-    #[must_use]
-    pub fn tried(&self, address: IpAddr) -> Vec<Tried> {
-        let tried = |number: &u16| {
-            let rule = self.rules[usize::from(*number)];
-            let ports = |set: u16| {
-                let set = self.port_sets.get(usize::from(set));
-                set.map(|set| Box::new(*set))
-            };
-            let interfaces = self.interface_sets.get(usize::from(rule.interfaces));
-            Tried {
-                rule,
-                ports: ports(rule.ports),
-                local_ports: ports(rule.local_ports),
-                remote_ports: ports(rule.remote_ports),
-                interfaces: interfaces.cloned(),
-                locals: self.local_sets.get(usize::from(rule.locals)).cloned(),
-            }
-        };
-        self.lookup(address).iter().map(tried).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,7 +295,7 @@ mod tests {
         Packet {
             v6: false,
             hook: Hook::Ingress,
-            ifindex: 2,
+            device: Some(2),
             local: None,
             protocol,
             ports: PacketPorts::Sides { local, remote },
@@ -368,21 +306,25 @@ mod tests {
         tried(fields, abi::NEVER, None).fit(packet, NOW)
     }
 
-    const PROTOCOL: Fit = Fit::Depends {
-        local: false,
-        protocol: true,
-        ports: false,
-    };
-    const PORTS: Fit = Fit::Depends {
+    const NOTHING: Unknown = Unknown {
+        device: false,
         local: false,
         protocol: false,
-        ports: true,
+        ports: false,
     };
-    const BOTH: Fit = Fit::Depends {
-        local: false,
+    const PROTOCOL: Fit = Fit::Depends(Unknown {
+        protocol: true,
+        ..NOTHING
+    });
+    const PORTS: Fit = Fit::Depends(Unknown {
+        ports: true,
+        ..NOTHING
+    });
+    const BOTH: Fit = Fit::Depends(Unknown {
         protocol: true,
         ports: true,
-    };
+        ..NOTHING
+    });
 
     #[test]
     fn a_rule_may_depend_on_the_local_address() {
@@ -398,11 +340,10 @@ mod tests {
         for local in ["10.8.0.2", "10.10.0.0"] {
             assert_eq!(fit(fields, &at(local)), Fit::Not(Miss::Local), "{local}");
         }
-        let open = Fit::Depends {
+        let open = Fit::Depends(Unknown {
             local: true,
-            protocol: false,
-            ports: false,
-        };
+            ..NOTHING
+        });
         assert_eq!(fit(fields, &packet), open);
         assert_eq!(
             fit("{local: [\"fd00::/8\"]}", &packet),
@@ -533,6 +474,26 @@ mod tests {
                 expected,
                 "{deadline} {interfaces:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_known_may_be_any() {
+        let packet = Packet {
+            device: None,
+            ..packet(Some(TCP), Some(80), Some(80))
+        };
+        let open = Fit::Depends(Unknown {
+            device: true,
+            ..NOTHING
+        });
+        for (interfaces, expected) in [
+            (None, Fit::Takes),
+            (Some(vec![2]), open),
+            (Some(vec![]), Fit::Not(Miss::Interface)),
+        ] {
+            let tried = tried("{}", abi::NEVER, interfaces);
+            assert_eq!(tried.fit(&packet, NOW), expected, "{tried:?}");
         }
     }
 
