@@ -20,6 +20,7 @@
 //! | [`segment`] | the bytes of a probe |
 //! | [`probe`] | sending probes |
 //! | [`netns`] | network namespaces |
+//! | [`way`] | where our devices see flows of other namespaces |
 //! | [`owners`] | which process holds a socket |
 //! | [`survey`] | what there is to kill |
 //! | [`ledger`] | what is known of each flow, and the account |
@@ -41,6 +42,7 @@ mod selection;
 mod sockets;
 mod survey;
 mod tracked;
+mod way;
 
 use std::io;
 

@@ -34,6 +34,13 @@ impl Namespace {
         self.file.is_none()
     }
 
+    /// A descriptor of it.
+    pub(crate) fn descriptor(&self) -> io::Result<File> {
+        self.file
+            .as_ref()
+            .map_or_else(|| File::open(OWN), File::try_clone)
+    }
+
     /// Runs `open` inside. It must not hand out anything that depends on its thread.
     pub(crate) fn inside<T: Send>(
         &self,

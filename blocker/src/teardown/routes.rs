@@ -5,15 +5,18 @@
 //! teardown. Sends no packet itself; it may have the kernel look for a neighbour.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, Parseable};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
@@ -26,6 +29,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
+const RTM_GETNSID: u16 = 90;
 
 /// The way to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +45,25 @@ pub(crate) struct Hop {
 /// A device, as far as sending on it needs to know it.
 #[derive(Debug, Clone, Copy)]
 struct Link {
+    behind: Option<Behind>,
+    /// Index of the bridge, or other device, that it is a port of.
+    master: Option<u32>,
     /// Whether frames on it carry link-layer addresses (Ethernet).
     addressed: bool,
     loopback: bool,
+}
+
+/// The device behind a virtual one: the other end of a veth pair, the parent of a VLAN or macvlan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Behind {
+    /// Its network namespace, by the id that the namespace of the virtual device has for it;
+    /// absent: the same one.
+    pub(crate) namespace: Option<i32>,
+    /// Its index there.
+    pub(crate) device: u32,
+    /// Whether it sends and receives the packets of the virtual device. The other end of a veth
+    /// pair hands them to its namespace.
+    pub(crate) parent: bool,
 }
 
 /// How a packet for a hop is handed to its device.
@@ -86,6 +106,42 @@ impl Routes {
             return Some(bound);
         }
         self.hop(remote, Some(local), 0).map(|hop| hop.device)
+    }
+
+    /// The device behind a virtual device.
+    pub(crate) fn behind(&self, device: u32) -> Option<Behind> {
+        self.links.get(&device)?.behind
+    }
+
+    /// The bridge, or other device, that a device is a port of.
+    pub(crate) fn master(&self, device: u32) -> Option<u32> {
+        self.links.get(&device)?.master
+    }
+
+    /// The id that this network namespace has for another one, if it has any.
+    pub(crate) fn namespace_id(&mut self, namespace: &File) -> Option<i32> {
+        let mut request = NsidMessage::default();
+        let descriptor = u32::try_from(namespace.as_raw_fd()).ok()?;
+        request.attributes.push(NsidAttribute::Fd(descriptor));
+        let body = Body {
+            kind: RTM_GETNSID,
+            flags: 0,
+            parts: &[&request],
+        };
+        let answer = self
+            .route
+            .ask("asking for a namespace's id", &body, |_, payload| {
+                NsidMessage::parse(payload).map_err(|e| io::Error::other(e.to_string()))
+            })
+            .ok()?;
+        answer
+            .attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                // -1 is NETNSA_NSID_NOT_ASSIGNED.
+                NsidAttribute::Id(id) => (id >= 0).then_some(id),
+                _ => None,
+            })
     }
 
     /// The way to an address, for a packet from `source` (if it is this host's own) and out of
@@ -228,12 +284,47 @@ fn links(route: &mut Conversation) -> Result<HashMap<u32, Link>, NetlinkError> {
         };
         let kind = message.header.link_layer_type;
         let link = Link {
+            behind: behind(&message.attributes),
+            master: (message.attributes.iter()).find_map(|attribute| match attribute {
+                LinkAttribute::Controller(master) => Some(*master),
+                _ => None,
+            }),
             addressed: kind == LinkLayerType::Ether,
             loopback: kind == LinkLayerType::Loopback,
         };
         links.insert(message.header.index, link);
     })?;
     Ok(links)
+}
+
+fn behind(attributes: &[LinkAttribute]) -> Option<Behind> {
+    let (mut device, mut namespace, mut parent) = (None, None, None);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::Link(index) => device = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
+            LinkAttribute::LinkInfo(infos) => {
+                parent = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(InfoKind::Veth | InfoKind::Netkit) => Some(false),
+                    LinkInfo::Kind(
+                        InfoKind::Vlan
+                        | InfoKind::MacVlan
+                        | InfoKind::MacVtap
+                        | InfoKind::IpVlan
+                        | InfoKind::IpVtap,
+                    ) => Some(true),
+                    // What a tunnel sends has other addresses.
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(Behind {
+        namespace,
+        device: device?,
+        parent: parent?,
+    })
 }
 
 fn neighbours(route: &mut Conversation) -> Result<HashMap<(u32, IpAddr), [u8; 6]>, NetlinkError> {

@@ -3,6 +3,7 @@
 //!
 //! Looks only; [`super::rounds`] acts.
 
+use std::collections::{HashMap, HashSet};
 use std::{fs, io};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
@@ -13,6 +14,7 @@ use super::routes::Routes;
 use super::selection::Selection;
 use super::sockets::{self, HostSocket};
 use super::tracked::{Connection, View};
+use super::way::{self, Seen};
 use super::{Namespaces, Settings};
 use crate::matching::Holds;
 use crate::netlink::Conversation;
@@ -20,6 +22,9 @@ use crate::netlink::Conversation;
 /// The note on flows that a rule may name or not.
 pub(crate) const UNSURE: &str =
     "flows whose interface no route tells were left alone, since the rule is limited to interfaces";
+
+/// The note on flows that the rule may see or not.
+const UNSEEN: &str = "flows in other network namespaces were left alone, since it could not be found out whether their packets pass a device of this one";
 
 /// A network namespace with the sockets that a teardown needs in it.
 pub(crate) struct Place {
@@ -29,6 +34,8 @@ pub(crate) struct Place {
     pub(crate) diag: Conversation,
     /// Routing there.
     pub(crate) routes: Option<Routes>,
+    /// The places of other network namespaces, by the ids that this one has for them.
+    pub(crate) others: HashMap<i32, Option<usize>>,
     /// Whether nothing was found there when it was last looked at.
     quiet: bool,
 }
@@ -45,7 +52,7 @@ impl Place {
                 let routes = routes
                     .map_err(|e| {
                         notes.push(format!(
-                            "{path}: {e}: rules with interfaces kill nothing there, and nothing is probed"
+                            "{path}: {e}: flows there whose device matters are left alone, and no probes are sent from there"
                         ));
                     })
                     .ok();
@@ -53,6 +60,7 @@ impl Place {
                     namespace,
                     diag,
                     routes,
+                    others: HashMap::new(),
                     quiet: false,
                 })
             }
@@ -96,30 +104,40 @@ pub(crate) fn sockets(
             Err(e) => note_once(notes, format!("{}: {e}", place.namespace.path.display())),
         }
     }
-    let mut unsure = false;
+    let (mut unsure, mut unseen) = (false, false);
     found.retain(|(number, socket)| {
-        let device = || device(places, *number, socket);
-        let answer = selection.selects(&socket.tuple, device);
+        let (tuple, bound) = (&socket.tuple, socket.bound());
+        let seen = if places[*number].namespace.is_own() {
+            None
+        } else {
+            Some(way::seen(places, *number, tuple, bound))
+        };
+        let answer = match seen {
+            None => selection.selects(tuple, || {
+                own_routes(places)?.device(tuple.remote, tuple.local, bound)
+            }),
+            Some(Seen::On(device)) => selection.selects(tuple, || device),
+            Some(Seen::Nowhere) => Holds::Never,
+            Some(Seen::Unknown) => {
+                unseen = true;
+                Holds::Never
+            }
+        };
         unsure |= answer == Holds::Sometimes;
         answer == Holds::Always
     });
+    let busy: HashSet<usize> = found.iter().map(|(number, _)| *number).collect();
     for (number, place) in places.iter_mut().enumerate() {
-        let empty = found.iter().all(|(place, _)| *place != number);
-        place.quiet |= empty && !place.namespace.is_own();
+        place.quiet |= !busy.contains(&number) && !place.namespace.is_own();
     }
     if unsure {
         note_once(notes, UNSURE.to_owned());
     }
+    if unseen {
+        note_once(notes, UNSEEN.to_owned());
+    }
     note_error(selection, notes);
     found
-}
-
-/// The device of this host that a socket's packets pass: of a socket in another network namespace,
-/// the one by which the remote is reached from here.
-fn device(places: &mut [Place], number: usize, socket: &HostSocket) -> Option<u32> {
-    let own = places.get(number)?.namespace.is_own();
-    let bound = if own { socket.bound() } else { 0 };
-    own_routes(places)?.device(socket.tuple.remote, socket.tuple.local, bound)
 }
 
 /// Opens ctnetlink, or notes what follows from its absence.
