@@ -294,7 +294,7 @@ fn check(path: &Path) -> ExitCode {
     }
     let checked = Config::load(path).and_then(|config| {
         config.rules(jiff::Timestamp::now())?;
-        feeds::warn_of_files(&config.feeds);
+        feeds::warn_of_sources(&config.feeds);
         config.effective_yaml()
     });
     match checked {

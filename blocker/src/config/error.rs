@@ -64,7 +64,7 @@ pub(super) struct Source<'a> {
     pub(super) name: &'a str,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
     /// An error at a place in the text.
     pub(super) fn error(self, location: Location, message: impl AsRef<str>) -> ConfigError {
         self.yaml().fault(location, message).into()
@@ -75,8 +75,9 @@ impl Source<'_> {
         self.yaml().unread(error).into()
     }
 
-    fn yaml(&self) -> yaml::Source<'_> {
-        let Self { text, name } = *self;
+    /// The same for the modules below.
+    pub(super) fn yaml(self) -> yaml::Source<'a> {
+        let Self { text, name } = self;
         yaml::Source { text, name }
     }
 }

@@ -5,7 +5,6 @@
 //! line and the column, what was found there and what is expected.
 
 mod error;
-pub mod feeds;
 mod fleet;
 mod rules;
 #[cfg(test)]
@@ -22,9 +21,10 @@ pub use error::ConfigError;
 pub use fleet::{Fleet, OnLoss, Tls};
 pub use values::{DeviceName, HookChoice, Interfaces, Namespaces, OnStop, ReadAccess, SocketMode};
 
+use crate::feeds::feed::Feed;
+use crate::feeds::source as feeds;
 use crate::rule::{Defaults, RuleSpec, Target};
 use error::Source;
-use feeds::Feed;
 
 /// Where the configuration is looked for if nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/blocker/blocker.yaml";
@@ -225,7 +225,7 @@ impl Config {
         let mut document: Document = serde_yaml::from_str_with_options(text, options)
             .map_err(|error| source.yaml_error(&error))?;
         rules::read_lists(&mut document.rules, directory, source)?;
-        let feeds = feeds::read(document.feeds, document.defaults, directory, source)?;
+        let feeds = feeds::read(document.feeds, document.defaults, directory, source.yaml())?;
         rules::check(&document.rules, document.defaults, &feeds, source)?;
         if let Some(fleet) = &document.fleet {
             let place = fleet.referenced;

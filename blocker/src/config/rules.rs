@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde_yaml::Spanned;
 
 use super::error::Source;
-use super::feeds::Feed;
 use super::{Config, ConfigError};
+use crate::feeds::feed::Feed;
 use crate::lists::{Invalid, List};
 use crate::rule::{Defaults, Rule, RuleId, RuleSpec};
 

@@ -1,5 +1,7 @@
 //! Reading configurations, good and bad.
 
+mod feeds;
+
 use std::path::Path;
 
 use super::*;

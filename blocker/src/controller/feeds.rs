@@ -18,11 +18,11 @@ use super::change::Change;
 use super::requests::facts;
 use super::writer::Writer;
 use super::{Asking, Controller, Error, lock};
-use crate::config::feeds::{Feed, FeedName};
 use crate::feeds::account::Account;
 use crate::feeds::content::{Made, With};
+use crate::feeds::feed::{Feed, FeedName};
 use crate::feeds::kept::{self, Kept};
-use crate::feeds::{FeedError, beside};
+use crate::feeds::{FeedError, Host, Told, blocking};
 use crate::rule::{Owner, Rule};
 use crate::ruleset::{self, Diff};
 use crate::wire::FeedStatus;
@@ -54,48 +54,32 @@ impl Feeds {
     }
 }
 
-impl Controller {
-    /// The feeds there are; told anew at each reload.
-    #[must_use]
-    pub fn feeds(&self) -> watch::Receiver<Arc<Vec<Feed>>> {
+impl Host for Controller {
+    fn feeds(&self) -> Told {
         lock(&self.0.feeds).told.subscribe()
     }
 
-    /// Where state is kept.
-    #[must_use]
-    pub fn state_dir(&self) -> PathBuf {
+    fn state_dir(&self) -> PathBuf {
         self.live().config.state_dir.clone()
     }
 
-    /// What a feed gave last.
-    #[must_use]
-    pub fn feed_kept(&self, feed: &Feed) -> Option<Kept> {
+    fn kept(&self, feed: &Feed) -> Option<Kept> {
         lock(&self.0.feeds).find(feed)?.kept.clone()
     }
 
-    /// Reads or changes the account of a feed; `None` if it is no more.
-    pub fn feed_account<T>(&self, feed: &Feed, act: impl FnOnce(&mut Account) -> T) -> Option<T> {
+    fn account<T>(&self, feed: &Feed, act: impl FnOnce(&mut Account) -> T) -> Option<T> {
         let mut feeds = lock(&self.0.feeds);
         let held = feeds.held.iter_mut().find(|held| held.feed == *feed)?;
         Some(act(&mut held.account))
     }
 
-    /// Makes the rules of what a feed gave all that it has in force, as one change. `false`: the
-    /// feed is no more, and nothing was done.
-    ///
-    /// # Errors
-    /// See [`FeedError`]; what was in force stays.
-    pub async fn put_feed(&self, feed: Feed, kept: Kept) -> Result<bool, FeedError> {
+    async fn replace_content(&self, feed: Feed, kept: Kept) -> Result<bool, FeedError> {
         let (runtime, this) = (Handle::current(), self.clone());
-        // To its end once it is begun, and on a thread that may be held up.
-        beside(move || runtime.block_on(this.put_feed_now(&feed, kept))).await
+        // A task of its own: once begun, a change is completed even if its feed's task is aborted.
+        blocking(move || runtime.block_on(this.put_feed_now(&feed, kept))).await
     }
 
-    /// Makes a feed's rules again, if what must not be blocked is not what it was.
-    ///
-    /// # Errors
-    /// As [`Controller::put_feed`].
-    pub async fn review_feed(&self, feed: Feed) -> Result<(), FeedError> {
+    async fn review(&self, feed: Feed) -> Result<(), FeedError> {
         let this = self.clone();
         let differs = move || {
             let facts = facts(&Asking::default());
@@ -104,12 +88,14 @@ impl Controller {
             let kept = held.and_then(|held| held.kept.clone());
             Ok(kept.map(|kept| (feed, kept)))
         };
-        match beside(differs).await? {
-            Some((feed, kept)) => self.put_feed(feed, kept).await.map(drop),
+        match blocking(differs).await? {
+            Some((feed, kept)) => self.replace_content(feed, kept).await.map(drop),
             None => Ok(()),
         }
     }
+}
 
+impl Controller {
     async fn put_feed_now(&self, feed: &Feed, kept: Kept) -> Result<bool, FeedError> {
         let mut writer = self.writer().await;
         if self.0.events.is_closed() || lock(&self.0.feeds).find(feed).is_none() {
@@ -133,7 +119,7 @@ impl Controller {
         };
         let owner = feed.name.owner();
         let starting = writer.replace_feed(&owner, made.rules.clone(), now).await;
-        let starting = starting.map_err(Box::new)?;
+        let starting = starting.map_err(|error| FeedError::Refused(error.into()))?;
         {
             let mut feeds = lock(&self.0.feeds);
             if let Some(held) = feeds.held.iter_mut().find(|held| held.feed == *feed) {

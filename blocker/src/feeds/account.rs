@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::content::Made;
-use crate::config::feeds::Feed;
+use super::feed::Feed;
 use crate::wire::{FeedState, FeedStatus};
 
 /// How a feed fares.
@@ -77,7 +77,7 @@ impl Account {
         FeedStatus {
             name: feed.name.to_string(),
             kind: feed.source.kind().to_owned(),
-            source: feed.source.place(),
+            source: feed.source.shown(),
             state: match (self.filled, &self.error, self.succeeded) {
                 (false, ..) => FeedState::Waiting,
                 (true, Some(_), _) => FeedState::Stale,

@@ -3,8 +3,10 @@
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::feed::{Feed, Private};
+use super::source::Source;
+use super::source::crowdsec::Crowdsec;
 use super::{Decisions, FeedError};
-use crate::config::feeds::{Feed, Private, Source};
 use crate::lists::is_special;
 use crate::rule::{Defaults, Mode, Rule, RuleError, Target, Targets};
 use crate::safety::{self, HostFacts};
@@ -37,7 +39,7 @@ impl Content {
     /// Whether a source gives such content.
     #[must_use]
     pub const fn is_of(&self, source: &Source) -> bool {
-        matches!(self, Self::Decisions(_)) == source.decides()
+        matches!(self, Self::Decisions(_)) == source.gives_decisions()
     }
 }
 
@@ -85,13 +87,13 @@ impl Made {
                 made.add(feed, None, targets, None, with)?;
                 if made.rules.is_empty() {
                     return Err(FeedError::NothingLeft {
-                        place: feed.source.place(),
+                        from: feed.source.shown(),
                         count: made.left_out.count,
                         first: made.left_out.first.unwrap_or_default(),
                     });
                 }
             }
-            (Content::Decisions(decisions), Source::Crowdsec { types, .. }) => {
+            (Content::Decisions(decisions), Source::Crowdsec(Crowdsec { types, .. })) => {
                 for ((word, deadline), (mode, targets)) in decisions.groups(types) {
                     if deadline > with.now {
                         let part = deadline
@@ -157,10 +159,8 @@ impl Made {
             match (refusing.refusal(*target), special) {
                 (Some(refusal), _) => self.leave_out(*target, &refusal.why),
                 (None, Some(range)) if feed.private == Private::Refuse => {
-                    let place = feed.source.place();
-                    return Err(FeedError::Private(format!(
-                        "{place} has {target} ({range})"
-                    )));
+                    let from = feed.source.shown();
+                    return Err(FeedError::Private(format!("{from} has {target} ({range})")));
                 }
                 (None, Some(range)) => self.leave_out(*target, range),
                 (None, None) => allowed.push(*target),
@@ -179,15 +179,22 @@ impl Made {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use jiff::SignedDuration;
 
+    use super::super::source;
     use super::*;
-    use crate::config::Config;
+    use crate::yaml::Source as Yaml;
 
-    const LIST: &str = "feeds: [{name: drop, type: file, path: /l, mode: reset, on_lift: resume, comment: why, except: [198.51.100.7]";
+    const LIST: &str = "[{name: drop, type: file, path: /l, mode: reset, on_lift: resume, comment: why, except: [198.51.100.7]";
 
     fn feed(text: &str) -> Feed {
-        Config::parse(text, "/c.yaml").unwrap().feeds.remove(0)
+        let forms = serde_yaml::from_str(text).unwrap();
+        let (name, directory) = ("c.yaml", Path::new("/"));
+        source::read(forms, Defaults::default(), directory, Yaml { text, name })
+            .unwrap()
+            .remove(0)
     }
 
     fn targets(text: &[&str]) -> Targets {
@@ -261,7 +268,7 @@ mod tests {
         let key = dir.path().join("key");
         std::fs::write(&key, "k").unwrap();
         let feed = feed(&format!(
-            "feeds: [{{name: cs, type: crowdsec, url: 'http://127.0.0.1:8080', api_key_file: {}, types: {{ban: drop}}}}]",
+            "[{{name: cs, type: crowdsec, url: 'http://127.0.0.1:8080', api_key_file: {}, types: {{ban: drop}}}}]",
             key.display()
         ));
         let mut decisions = Decisions::default();

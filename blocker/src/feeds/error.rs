@@ -1,8 +1,7 @@
 //! Why a feed has nothing new.
 
+use std::error::Error;
 use std::io;
-
-use crate::controller;
 
 /// Why what a feed gives cannot be had, or not be used. What was in force before stays.
 #[derive(Debug, thiserror::Error)]
@@ -19,28 +18,28 @@ pub enum FeedError {
     #[error("{0}")]
     File(String),
     /// A request failed.
-    #[error("GET {place}: {why}")]
+    #[error("GET {from}: {why}")]
     Request {
         /// What was asked for, without what is secret of it.
-        place: String,
+        from: String,
         /// Why it failed.
         why: String,
     },
     /// A server says no.
-    #[error("GET {place}: the server answers {status}{hint}")]
+    #[error("GET {from}: the server answers {status}{hint}")]
     Status {
         /// What was asked for.
-        place: String,
+        from: String,
         /// The status and its reason.
         status: String,
         /// What to do, after a colon; empty if nobody knows.
         hint: &'static str,
     },
     /// More than `max_bytes`.
-    #[error("{place} is larger than {most} bytes: raise max_bytes, if it is to be")]
+    #[error("{from} is larger than {most} bytes: raise max_bytes, if it is to be")]
     TooLarge {
         /// The source.
-        place: String,
+        from: String,
         /// `max_bytes`.
         most: u64,
     },
@@ -49,11 +48,11 @@ pub enum FeedError {
     List(String),
     /// A list has lost too much.
     #[error(
-        "{place} has {now} targets, and had {before}: more than {most}% are gone; if that is right, raise shrink"
+        "{from} has {now} targets, and had {before}: more than {most}% are gone; if that is right, raise shrink"
     )]
     Shrunk {
         /// The source.
-        place: String,
+        from: String,
         /// Targets of the list before.
         before: u64,
         /// Targets now.
@@ -66,27 +65,27 @@ pub enum FeedError {
     Private(String),
     /// Nothing is left to block.
     #[error(
-        "{place}: nothing would be blocked: of {count} targets all are left out, such as {first}"
+        "{from}: nothing would be blocked: of {count} targets all are left out, such as {first}"
     )]
     NothingLeft {
         /// The source.
-        place: String,
+        from: String,
         /// How many.
         count: u64,
         /// The first, and why.
         first: String,
     },
     /// An answer of the Local API cannot be read.
-    #[error("{place}: what the Local API answers cannot be read: {why}")]
+    #[error("{from}: what the Local API answers cannot be read: {why}")]
     Answer {
         /// What was asked for.
-        place: String,
+        from: String,
         /// Why not.
         why: String,
     },
     /// It cannot be put in force.
     #[error("it cannot be put in force: {0}")]
-    Refused(#[from] Box<controller::Error>),
+    Refused(Box<dyn Error + Send + Sync>),
     /// The daemon failed inside.
     #[error("the daemon failed inside: {0}")]
     Inside(String),

@@ -1,4 +1,4 @@
-//! Asking servers: within a time and a size, and only for what is new.
+//! HTTP requests, bounded in time and size, and conditional on the version that is known.
 
 use std::error::Error as _;
 use std::fs;
@@ -12,12 +12,54 @@ use reqwest::{Certificate, Client, ClientBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::FeedError;
-use crate::config::feeds::WebAddress;
 
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How often a server may send us elsewhere.
+/// How many redirects are followed.
 const REDIRECTS: usize = 5;
+
+/// An `http` or `https` address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebAddress(reqwest::Url);
+
+impl WebAddress {
+    /// The whole address.
+    #[must_use]
+    pub const fn url(&self) -> &reqwest::Url {
+        &self.0
+    }
+
+    /// The address without user, password and query, which may be secrets.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let mut url = self.0.clone();
+        // Neither fails for a URL that has a host, as all of these.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        url.set_query(None);
+        url.to_string()
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// What is wrong with it, as text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "expected an http or https address, such as https://www.example.org/list.netset";
+        match reqwest::Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
+            Ok(_) => Err(format!("url {text:?} is not valid: {EXPECTED}")),
+            Err(error) => Err(format!("url {text:?} is not valid: {error}; {EXPECTED}")),
+        }
+    }
+}
+
+impl Serialize for WebAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_str())
+    }
+}
 
 /// What a server said of the version that it sent (RFC 9110 8.8).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +84,8 @@ impl Validators {
         }
     }
 
-    /// The header that asks for what differs from this version. Where there are both, the tag is
-    /// the exact one.
+    /// The header that makes a request conditional on this version. Where both are known, the tag is
+    /// used: it is exact.
     fn condition(&self) -> Option<(header::HeaderName, HeaderValue)> {
         let etag = self.etag.iter().map(|tag| (header::IF_NONE_MATCH, tag));
         let date = self.last_modified.iter();
@@ -55,13 +97,13 @@ impl Validators {
 
 /// What a server answered.
 pub(super) enum Answer {
-    /// What it has is what we have.
+    /// The version that is known is current.
     Unchanged,
-    /// What it has.
+    /// The body, and its version.
     Body(Vec<u8>, Validators),
 }
 
-/// A client of servers.
+/// A client.
 pub(super) struct Http {
     client: Client,
     timeout: Duration,
@@ -69,8 +111,8 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// A client that waits so long for a whole answer and takes so many bytes of it; `ca` are the
-    /// certificates that vouch for the server, if not the system's.
+    /// A client that waits `timeout` for a whole answer and reads `most` bytes of it. Servers are
+    /// verified by the certificates in `ca`, or else by the system's.
     pub(super) fn new(
         url: &WebAddress,
         timeout: Duration,
@@ -79,11 +121,11 @@ impl Http {
     ) -> Result<Self, FeedError> {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
-            // That there is one already is as well.
+            // It fails if a provider is installed already, which does as well.
             let _ = rustls::crypto::ring::default_provider().install_default();
         });
         let failed = |error: reqwest::Error| FeedError::Request {
-            place: url.shown(),
+            from: url.shown(),
             why: because(error, timeout),
         };
         let client = match ca {
@@ -104,8 +146,7 @@ impl Http {
         })
     }
 
-    /// Asks for what is at an address, if it differs from what was there. `headers` are more of
-    /// the request's.
+    /// Requests `url`, with `headers`, unless it is still the `known` version. Errors name `shown`.
     pub(super) async fn get(
         &self,
         url: &reqwest::Url,
@@ -114,11 +155,11 @@ impl Http {
         headers: HeaderMap,
     ) -> Result<Answer, FeedError> {
         let failed = |error| FeedError::Request {
-            place: shown.to_owned(),
+            from: shown.to_owned(),
             why: because(error, self.timeout),
         };
         let too_large = || FeedError::TooLarge {
-            place: shown.to_owned(),
+            from: shown.to_owned(),
             most: self.most,
         };
         let mut request = self.client.get(url.clone()).headers(headers);
@@ -133,7 +174,7 @@ impl Http {
             StatusCode::NOT_MODIFIED if conditional => return Ok(Answer::Unchanged),
             status => {
                 return Err(FeedError::Status {
-                    place: shown.to_owned(),
+                    from: shown.to_owned(),
                     status: status.to_string(),
                     hint: hint(status),
                 });
@@ -144,7 +185,7 @@ impl Http {
         }
         let validators = Validators::of(response.headers());
         let mut body = Vec::new();
-        // What is unpacked is measured, not what is sent.
+        // The limit applies to the unpacked body.
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if (body.len() + chunk.len()) as u64 > self.most {
                 return Err(too_large());
@@ -168,12 +209,11 @@ fn builder(timeout: Duration) -> ClientBuilder {
     let policy = Policy::custom(|attempt| {
         let secure = |url: &reqwest::Url| url.scheme() == "https";
         if attempt.previous().len() > REDIRECTS {
-            return attempt.error("it sends us on and on");
+            return attempt.error("it redirects too often");
         }
         match attempt.previous().last() {
-            Some(from) if secure(from) && !secure(attempt.url()) => {
-                attempt.error("it sends us from https to http, where anybody may have written it")
-            }
+            Some(from) if secure(from) && !secure(attempt.url()) => attempt
+                .error("it redirects from https to http, where the answer is not authenticated"),
             _ => attempt.follow(),
         }
     });
@@ -183,11 +223,11 @@ fn builder(timeout: Duration) -> ClientBuilder {
         .connect_timeout(CONNECT.min(timeout))
         .redirect(policy)
         .referer(false)
-        // A server that restarts has closed what was open.
+        // An idle connection may have been closed by a server that restarted.
         .pool_max_idle_per_host(0)
 }
 
-/// Why a request failed, to the root of it. The address may hold a secret, and is told elsewhere.
+/// Why a request failed, with all causes. The address is left out: it may hold a secret.
 fn because(error: reqwest::Error, timeout: Duration) -> String {
     if error.is_timeout() {
         return format!("no whole answer within {} s", timeout.as_secs());
@@ -205,10 +245,10 @@ fn because(error: reqwest::Error, timeout: Duration) -> String {
     text
 }
 
-/// Reads the file of a key: its text, which is one word.
+/// Reads a key file: one word.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// What is wrong with it, as text.
 pub fn read_key(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let text = fs::read_to_string(path)
@@ -231,7 +271,7 @@ pub fn read_key(path: &Path) -> Result<String, String> {
 /// Reads certificates in PEM.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// What is wrong with it, as text.
 pub fn read_certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     let shown = path.display();
     let pem =

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::Decisions;
 use super::content::Content;
 use super::decisions::Term;
+use super::feed::FeedName;
 use super::fetch::Validators;
-use crate::config::feeds::FeedName;
 use crate::rule::{Target, Targets};
 use crate::state::{self, StateError};
 

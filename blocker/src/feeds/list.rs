@@ -1,33 +1,36 @@
 //! Whether a list is sound: it can be read, and is not suspiciously short.
 
-use std::io::Read as _;
-use std::path::Path;
+use serde::Serialize;
 
 use super::FeedError;
-use crate::config::feeds::{Feed, Invalid, ListChecks, Source};
-use crate::lists::{self, List};
+use crate::lists::{Invalid, List};
 
-/// Shorter lists may lose as many targets as they like, but for the last: one of three is a third.
+/// Shorter lists may lose any number of targets: one of three is a third.
 const FEW: u64 = 20;
 
-/// Reads a list that takes the place of one with `before` targets, if there was one.
+/// What a new list must be like to replace the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ListChecks {
+    /// What is done with lines that cannot be read.
+    pub invalid: Invalid,
+    /// How many percent of the list before may be missing: 0 to 100.
+    pub shrink: u8,
+}
+
+/// Reads a list in place of one with `before` targets, if there was one.
 pub(super) fn sound(
-    place: &str,
+    shown: &str,
     bytes: &[u8],
     checks: ListChecks,
     before: Option<u64>,
 ) -> Result<List, FeedError> {
-    let invalid = match checks.invalid {
-        Invalid::Refuse => lists::Invalid::Refuse,
-        Invalid::Skip => lists::Invalid::Skip,
-    };
-    let list =
-        List::parse(place, bytes, invalid).map_err(|error| FeedError::List(error.brief()))?;
+    let list = List::parse(shown, bytes, checks.invalid)
+        .map_err(|error| FeedError::List(error.brief()))?;
     if let Some(before) = before.filter(|before| *before >= FEW) {
         let least = before * u64::from(100 - checks.shrink.min(100));
         if list.kept * 100 < least {
             return Err(FeedError::Shrunk {
-                place: place.to_owned(),
+                from: shown.to_owned(),
                 before,
                 now: list.kept,
                 most: checks.shrink,
@@ -35,50 +38,6 @@ pub(super) fn sound(
         }
     }
     Ok(list)
-}
-
-/// Reads a list's file, of so many bytes at most.
-///
-/// # Errors
-/// It cannot be read, or is not sound.
-pub fn load_file(
-    path: &Path,
-    most: u64,
-    checks: ListChecks,
-    before: Option<u64>,
-) -> Result<List, FeedError> {
-    let failed = |source| FeedError::Read {
-        path: path.display().to_string(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    // Opening a pipe would wait for whoever writes into it.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(FeedError::File(format!(
-            "{} is no plain file",
-            path.display()
-        )));
-    }
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(most + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    let place = path.display().to_string();
-    if bytes.len() as u64 > most {
-        return Err(FeedError::TooLarge { place, most });
-    }
-    sound(&place, &bytes, checks, before)
-}
-
-/// Warns of lists in files that cannot be used as they are: they may be there later.
-pub fn warn_of_files(feeds: &[Feed]) {
-    for feed in feeds {
-        if let Source::File { path, list } = &feed.source
-            && let Err(error) = load_file(path, feed.max_bytes, *list, None)
-        {
-            tracing::warn!("feed {}: {error}", feed.name);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -27,13 +27,16 @@ use std::path::Path;
 pub use error::{Bad, BadLine, ListError};
 pub use special::{Special, is_special};
 
+use serde::{Deserialize, Serialize};
+
 use crate::rule::{RuleSpec, Target};
 
 /// Reading fewer takes no longer than starting a thread.
 const MANY_BYTES: usize = 64 * 1024;
 
 /// Whether lines that cannot be read are left out, or refuse the whole list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Invalid {
     /// They refuse it.
     Refuse,

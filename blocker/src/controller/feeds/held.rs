@@ -1,18 +1,18 @@
 //! A feed and what there is of it: found at the daemon's start, carried over at a reload.
 
-use std::path::Path;
-
 use jiff::Timestamp;
 
 use super::super::live::Wanted;
 use super::super::requests::facts;
 use super::super::{Asking, Error};
 use crate::config::Config;
-use crate::config::feeds::{Feed, ListChecks, Source};
+use crate::feeds::FeedError;
 use crate::feeds::account::Account;
 use crate::feeds::content::{Content, Made, With};
+use crate::feeds::feed::Feed;
 use crate::feeds::kept::{self, Kept};
-use crate::feeds::{FeedError, load_file};
+use crate::feeds::source::Source;
+use crate::feeds::source::file::File;
 use crate::rule::{Rule, RuleId};
 use crate::safety::HostFacts;
 
@@ -43,7 +43,8 @@ pub(in crate::controller) fn take_up(
     let facts = facts(&Asking::default());
     let take = |feed: &Feed| {
         let old = before.iter().find(|held| held.feed.name == feed.name);
-        let old = old.filter(|held| held.feed.source.decides() == feed.source.decides());
+        let old =
+            old.filter(|held| held.feed.source.gives_decisions() == feed.source.gives_decisions());
         let same = old.is_some_and(|old| old.feed.source.key() == feed.source.key());
         let mut held = Held {
             feed: feed.clone(),
@@ -83,23 +84,17 @@ pub(in crate::controller) fn take_up(
 impl Held {
     /// Reads the list of a feed that is a file.
     fn read(&mut self, config: &Config, now: Timestamp) {
-        if let Source::File { path, list } = self.feed.source.clone() {
-            let outcome = self.read_file(&path, list, config, now);
+        if let Source::File(file) = self.feed.source.clone() {
+            let outcome = self.read_file(&file, config, now);
             self.looked(outcome, now);
         }
     }
 
-    fn read_file(
-        &mut self,
-        path: &Path,
-        checks: ListChecks,
-        config: &Config,
-        now: Timestamp,
-    ) -> Result<(), FeedError> {
+    fn read_file(&mut self, file: &File, config: &Config, now: Timestamp) -> Result<(), FeedError> {
         let source = self.feed.source.key();
         let known = self.kept.as_ref().filter(|kept| kept.source == source);
         let before = known.map(|kept| kept.content.len());
-        let list = load_file(path, self.feed.max_bytes, checks, before)?;
+        let list = file.load(self.feed.max_bytes, before)?;
         let content = Content::List(list.targets.into());
         if known.is_some_and(|kept| kept.content == content) {
             return Ok(());

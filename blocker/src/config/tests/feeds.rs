@@ -3,7 +3,13 @@
 use std::fs;
 
 use super::*;
-use crate::config::Config;
+use crate::feeds::ListChecks;
+use crate::feeds::feed::{FeedName, Private};
+use crate::feeds::source::Source;
+use crate::feeds::source::crowdsec::{Crowdsec, Scope};
+use crate::feeds::source::file::File;
+use crate::feeds::source::url::Url;
+use crate::lists::Invalid;
 
 /// A directory with a key and a certificate.
 fn files() -> tempfile::TempDir {
@@ -47,17 +53,17 @@ feeds:
         shrink: 50,
     };
     let path = dir.path().join("list");
-    assert_eq!(a.source, Source::File { path, list });
+    assert_eq!(a.source, Source::File(File { path, list }));
     assert_eq!(a.private, Private::Skip);
     assert_eq!(
         (a.rule.mode, b.rule.mode),
         (Some(Mode::Reset), Some(Mode::Drop))
     );
-    assert_eq!(b.source.place(), "https://example.org/l.netset");
+    assert_eq!(b.source.shown(), "https://example.org/l.netset");
     assert!(b.source.key().contains("user:pw@"));
-    let Source::Url {
+    let Source::Url(Url {
         interval, timeout, ..
-    } = &b.source
+    }) = &b.source
     else {
         panic!("{b:?}")
     };
@@ -65,12 +71,12 @@ feeds:
         (interval.to_string(), timeout.to_string()),
         ("1h".into(), "30s".into())
     );
-    let Source::Crowdsec {
+    let Source::Crowdsec(Crowdsec {
         interval,
         scopes,
         types,
         ..
-    } = &c.source
+    }) = &c.source
     else {
         panic!("{c:?}")
     };

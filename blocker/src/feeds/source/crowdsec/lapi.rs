@@ -1,19 +1,20 @@
-//! What CrowdSec's Local API says: its stream of decisions.
+//! The stream of decisions of CrowdSec's Local API.
 //!
-//! `GET /v1/decisions/stream`: with `startup=true` all that is in force, else what is new and what
-//! has ended since this bouncer asked last. Either list may be null. Of several decisions of one
-//! type on one target the longest is told, and its end once none is left.
+//! `GET /v1/decisions/stream` answers with all decisions in force if `startup=true`, else with those
+//! that are new and those that ended since this bouncer asked last. Either list may be null. Of
+//! several decisions of one type on one target the API reports the longest, and its end when none is
+//! left.
 
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::fetch::{Answer, Http, Validators};
-use super::{Decisions, FeedError};
-use crate::config::feeds::{Scope, WebAddress};
+use super::super::super::fetch::{Answer, Http, Validators, WebAddress};
+use super::super::super::{Decisions, FeedError};
+use super::Scope;
 use crate::rule::Target;
 
-/// What the stream gives.
+/// An answer.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Stream {
     #[serde(default)]
@@ -33,7 +34,7 @@ struct Decision {
 }
 
 impl Decision {
-    /// Its target, if it is on one of these scopes. A range's bits behind the prefix are nobody's.
+    /// Its target, if it has one of these scopes. The host bits of a range are ignored.
     fn target(&self, scopes: &[Scope]) -> Option<Target> {
         let is = |scope: &Scope| scope.word().eq_ignore_ascii_case(&self.scope);
         if !scopes.iter().any(is) {
@@ -45,14 +46,14 @@ impl Decision {
     }
 }
 
-/// What a stream's answer changed.
+/// What an answer changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changed {
-    /// Decisions put in.
+    /// Decisions added.
     pub(super) new: u64,
-    /// Decisions taken out.
+    /// Decisions removed.
     pub(super) ended: u64,
-    /// Decisions that cannot be read, the first of them.
+    /// The first decision that cannot be read.
     pub(super) unread: Option<String>,
 }
 
@@ -61,7 +62,7 @@ impl Stream {
         serde_json::from_slice(bytes)
     }
 
-    /// Carries out what it says.
+    /// Applies the answer.
     pub(super) fn apply(
         &self,
         decisions: &mut Decisions,
@@ -69,7 +70,7 @@ impl Stream {
         now: Timestamp,
     ) -> Changed {
         let mut changed = Changed::default();
-        // What ended and was decided again is there.
+        // Removals first: what ended and was decided again is in force.
         for decision in self.deleted.iter().flatten() {
             if let Some(target) = decision.target(scopes) {
                 decisions.remove(&decision.kind, target);
@@ -145,7 +146,7 @@ impl Lapi {
         let asked = self.http.get(&url, &self.shown, &none, headers);
         match asked.await? {
             Answer::Body(body, _) => Stream::parse(&body).map_err(|error| FeedError::Answer {
-                place: self.shown.clone(),
+                from: self.shown.clone(),
                 why: error.to_string(),
             }),
             Answer::Unchanged => Ok(Stream::default()),
@@ -165,7 +166,7 @@ mod tests {
     }
 
     fn all(decisions: &Decisions) -> Vec<(String, i64)> {
-        let text = |(kind, target, term): (&str, Target, super::super::decisions::Term)| {
+        let text = |(kind, target, term): (&str, Target, crate::feeds::decisions::Term)| {
             (format!("{kind} {target}"), term.until.as_second())
         };
         decisions.iter().map(text).collect()
