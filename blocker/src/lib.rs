@@ -7,6 +7,7 @@
 //!
 //! | module | owns | doesn't |
 //! |---|---|---|
+//! | [`matching`] | what narrows a rule: one file a field | know targets, modes or the host |
 //! | [`rule`] | what a rule is, text both ways | know other rules or the host |
 //! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |

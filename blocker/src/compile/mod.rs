@@ -330,7 +330,7 @@ fn check_counts(input: &Input<'_>, limits: &Limits) -> Result<u64, CompileError>
         });
     }
     let of_rules = |RuleInput { rule, .. }: &RuleInput<'_>| {
-        rule.targets.len() + rule.except.len() + rule.local.len()
+        rule.targets.len() + rule.except.len() + rule.matching.local.len()
     };
     let prefixes = input.rules.iter().map(of_rules).sum::<usize>() + input.protect.len();
     if prefixes as u64 > u64::from(limits.prefixes) {

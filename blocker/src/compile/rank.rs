@@ -29,15 +29,19 @@ pub struct Rank {
 #[must_use]
 pub fn rank(rule: &Rule) -> Rank {
     Rank {
-        any_protocol: rule.protocol == Protocol::Any,
-        ports: [&rule.ports, &rule.local_ports, &rule.remote_ports]
-            .map(|set| breadth(set))
-            .iter()
-            .sum(),
-        any_interface: rule.interfaces.is_empty(),
-        any_local: rule.local.is_empty(),
-        both_directions: rule.direction == Direction::Both,
-        percent: rule.percent,
+        any_protocol: rule.matching.protocol == Protocol::Any,
+        ports: [
+            &rule.matching.ports,
+            &rule.matching.local_ports,
+            &rule.matching.remote_ports,
+        ]
+        .map(|set| breadth(set))
+        .iter()
+        .sum(),
+        any_interface: rule.matching.interfaces.is_empty(),
+        any_local: rule.matching.local.is_empty(),
+        both_directions: rule.matching.direction == Direction::Both,
+        percent: rule.matching.percent.get(),
     }
 }
 

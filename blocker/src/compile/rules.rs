@@ -38,27 +38,27 @@ pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, Co
         };
         let mut compiled = abi::Rule {
             deadline: input.deadline,
-            percent: threshold(rule.percent),
+            percent: threshold(rule.matching.percent.get()),
             counter: input.counter,
-            protocol: protocol(rule.protocol),
-            ports: set(&rule.ports)?,
-            local_ports: set(&rule.local_ports)?,
-            remote_ports: set(&rule.remote_ports)?,
+            protocol: protocol(rule.matching.protocol),
+            ports: set(&rule.matching.ports)?,
+            local_ports: set(&rule.matching.local_ports)?,
+            remote_ports: set(&rule.matching.remote_ports)?,
             interfaces: interfaces.number(input.interfaces.clone()).ok_or_else(|| {
                 CompileError::InterfaceSets {
                     rule: rule.id.clone(),
                     limit: u32::from(abi::ANY_INTERFACES),
                 }
             })?,
-            locals: locals.number(prefixes(&rule.local)).ok_or_else(|| {
-                CompileError::LocalSets {
+            locals: locals
+                .number(prefixes(&rule.matching.local))
+                .ok_or_else(|| CompileError::LocalSets {
                     rule: rule.id.clone(),
                     limit: u32::from(abi::ANY_LOCALS),
-                }
-            })?,
+                })?,
             flags: flags(rule),
             mode: mode(rule.mode),
-            directions: directions(rule.direction),
+            directions: directions(rule.matching.direction),
         };
         if at_tc {
             compiled.flags |= abi::flag::AT_TC;
@@ -121,7 +121,7 @@ fn flags(rule: &Rule) -> u16 {
     if rule.lifts_by_reset() {
         flags |= abi::flag::RECORD;
     }
-    if rule.mode == Mode::Reset && rule.percent < 100 {
+    if rule.mode == Mode::Reset && !rule.matching.percent.is_all() {
         flags |= abi::flag::PER_FLOW;
     }
     flags

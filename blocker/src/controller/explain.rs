@@ -310,10 +310,10 @@ const fn fate(mode: Mode) -> Fate {
 /// What keeps a rule from taking a packet, in its own words.
 fn only(rule: &Rule, miss: Miss) -> String {
     match miss {
-        Miss::Direction => format!("only {}", rule.direction),
-        Miss::Protocol => format!("only {}", protocol_name(rule.protocol)),
+        Miss::Direction => format!("only {}", rule.matching.direction),
+        Miss::Protocol => format!("only {}", protocol_name(rule.matching.protocol)),
         Miss::Ports => format!("only {}", port_names(rule)),
-        Miss::Interface => format!("only on {}", rule.interfaces.join(", ")),
+        Miss::Interface => format!("only on {}", rule.matching.interfaces.join(", ")),
         Miss::Local => format!("only {}", local_names(rule)),
         Miss::Deadline => "its deadline is over".to_owned(),
     }
@@ -328,19 +328,24 @@ fn condition(rule: &Rule, unknown: Unknown) -> String {
         parts.push(local_names(rule));
     }
     if unknown.protocol {
-        parts.push(protocol_name(rule.protocol));
+        parts.push(protocol_name(rule.matching.protocol));
     }
     if unknown.ports {
         parts.push(port_names(rule));
     }
-    if rule.percent != 100 {
-        parts.push(format!("{}% of them", rule.percent));
+    if !rule.matching.percent.is_all() {
+        parts.push(format!("{}% of them", rule.matching.percent));
     }
     format!("only {}", parts.join(", "))
 }
 
 fn local_names(rule: &Rule) -> String {
-    let names: Vec<String> = rule.local.iter().map(ToString::to_string).collect();
+    let names: Vec<String> = rule
+        .matching
+        .local
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     format!("local address {}", names.join(","))
 }
 
@@ -350,7 +355,7 @@ fn share(tried: &Tried, rule: &Rule) -> String {
     } else {
         "flows"
     };
-    format!("{}% of {what}", rule.percent)
+    format!("{}% of {what}", rule.matching.percent)
 }
 
 fn protocol_name(protocol: Protocol) -> String {
@@ -362,9 +367,9 @@ fn protocol_name(protocol: Protocol) -> String {
 
 fn port_names(rule: &Rule) -> String {
     let sets: [(&str, &[Ports]); 3] = [
-        ("port", &rule.ports),
-        ("local port", &rule.local_ports),
-        ("remote port", &rule.remote_ports),
+        ("port", &rule.matching.ports),
+        ("local port", &rule.matching.local_ports),
+        ("remote port", &rule.matching.remote_ports),
     ];
     let named = sets.into_iter().filter(|(_, ports)| !ports.is_empty());
     let named = named.map(|(name, ports)| {

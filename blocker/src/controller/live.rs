@@ -257,7 +257,7 @@ impl Live {
         }
         self.devices = wanted;
         let mut rules = self.ruleset.values().map(|entry| &entry.rule);
-        Some(if rules.any(|rule| !rule.interfaces.is_empty()) {
+        Some(if rules.any(|rule| !rule.matching.interfaces.is_empty()) {
             Follow::RulesAndHooks
         } else {
             Follow::Hooks
@@ -304,7 +304,7 @@ impl Live {
     }
 
     fn indexes(&self, rule: &Rule) -> Option<Vec<u32>> {
-        (!rule.interfaces.is_empty()).then(|| {
+        (!rule.matching.interfaces.is_empty()).then(|| {
             let named = self
                 .devices
                 .iter()

@@ -69,7 +69,7 @@ pub enum RuleError {
     },
     /// Not a percentage.
     #[error("percent {0} is not valid: a whole number from 1 to 100")]
-    Percent(u64),
+    Percent(String),
     /// Not a duration.
     #[error(
         "duration {0:?} is not valid: write 30s, 5m, 1h30m or 2d, more than nothing and at most 3650d"

@@ -1,5 +1,6 @@
 //! Rules and their parts: text both ways, defaults, and what is refused in which words.
 
+use std::fmt;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -203,14 +204,16 @@ fn a_plain_rule_gets_every_default() {
         targets: vec!["10.0.0.1".parse().unwrap()].into(),
         except: vec![],
         mode: Mode::Drop,
-        direction: Direction::Both,
-        protocol: Protocol::Any,
-        ports: vec![],
-        local_ports: vec![],
-        remote_ports: vec![],
-        local: vec![],
-        interfaces: vec![],
-        percent: 100,
+        matching: Match {
+            direction: Direction::Both,
+            protocol: Protocol::Any,
+            ports: vec![],
+            local_ports: vec![],
+            remote_ports: vec![],
+            local: vec![],
+            interfaces: vec![],
+            percent: Percent::ALL,
+        },
         established: Established::Keep,
         on_lift: OnLift::Resume,
         expires: None,
@@ -314,11 +317,10 @@ fn what_contradicts_itself_is_refused() {
         error.to_string(),
         "targets_file \"a/b\" is for the configuration and for blockctl, who read it themselves: over the API, send its addresses and prefixes as targets"
     );
-    let percent = RuleSpec {
-        percent: Some(101),
-        ..yaml("targets: [10.0.0.1]").unwrap()
-    };
-    assert_eq!(resolve(percent), Err(RuleError::Percent(101)));
+    assert_eq!(
+        "101".parse::<Percent>(),
+        Err(RuleError::Percent("101".to_owned()))
+    );
 }
 
 #[test]
@@ -460,12 +462,12 @@ prop_compose! {
         targets in proptest::collection::vec(any_target(), 1..4),
         except in proptest::collection::vec(any_target(), 0..2),
         mode in proptest::option::of(select(Mode::ALL)),
-        direction in proptest::option::of(select(Direction::ALL)),
-        protocol in proptest::option::of(any::<u8>()),
+        direction in select(Direction::ALL),
+        protocol in any::<u8>(),
         ports in proptest::collection::vec(any_ports(), 0..3),
         local in proptest::collection::vec(any_target(), 0..2),
         interfaces in proptest::collection::vec("[a-z]{1,11}[*0-9]{0,3}", 0..3),
-        percent in proptest::option::of(1..=100_u64),
+        percent in 1..=100_u64,
         seconds in proptest::option::of(1..100_000_000_i64),
         comment in proptest::option::of("[^\\p{C}]{0,40}"),
     ) -> RuleSpec {
@@ -474,12 +476,15 @@ prop_compose! {
             targets,
             except,
             mode,
-            direction,
-            protocol: protocol.map(|n| n.to_string().parse().unwrap()),
-            ports,
-            local,
-            interfaces,
-            percent,
+            matching: Match {
+                direction,
+                protocol: protocol.to_string().parse().unwrap(),
+                ports,
+                local,
+                interfaces,
+                percent: percent.try_into().unwrap(),
+                ..Match::default()
+            },
             lifetime: seconds.map(lifetime),
             comment,
             ..RuleSpec::default()

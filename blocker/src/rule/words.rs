@@ -32,6 +32,12 @@ words! {
     }
 }
 
+impl Default for Direction {
+    fn default() -> Self {
+        Self::Both
+    }
+}
+
 words! {
     /// What becomes of the flows that were established when the rule starts.
     Established, "established", "kill or keep", {

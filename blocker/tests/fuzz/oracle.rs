@@ -129,7 +129,7 @@ impl Met<'_> {
         } else {
             network.destination
         };
-        let direction = match rule.direction {
+        let direction = match rule.matching.direction {
             Direction::Both => true,
             Direction::Ingress => !outward,
             Direction::Egress => outward,
@@ -138,11 +138,16 @@ impl Met<'_> {
             None => true,
             Some(devices) => devices.contains(&self.device),
         };
-        let at = |address: IpAddr| rule.local.iter().any(|net| net.net().contains(&address));
+        let at = |address: IpAddr| {
+            rule.matching
+                .local
+                .iter()
+                .any(|net| net.net().contains(&address))
+        };
         direction
             && interface
             && !ruleset.over[number]
-            && (rule.local.is_empty() || at(local))
+            && (rule.matching.local.is_empty() || at(local))
             && protocol_fits(rule, network.source.is_ipv6(), transport.protocol)
             && ports_fit(rule, self.program.hook(), transport)
     }
@@ -202,9 +207,9 @@ fn segment(transport: &Transport<'_>) -> Option<Segment> {
 
 fn protocol_fits(rule: &Rule, v6: bool, protocol: Option<u8>) -> bool {
     let Some(protocol) = protocol else {
-        return rule.protocol == Protocol::Any || rule.mode != Mode::Audit;
+        return rule.matching.protocol == Protocol::Any || rule.mode != Mode::Audit;
     };
-    match rule.protocol {
+    match rule.matching.protocol {
         Protocol::Any => true,
         Protocol::Tcp => protocol == TCP,
         Protocol::Udp => protocol == UDP,
@@ -214,7 +219,11 @@ fn protocol_fits(rule: &Rule, v6: bool, protocol: Option<u8>) -> bool {
 }
 
 fn ports_fit(rule: &Rule, hook: Hook, transport: &Transport<'_>) -> bool {
-    let sets = [&rule.ports, &rule.local_ports, &rule.remote_ports];
+    let sets = [
+        &rule.matching.ports,
+        &rule.matching.local_ports,
+        &rule.matching.remote_ports,
+    ];
     if sets.iter().all(|set| set.is_empty()) {
         return true;
     }
@@ -240,9 +249,9 @@ fn ports_fit(rule: &Rule, hook: Hook, transport: &Transport<'_>) -> bool {
                 .iter()
                 .any(|ports| (ports.first..=ports.last).contains(&port))
     };
-    (within(&rule.ports, local) || within(&rule.ports, remote))
-        && within(&rule.local_ports, local)
-        && within(&rule.remote_ports, remote)
+    (within(&rule.matching.ports, local) || within(&rule.matching.ports, remote))
+        && within(&rule.matching.local_ports, local)
+        && within(&rule.matching.remote_ports, remote)
 }
 
 /// RFC 4861: solicitations and advertisements, which can't come from beyond the link.

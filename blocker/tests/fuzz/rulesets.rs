@@ -88,7 +88,7 @@ fn random(rng: &mut Rng, number: usize) -> Rule {
     );
     rule.targets = (0..rng.usize(1..5)).map(|_| target(rng)).collect();
     rule.except = some(rng, 4);
-    rule.local = some(rng, 5);
+    rule.matching.local = some(rng, 5);
     rule
 }
 

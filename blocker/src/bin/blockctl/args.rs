@@ -273,6 +273,42 @@ pub(crate) struct AddArgs {
     /// reject: ICMP administratively prohibited. audit: counted, and passed.
     #[arg(long, value_parser = PossibleValuesParser::new(["drop", "reset", "reject", "audit"]))]
     pub(crate) mode: Option<String>,
+    #[command(flatten)]
+    pub(crate) matching: MatchArgs,
+    /// What becomes of established flows [default: kill for reset, else keep].
+    #[arg(long, value_parser = PossibleValuesParser::new(["kill", "keep"]))]
+    pub(crate) established: Option<String>,
+    /// What becomes of blocked flows when the rule ends [default: resume].
+    ///
+    /// reset kills what was seen during the block, so that nothing stale is delivered.
+    #[arg(long, value_parser = PossibleValuesParser::new(["resume", "reset"]))]
+    pub(crate) on_lift: Option<String>,
+    /// How long the rule lives: 30s, 5m, 1h30m, 2d [default: until it is lifted].
+    #[arg(long = "for", value_name = "DURATION")]
+    pub(crate) lifetime: Option<String>,
+    /// When the rule ends: RFC 3339, such as 2026-01-31T18:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) expires: Option<String>,
+    /// Lift the rule by itself after this time, unless `blockctl confirm ID` comes before.
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) confirm_within: Option<String>,
+    /// Why the rule is there: "INC-1234".
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) comment: Option<String>,
+    /// Parts of the targets to leave alone.
+    #[arg(long, value_name = "TARGET", value_delimiter = ',')]
+    pub(crate) except: Vec<String>,
+    /// Override the refusals that protect you (never `protect` and loopback).
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// List the live flows that would die, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What narrows a rule, as flags.
+#[derive(Debug, Default, Args)]
+pub(crate) struct MatchArgs {
     /// Which way a packet must go, seen from this host [default: both].
     #[arg(long, value_parser = PossibleValuesParser::new(["both", "ingress", "egress"]))]
     pub(crate) direction: Option<String>,
@@ -317,35 +353,6 @@ pub(crate) struct AddArgs {
     /// How many of a hundred packets (flows, for reset) are taken [default: 100].
     #[arg(long, value_name = "1-100")]
     pub(crate) percent: Option<String>,
-    /// What becomes of established flows [default: kill for reset, else keep].
-    #[arg(long, value_parser = PossibleValuesParser::new(["kill", "keep"]))]
-    pub(crate) established: Option<String>,
-    /// What becomes of blocked flows when the rule ends [default: resume].
-    ///
-    /// reset kills what was seen during the block, so that nothing stale is delivered.
-    #[arg(long, value_parser = PossibleValuesParser::new(["resume", "reset"]))]
-    pub(crate) on_lift: Option<String>,
-    /// How long the rule lives: 30s, 5m, 1h30m, 2d [default: until it is lifted].
-    #[arg(long = "for", value_name = "DURATION")]
-    pub(crate) lifetime: Option<String>,
-    /// When the rule ends: RFC 3339, such as 2026-01-31T18:00:00Z.
-    #[arg(long, value_name = "TIME")]
-    pub(crate) expires: Option<String>,
-    /// Lift the rule by itself after this time, unless `blockctl confirm ID` comes before.
-    #[arg(long, value_name = "DURATION")]
-    pub(crate) confirm_within: Option<String>,
-    /// Why the rule is there: "INC-1234".
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) comment: Option<String>,
-    /// Parts of the targets to leave alone.
-    #[arg(long, value_name = "TARGET", value_delimiter = ',')]
-    pub(crate) except: Vec<String>,
-    /// Override the refusals that protect you (never `protect` and loopback).
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// List the live flows that would die, and change nothing.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
 }
 
 /// A rule, as flags, and what it is for.

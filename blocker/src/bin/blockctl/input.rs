@@ -12,12 +12,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use blocker::lists::{Invalid, List};
+use blocker::matching::Match;
 use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
 use blocker::wire::{EventsRequest, ExplainRequest, FlowOrder, FlowsRequest, RulesetRequest};
 use jiff::{SignedDuration, Timestamp};
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
-use crate::args::{AddArgs, ExplainArgs, FlowsArgs, WatchArgs};
+use crate::args::{AddArgs, ExplainArgs, FlowsArgs, MatchArgs, WatchArgs};
 pub(crate) use files::read_file;
 
 /// Everything that is wrong with an input, a line each: place, what, why, way out.
@@ -35,14 +36,7 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>
         targets_file: None,
         except: many(&mut flaws, "--except", &args.except),
         mode: one(&mut flaws, "--mode", args.mode.as_deref(), parse),
-        direction: one(&mut flaws, "--direction", args.direction.as_deref(), parse),
-        protocol: one(&mut flaws, "--protocol", args.protocol.as_deref(), parse),
-        ports: many(&mut flaws, "--port", &args.ports),
-        local_ports: many(&mut flaws, "--local-port", &args.local_ports),
-        remote_ports: many(&mut flaws, "--remote-port", &args.remote_ports),
-        local: many(&mut flaws, "--local", &args.local),
-        interfaces: args.interfaces.clone(),
-        percent: one(&mut flaws, "--percent", args.percent.as_deref(), percent),
+        matching: matching(&mut flaws, &args.matching),
         established: one(
             &mut flaws,
             "--established",
@@ -82,6 +76,19 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>
     }
 }
 
+fn matching(flaws: &mut Flaws, args: &MatchArgs) -> Match {
+    Match {
+        direction: one(flaws, "--direction", args.direction.as_deref(), parse).unwrap_or_default(),
+        protocol: one(flaws, "--protocol", args.protocol.as_deref(), parse).unwrap_or_default(),
+        ports: many(flaws, "--port", &args.ports),
+        local_ports: many(flaws, "--local-port", &args.local_ports),
+        remote_ports: many(flaws, "--remote-port", &args.remote_ports),
+        local: many(flaws, "--local", &args.local),
+        interfaces: args.interfaces.clone(),
+        percent: one(flaws, "--percent", args.percent.as_deref(), parse).unwrap_or_default(),
+    }
+}
+
 /// What `--skip-invalid` asks for.
 pub(crate) const fn invalid(skip: bool) -> Invalid {
     if skip { Invalid::Skip } else { Invalid::Refuse }
@@ -109,13 +116,6 @@ fn parse<T: FromStr<Err = RuleError>>(text: &str) -> Result<T, RuleError> {
     text.parse()
 }
 
-fn percent(text: &str) -> Result<u64, String> {
-    let digits = text.strip_suffix('%').unwrap_or(text);
-    digits
-        .parse()
-        .map_err(|_| format!("percent {text:?} is not valid: a whole number from 1 to 100"))
-}
-
 fn time(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| {
         format!("time {text:?} is not valid: write RFC 3339 with its offset, such as 2026-01-31T18:00:00Z or 2026-01-31T19:00:00+01:00")
@@ -139,7 +139,6 @@ fn check(spec: &mut RuleSpec, now: Timestamp) -> Result<(), RuleError> {
 /// The flag that a whole-rule error speaks of, where it does not say so itself.
 fn whole_rule_place(error: &RuleError) -> Option<&'static str> {
     match error {
-        RuleError::Percent(_) => Some("--percent"),
         RuleError::Interface(_) => Some("--interface"),
         RuleError::Comment => Some("--comment"),
         RuleError::Expired(_) => Some("--expires"),

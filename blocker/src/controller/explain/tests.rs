@@ -29,7 +29,7 @@ fn explained(rules: &[Rule], packet: &Packet) -> Explanation {
             rule,
             deadline: rule.expires.map_or(blocker_ebpf::NEVER, |_| NOW - 1),
             counter,
-            interfaces: (!rule.interfaces.is_empty()).then(|| vec![ETH0 + 1]),
+            interfaces: (!rule.matching.interfaces.is_empty()).then(|| vec![ETH0 + 1]),
         })
         .collect();
     let input = Input {

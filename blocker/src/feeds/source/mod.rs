@@ -24,9 +24,8 @@ use super::feed::Private;
 use super::follower::Follower;
 use super::{FeedError, Host};
 use crate::lists::Invalid;
-use crate::rule::{
-    Defaults, Direction, Established, Lifetime, Mode, OnLift, Ports, Protocol, RuleSpec, Target,
-};
+use crate::matching::with_match;
+use crate::rule::{Defaults, Established, Lifetime, Mode, OnLift, RuleSpec, Target};
 use crate::yaml::Fault;
 
 /// Where a feed's targets come from.
@@ -126,44 +125,34 @@ impl Kind {
     }
 }
 
-/// A feed in the configuration file: the keys of every type.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Form {
-    name: Spanned<String>,
-    #[serde(rename = "type")]
-    kind: Kind,
-    path: Option<Spanned<PathBuf>>,
-    url: Option<Spanned<String>>,
-    api_key_file: Option<Spanned<PathBuf>>,
-    ca: Option<Spanned<PathBuf>>,
-    interval: Option<Spanned<Lifetime>>,
-    timeout: Option<Spanned<Lifetime>>,
-    max_bytes: Option<Spanned<u64>>,
-    shrink: Option<Spanned<u64>>,
-    invalid: Option<Spanned<Invalid>>,
-    scopes: Option<Spanned<Vec<Scope>>>,
-    types: Option<Spanned<BTreeMap<String, Mode>>>,
-    private: Option<Private>,
-    mode: Option<Spanned<Mode>>,
-    #[serde(default)]
-    except: Vec<Target>,
-    direction: Option<Direction>,
-    protocol: Option<Protocol>,
-    #[serde(default)]
-    ports: Vec<Ports>,
-    #[serde(default)]
-    local_ports: Vec<Ports>,
-    #[serde(default)]
-    remote_ports: Vec<Ports>,
-    #[serde(default)]
-    local: Vec<Target>,
-    #[serde(default)]
-    interfaces: Vec<String>,
-    percent: Option<u64>,
-    established: Option<Established>,
-    on_lift: Option<OnLift>,
-    comment: Option<String>,
+with_match! {
+    /// A feed in the configuration file: the keys of every type.
+    #[derive(Deserialize)]
+    #[serde(from = "FlatForm")]
+    pub(crate) struct Form from asked #[derive(Deserialize)] FlatForm {
+        name: Spanned<String>,
+        #[serde(rename = "type")]
+        kind: Kind,
+        path: Option<Spanned<PathBuf>>,
+        url: Option<Spanned<String>>,
+        api_key_file: Option<Spanned<PathBuf>>,
+        ca: Option<Spanned<PathBuf>>,
+        interval: Option<Spanned<Lifetime>>,
+        timeout: Option<Spanned<Lifetime>>,
+        max_bytes: Option<Spanned<u64>>,
+        shrink: Option<Spanned<u64>>,
+        invalid: Option<Spanned<Invalid>>,
+        scopes: Option<Spanned<Vec<Scope>>>,
+        types: Option<Spanned<BTreeMap<String, Mode>>>,
+        private: Option<Private>,
+        mode: Option<Spanned<Mode>>,
+        #[serde(default)]
+        except: Vec<Target>,
+        @match { matching }
+        established: Option<Established>,
+        on_lift: Option<OnLift>,
+        comment: Option<String>,
+    }
 }
 
 impl Form {
@@ -214,14 +203,7 @@ impl Form {
         RuleSpec {
             except: self.except,
             mode: self.mode.map(|mode| mode.value).or(mode),
-            direction: self.direction,
-            protocol: self.protocol,
-            ports: self.ports,
-            local_ports: self.local_ports,
-            remote_ports: self.remote_ports,
-            local: self.local,
-            interfaces: self.interfaces,
-            percent: self.percent,
+            matching: self.matching,
             established: self.established,
             on_lift: self.on_lift,
             comment: self.comment,

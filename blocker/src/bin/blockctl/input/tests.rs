@@ -23,14 +23,16 @@ fn every_flag_becomes_its_field() {
     let args = AddArgs {
         id: some("dev01"),
         mode: some("reset"),
-        direction: some("ingress"),
-        protocol: some("tcp"),
-        ports: texts(&["80"]),
-        local_ports: texts(&["1-2", " 3"]),
-        remote_ports: texts(&["443"]),
-        local: texts(&["10.1.0.0/24", " fd00::/8"]),
-        interfaces: texts(&["eth0"]),
-        percent: some("100"),
+        matching: MatchArgs {
+            direction: some("ingress"),
+            protocol: some("tcp"),
+            ports: texts(&["80"]),
+            local_ports: texts(&["1-2", " 3"]),
+            remote_ports: texts(&["443"]),
+            local: texts(&["10.1.0.0/24", " fd00::/8"]),
+            interfaces: texts(&["eth0"]),
+            percent: some("100"),
+        },
         established: some("keep"),
         on_lift: some("reset"),
         lifetime: some("1h30m"),
@@ -46,9 +48,20 @@ fn every_flag_becomes_its_field() {
             "mode": "reset", "direction": "ingress", "protocol": "tcp", "ports": ["80"],
             "local_ports": ["1-2", "3"], "remote_ports": ["443"],
             "local": ["10.1.0.0/24", "fd00::/8"], "interfaces": ["eth0"],
-            "percent": 100, "established": "keep", "on_lift": "reset", "for": "1h 30m",
+            "established": "keep", "on_lift": "reset", "for": "1h 30m",
             "comment": "INC-1234",
         })
+    );
+    let part = AddArgs {
+        matching: MatchArgs {
+            percent: some("30%"),
+            ..MatchArgs::default()
+        },
+        ..add(&["10.0.0.1"])
+    };
+    assert_eq!(
+        serde_json::to_value(spec(&part, now()).unwrap().0).unwrap(),
+        serde_json::json!({"targets": ["10.0.0.1"], "percent": 30})
     );
     let read: RuleSpec = serde_json::from_value(json).unwrap();
     assert_eq!(
@@ -63,8 +76,11 @@ fn all_flaws_are_reported_at_once() {
     let some = |text: &str| Some(text.to_owned());
     let args = AddArgs {
         id: some("Dev"),
-        ports: texts(&["80", "99999"]),
-        percent: some("many"),
+        matching: MatchArgs {
+            ports: texts(&["80", "99999"]),
+            percent: some("many"),
+            ..MatchArgs::default()
+        },
         lifetime: some("soon"),
         expires: some("tomorrow"),
         ..add(&["10.0.0.300", "192.0.2.7", "10.0.0.1/8"])
@@ -90,12 +106,12 @@ fn the_whole_rule_is_checked_and_the_flag_named() {
     };
     let some = |text: &str| Some(text.to_owned());
     let all = [
-        case(&|a| a.percent = some("0")),
-        case(&|a| a.interfaces = texts(&["a/b"])),
+        case(&|a| a.matching.percent = some("0")),
+        case(&|a| a.matching.interfaces = texts(&["a/b"])),
         case(&|a| a.comment = some("a\nb")),
         case(&|a| a.expires = some("2020-01-01T00:00:00Z")),
         case(&|a| (a.lifetime, a.expires) = (some("5m"), some("2030-01-01T00:00:00Z"))),
-        case(&|a| (a.protocol, a.ports) = (some("icmp"), texts(&["80"]))),
+        case(&|a| (a.matching.protocol, a.matching.ports) = (some("icmp"), texts(&["80"]))),
         case(&|a| (a.mode, a.established) = (some("audit"), some("kill"))),
     ];
     insta::assert_snapshot!(all.join("\n"), @r#"
@@ -144,7 +160,7 @@ fn a_ruleset_in_yaml_and_in_json_is_the_same() {
         ruleset("a.json", json, Invalid::Refuse, now()).unwrap().0,
     );
     assert_eq!(yaml.rules, json.rules);
-    assert_eq!(yaml.rules[0].ports.len(), 2);
+    assert_eq!(yaml.rules[0].matching.ports.len(), 2);
     assert!(
         ruleset("-", "rules: []", Invalid::Refuse, now())
             .unwrap()

@@ -142,7 +142,7 @@ pub(super) fn terms(rule: &Rule, view: View) -> String {
     if !narrowed.is_empty() {
         parts.push(narrowed);
     }
-    if rule.direction == Direction::Both {
+    if rule.matching.direction == Direction::Both {
         parts.push("both directions".to_owned());
     }
     parts.push(match rule.expires {

@@ -108,17 +108,21 @@ fn fields(rule: &Rule) -> Vec<(&'static str, Vec<String>)> {
         ("targets", one_by_one(&rule.targets)),
         ("except", one_by_one(&rule.except)),
         ("mode", vec![rule.mode.to_string()]),
-        ("direction", vec![rule.direction.to_string()]),
-        ("protocol", vec![rule.protocol.to_string()]),
-        ("ports", some(commas(&rule.ports))),
-        ("local ports", some(commas(&rule.local_ports))),
-        ("remote ports", some(commas(&rule.remote_ports))),
+        ("direction", vec![rule.matching.direction.to_string()]),
+        ("protocol", vec![rule.matching.protocol.to_string()]),
+        ("ports", some(commas(&rule.matching.ports))),
+        ("local ports", some(commas(&rule.matching.local_ports))),
+        ("remote ports", some(commas(&rule.matching.remote_ports))),
         (
             "local",
-            rule.local.iter().map(ToString::to_string).collect(),
+            rule.matching
+                .local
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
         ),
-        ("interfaces", some(rule.interfaces.join(", "))),
-        ("percent", vec![rule.percent.to_string()]),
+        ("interfaces", some(rule.matching.interfaces.join(", "))),
+        ("percent", vec![rule.matching.percent.to_string()]),
         ("established", vec![rule.established.to_string()]),
         ("on lift", vec![rule.on_lift.to_string()]),
         ("comment", some(rule.comment.clone().unwrap_or_default())),

@@ -177,29 +177,29 @@ pub(crate) fn targets(targets: &[Target]) -> String {
 /// nothing does.
 pub(crate) fn matching(rule: &Rule) -> String {
     let mut parts = Vec::new();
-    if rule.protocol != Protocol::Any {
-        parts.push(rule.protocol.to_string());
+    if rule.matching.protocol != Protocol::Any {
+        parts.push(rule.matching.protocol.to_string());
     }
     for (name, ports) in [
-        ("port", &rule.ports),
-        ("local port", &rule.local_ports),
-        ("remote port", &rule.remote_ports),
+        ("port", &rule.matching.ports),
+        ("local port", &rule.matching.local_ports),
+        ("remote port", &rule.matching.remote_ports),
     ] {
         if !ports.is_empty() {
             parts.push(format!("{name} {}", list(ports)));
         }
     }
-    if !rule.local.is_empty() {
-        parts.push(format!("local {}", targets(&rule.local)));
+    if !rule.matching.local.is_empty() {
+        parts.push(format!("local {}", targets(&rule.matching.local)));
     }
-    if rule.direction != Direction::Both {
-        parts.push(rule.direction.to_string());
+    if rule.matching.direction != Direction::Both {
+        parts.push(rule.matching.direction.to_string());
     }
-    if !rule.interfaces.is_empty() {
-        parts.push(format!("on {}", rule.interfaces.join(",")));
+    if !rule.matching.interfaces.is_empty() {
+        parts.push(format!("on {}", rule.matching.interfaces.join(",")));
     }
-    if rule.percent != 100 {
-        parts.push(format!("{} percent", rule.percent));
+    if !rule.matching.percent.is_all() {
+        parts.push(format!("{} percent", rule.matching.percent));
     }
     if !rule.except.is_empty() {
         parts.push(format!("except {}", targets(&rule.except)));
