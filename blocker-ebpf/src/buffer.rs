@@ -1,25 +1,47 @@
-//! The buffer that a reply is made of: resized, relieved of VLAN tags and of checksums that the
-//! device would complete, written to, and sent.
+//! The buffer that a reply is made of: resized, rid of VLAN tags and of a checksum that the device
+//! would complete, written to, and sent.
+
+use core::mem::offset_of;
 
 use aya_ebpf::bindings::{
-    BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    __sk_buff, BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
     bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
-use blocker_ebpf::Hook;
+use blocker_ebpf::headers::{Ethernet, Vlan};
+use blocker_ebpf::{Hook, Plain};
 
 use crate::maps;
-use crate::packet::{Link, MAX_OFFSET};
-use crate::reply::{End, Reply};
+use crate::source::{Link, MAX_OFFSET};
 
 /// Length of an Ethernet header without tags.
-const ETHERNET: u32 = 14;
-/// Bytes that are cut from behind the link header, see [`Reply::resize`].
+const ETHERNET: u32 = size_of::<Ethernet>() as u32;
+const TAG: u32 = size_of::<Vlan>() as u32;
+/// Bytes that are cut from behind the link header, see [`Buffer::resize`].
 const CUT: u32 = 256;
 const _: () = assert!(CUT - LAST_CUT > MAX_OFFSET);
 const LAST_CUT: u32 = 4;
+
+/// Which end a reply is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The packet's sender.
+    Sender,
+    /// Its receiver.
+    Receiver,
+}
+
+/// The buffer of the packet that is answered, and the hook and device that it was met at.
+pub struct Buffer {
+    pub skb: *mut __sk_buff,
+    pub hook: Hook,
+    pub link: Link,
+    pub ifindex: u32,
+    /// Offset of the packet's network header.
+    pub l3: u32,
+}
 
 /// VLAN tags that were taken off a packet: EtherType and control information, network order.
 #[derive(Clone, Copy)]
@@ -27,7 +49,7 @@ struct Tags {
     /// How many were inline.
     inline: u32,
     /// Whether one more, the outermost, was in the buffer's metadata.
-    aside: bool,
+    metadata: bool,
     outer: [u16; 2],
     /// The first inline one.
     second: [u16; 2],
@@ -37,22 +59,22 @@ impl Tags {
     /// Whether both `outer` and `second` are lost: of three tags only the innermost is left.
     #[inline(always)]
     fn both(&self) -> bool {
-        self.aside && self.inline == 2
+        self.metadata && self.inline == 2
     }
 }
 
-impl Reply<'_> {
-    /// Makes the buffer exactly `length` bytes behind the link header, to be written anew, with
-    /// no checksum left to anybody else.
+impl Buffer {
+    /// Makes the buffer exactly `length` bytes behind the link header, to be written anew, with no
+    /// checksum left for the device to complete.
     ///
     /// A buffer may say that the device is to complete the transport checksum (`CHECKSUM_PARTIAL`
     /// with an offset), which would spoil whatever reply stands at that offset. There is no helper
     /// to ask or to say otherwise; but the kernel gives the promise up when the data before the
     /// offset is pulled away (`skb_postpull_rcsum`). So the buffer is made `CUT` bytes too long,
     /// and they are cut from its front, behind the link header. In two cuts: before Linux 6.2 the
-    /// offset was looked at before the cut (commit 54c3f1a81421). Changing the tail also ends GSO.
+    /// kernel compared the offset before the cut (commit 54c3f1a81421). Changing the tail also ends GSO.
     ///
-    /// Gives the offset of the network header, which moves where an inline VLAN tag becomes the
+    /// Returns the offset of the network header, which moves where an inline VLAN tag becomes the
     /// one in the buffer's metadata.
     #[inline(always)]
     pub fn resize(&self, length: u32) -> Result<u32, i32> {
@@ -78,26 +100,26 @@ impl Reply<'_> {
                 0,
             ))?;
         }
-        Ok(l3 + 4 * self.put_tags(tags)?)
+        Ok(l3 + TAG * self.put_tags(tags)?)
     }
 
-    /// VLAN tags that stand in the packet itself.
+    /// How many VLAN tags are in the packet's bytes.
     #[inline(always)]
     pub fn inline_tags(&self) -> u32 {
         match self.link {
-            Link::Ethernet => self.packet.l3.saturating_sub(ETHERNET) / 4,
+            Link::Ethernet => self.l3.saturating_sub(ETHERNET) / TAG,
             Link::None => 0,
         }
     }
 
-    /// Takes inline VLAN tags off, as `bpf_skb_adjust_room` takes nothing but IP behind the link
-    /// header. What is left of them is at most the innermost, in the buffer's metadata: popping
-    /// the tag there moves the first inline one to its place (`skb_vlan_pop`).
+    /// Takes inline VLAN tags off, as `bpf_skb_adjust_room` accepts nothing but IP behind the link
+    /// header. At most the innermost is left, in the buffer's metadata: popping the tag there moves
+    /// the first inline one into the metadata (`skb_vlan_pop`).
     #[inline(always)]
     fn take_tags(&self) -> Result<Tags, i32> {
         let mut tags = Tags {
             inline: self.inline_tags(),
-            aside: false,
+            metadata: false,
             outer: [0; 2],
             second: [0; 2],
         };
@@ -109,7 +131,7 @@ impl Reply<'_> {
         // SAFETY: the context is valid for the program's run.
         unsafe {
             if (*self.skb).vlan_present != 0 {
-                tags.aside = true;
+                tags.metadata = true;
                 tags.outer = [
                     (*self.skb).vlan_proto as u16,
                     ((*self.skb).vlan_tci as u16).to_be(),
@@ -125,7 +147,7 @@ impl Reply<'_> {
         Ok(tags)
     }
 
-    /// Puts back the tags that were taken off, and says how many are inline now.
+    /// Puts the tags back that were taken off, and returns how many are inline now.
     #[inline(always)]
     fn put_tags(&self, tags: Tags) -> Result<u32, i32> {
         if tags.inline == 0 {
@@ -135,7 +157,7 @@ impl Reply<'_> {
             self.push(tags.second)?;
         }
         self.push(tags.outer)?;
-        Ok(if tags.aside {
+        Ok(if tags.metadata {
             tags.inline
         } else {
             tags.inline - 1
@@ -145,7 +167,14 @@ impl Reply<'_> {
     #[inline(always)]
     fn load_tag(&self, tag: &mut [u16; 2]) -> Result<(), i32> {
         // SAFETY: four bytes on the stack.
-        check(unsafe { bpf_skb_load_bytes(self.skb.cast(), 12, tag.as_mut_ptr().cast(), 4) })
+        check(unsafe {
+            bpf_skb_load_bytes(
+                self.skb.cast(),
+                offset_of!(Ethernet, ethertype) as u32,
+                tag.as_mut_ptr().cast(),
+                4,
+            )
+        })
     }
 
     #[inline(always)]
@@ -154,6 +183,7 @@ impl Reply<'_> {
         check(unsafe { bpf_skb_vlan_push(self.skb, ethertype, u16::from_be(control)) })
     }
 
+    /// The link-layer addresses: destination, source.
     #[inline(always)]
     pub fn macs(&self) -> Result<[u16; 6], i32> {
         let mut macs = [0_u16; 6];
@@ -164,6 +194,7 @@ impl Reply<'_> {
         Ok(macs)
     }
 
+    /// Writes them back, swapped for a reply to the sender.
     #[inline(always)]
     pub fn write_macs(&self, macs: [u16; 6], end: End) -> Result<(), i32> {
         if self.link == Link::None {
@@ -178,11 +209,12 @@ impl Reply<'_> {
         self.store(0, &macs)
     }
 
+    /// Writes a header.
     #[inline(always)]
-    pub fn store<T>(&self, offset: u32, header: &T) -> Result<(), i32> {
+    pub fn store<T: Plain>(&self, offset: u32, header: &T) -> Result<(), i32> {
         let from = core::ptr::from_ref(header).cast();
         let size = size_of::<T>() as u32;
-        // SAFETY: the header is on the stack, initialised, without padding.
+        // SAFETY: the header is on the stack, initialised, and without padding; see `Plain`.
         check(unsafe {
             bpf_skb_store_bytes(
                 self.skb,
@@ -194,8 +226,9 @@ impl Reply<'_> {
         })
     }
 
-    /// Sends a copy of the buffer, marked as ours: back out of the device that it came in by, or
-    /// into the stack by the device that it was to leave by; on is the other way round.
+    /// Sends a copy of the buffer, marked as ours. To the sender: out of the device that the packet
+    /// came in by, or into the stack from the device that it was to leave by. To the receiver: the
+    /// other way round.
     #[inline(always)]
     pub fn send(&self, end: End) -> Result<(), i32> {
         let inward = (self.hook == Hook::Egress) == (end == End::Sender);

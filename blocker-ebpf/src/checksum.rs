@@ -1,26 +1,31 @@
-//! One's-complement sums (RFC 1071): of headers to be written, and of packets to be trusted.
+//! One's-complement sums (RFC 1071): of headers that are written, and of packets that come in.
+
+use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_CSUM_LEVEL_QUERY};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_csum_level, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
+use blocker_ebpf::headers::{Icmp, Tcp, Udp};
+use blocker_ebpf::{Plain, plain};
 
 use crate::maps;
-use crate::packet::{self, Fragment, Packet, Source, Words, opaque};
+use crate::packet::{self, Fragment, Packet, Words};
+use crate::source::{Source, opaque};
 
 /// Whether an incoming packet's transport checksum is right, as far as it can be known here.
 ///
-/// A reply to a corrupt segment would kill a flow by a number that nobody sent. A device that
+/// A reply to a corrupt segment would carry a sequence number that nobody sent. A device that
 /// verified it says so; a sender on this machine (veth, tap) leaves only the pseudo-header's sum,
 /// which the device would complete; a GSO packet was verified when its segments were merged.
 #[inline(always)]
-pub fn holds(ctx: &TcContext, packet: &Packet) -> bool {
+pub fn is_right(ctx: &TcContext, packet: &Packet) -> bool {
     let at = match packet.protocol {
-        packet::TCP => 16,
-        packet::UDP => 6,
-        packet::ICMP if !packet.v6 => 2,
-        packet::ICMPV6 if packet.v6 => 2,
+        packet::TCP => offset_of!(Tcp, checksum),
+        packet::UDP => offset_of!(Udp, checksum),
+        packet::ICMP if !packet.v6 => offset_of!(Icmp, checksum),
+        packet::ICMPV6 if packet.v6 => offset_of!(Icmp, checksum),
         _ => return true,
-    };
+    } as u32;
     if packet.fragment != Fragment::Whole || ctx.is_gso() {
         return true;
     }
@@ -32,15 +37,14 @@ pub fn holds(ctx: &TcContext, packet: &Packet) -> bool {
     if at + 2 > length {
         return false;
     }
-    let Some(field) = ctx.read::<[u8; 2]>(packet.l4 + at) else {
+    let Some(field) = ctx.read::<u16>(packet.l4 + at) else {
         return false;
     };
-    let field = u16::from_ne_bytes(field);
     if packet.protocol == packet::UDP && field == 0 && !packet.v6 {
         return true;
     }
     if packet.protocol == packet::ICMP {
-        // It covers no pseudo-header (RFC 792).
+        // ICMP's covers no pseudo-header (RFC 792).
         return sum_packet(ctx, packet.l4, length, 0).is_some_and(|sum| fold(sum) == 0xffff);
     }
     let pseudo = Pseudo::new(
@@ -59,7 +63,7 @@ pub fn holds(ctx: &TcContext, packet: &Packet) -> bool {
 fn sum_packet(ctx: &TcContext, offset: u32, length: u32, seed: u32) -> Option<u32> {
     /// `bpf_csum_diff` took at most 512 bytes before Linux 6.13.
     const CHUNK: u32 = 512;
-    /// More than a jumbo frame; what is longer gets no reply.
+    /// More than a jumbo frame; a longer packet gets no reply.
     const CHUNKS: u32 = 20;
     let scratch = maps::SCRATCH.get_ptr_mut(0)?.cast::<u8>();
     let mut sum = seed;
@@ -69,7 +73,7 @@ fn sum_packet(ctx: &TcContext, offset: u32, length: u32, seed: u32) -> Option<u3
             return Some(sum);
         }
         let take = (length - done).min(CHUNK);
-        // What pads the last chunk to whole words must be zero.
+        // The bytes that pad the last chunk to whole words must be zero.
         // SAFETY: `take` is at most 512, so four bytes from its last word are inside.
         unsafe { scratch.add((take & 0x3fc) as usize).cast::<u32>().write(0) };
         load(ctx.skb.skb, offset + done, scratch, take, CHUNK)?;
@@ -93,9 +97,9 @@ pub fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32, most: u3
 
 /// The same number, if it is at least 1 and at most `most`, in a way that the verifier can follow.
 ///
-/// Opaque, since what the compiler knows of the number already, the verifier must still be shown.
-/// And one less is compared, in 64 bits: that a number is not 0 taught the verifier nothing before
-/// Linux 6.8 (seen on 5.10 and 6.1), and the compiler makes a comparison with 0 of one with 1.
+/// Opaque, since the verifier must be shown even what the compiler knows of the number already. The
+/// number less one is compared, in 64 bits: before Linux 6.8 the verifier learnt nothing from a
+/// comparison with 0 (seen on 5.10 and 6.1), and the compiler turns one with 1 into one with 0.
 #[inline(always)]
 pub fn between_one_and(number: u32, most: u32) -> Option<u32> {
     let less = opaque((number as usize).wrapping_sub(1));
@@ -105,6 +109,7 @@ pub fn between_one_and(number: u32, most: u32) -> Option<u32> {
     Some(less as u32 + 1)
 }
 
+/// The sum of `length` bytes, at most `most` and a multiple of 4, added to a seed.
 #[inline(always)]
 pub fn add(seed: u32, from: *mut u8, length: u32, most: u32) -> Option<u32> {
     let length = opaque(length as usize) as u32;
@@ -123,14 +128,15 @@ pub fn fold(sum: u32) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// The pseudo-header of RFC 8200 8.1. For IPv4 the mapped addresses give the same sum as RFC
-/// 9293 3.1's: the two `0xffff` that they add are zero in one's complement.
-#[repr(C, align(4))]
-pub struct Pseudo {
-    source: Words,
-    destination: Words,
-    length: u32,
-    protocol: u32,
+plain! {
+    /// The pseudo-header of RFC 8200 8.1. For IPv4 the mapped addresses give the same sum as RFC
+    /// 9293 3.1's: the two `0xffff` that they add are zero in one's complement.
+    pub struct Pseudo {
+        pub source: Words,
+        pub destination: Words,
+        pub length: u32,
+        pub protocol: u32,
+    }
 }
 
 impl Pseudo {
@@ -152,9 +158,10 @@ impl Pseudo {
 
 /// The one's-complement sum of a header, added to a seed.
 #[inline(always)]
-pub fn sum_of<T>(header: &T, seed: u32) -> u32 {
+pub fn sum_of<T: Plain>(header: &T, seed: u32) -> u32 {
+    const { assert!(size_of::<T>().is_multiple_of(4)) };
     let from = core::ptr::from_ref(header).cast_mut();
-    // SAFETY: the header is on the stack, initialised, and a multiple of 4 bytes long.
+    // SAFETY: the header is on the stack, and initialised.
     unsafe {
         bpf_csum_diff(
             core::ptr::null_mut(),

@@ -1,36 +1,35 @@
-//! Which flows this CPU may have a record of: a sketch that says "certainly none" for most others.
+//! Which flows this CPU may have a record of: a Bloom filter (Bloom, CACM 1970) on each CPU.
 //!
-//! To find that a flow has no record takes as long as all else that is done with a packet, since the
-//! table of records is larger than a CPU's cache. In a flood of ever new flows that is most packets.
-//! So each CPU remembers, in 128 KiB, of which flows it has touched the record: a Bloom filter (Bloom,
-//! CACM 1970) whose two bits are in one word, in two generations. A full one becomes the old one, and
-//! the one before that is forgotten, word by word as they are met: there is no moment at which all is
-//! cleared, and nobody in user space has to do it.
+//! A lookup that finds no record takes as long as all else that is done with a packet, since the table
+//! of records is larger than a CPU's cache. In a flood of new flows most packets would need one. So each
+//! CPU has a filter of 128 KiB of the flows whose records it has touched. A flow's two bits are in one
+//! word. There are two generations: a full one becomes the old one, and the one before it is discarded,
+//! word by word as words are used, so that the filter is never cleared as a whole.
 //!
-//! What is forgotten, or was recorded by another CPU, costs one token of the rate of new flows to be
-//! learnt again. A flow that is taken for known costs one look in vain.
+//! A flow that was discarded, or recorded by another CPU, costs one token of the rate of new flows to
+//! be set again. A false positive costs one lookup that finds nothing.
 
 use blocker_ebpf::{KNOWN_BLOCKS, KNOWN_WORDS, KnownBlock};
 
 use crate::maps;
 
-/// Bits of one generation in a word: two of them, and the number of the younger one.
+/// Bits of one generation in a word; a word has two generations, and the number of the younger one.
 const BITS: u32 = 24;
 const GENERATION: u64 = (1 << BITS) - 1;
-/// Flows that a block learns before its generation is an old one, as a power of two: of its bits, 15
-/// in 100 are set by then, and one unknown flow in twenty is taken for known, which costs a look at a
-/// whole set of slots in vain.
+/// Flows in a block's generation when it becomes the old one, as a power of two: 15 in 100 of its bits
+/// are set by then, and one unknown flow in twenty is a false positive, whose lookup reads a whole set
+/// of slots.
 const FLOWS_LOG2: u32 = 10;
 
-/// Where a flow's bits are.
-pub struct Place {
+/// A flow's bits in this CPU's filter.
+pub struct Bits {
     block: *mut KnownBlock,
     word: usize,
     bits: u64,
 }
 
-impl Place {
-    /// Of a flow, by its hash, on this CPU.
+impl Bits {
+    /// Of a flow, by its hash.
     #[inline(always)]
     pub fn of(hash: u64) -> Option<Self> {
         let block = maps::KNOWN.get_ptr_mut(hash as u32 % KNOWN_BLOCKS)?;
@@ -45,21 +44,21 @@ impl Place {
 
     /// Whether the flow may have a record.
     #[inline(always)]
-    pub fn is_known(&self) -> bool {
+    pub fn are_set(&self) -> bool {
         let (_, young, old) = self.read();
         young & self.bits == self.bits || {
-            let known = old & self.bits == self.bits;
-            if known {
-                // Still in use: the next generation has it too.
-                self.learn();
+            let set = old & self.bits == self.bits;
+            if set {
+                // The flow is still in use, so the young generation gets it too.
+                self.set();
             }
-            known
+            set
         }
     }
 
-    /// Remembers that the flow has a record.
+    /// Sets them, since the flow has a record.
     #[inline(always)]
-    pub fn learn(&self) {
+    pub fn set(&self) {
         let (generation, young, old) = self.read();
         // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one;
         // `one_of` keeps the word inside.
@@ -72,10 +71,10 @@ impl Place {
         }
     }
 
-    /// The generation, and what the word has of it and of the one before.
+    /// The generation's number, and the word's bits of it and of the one before.
     #[inline(always)]
     fn read(&self) -> (u64, u64, u64) {
-        // SAFETY: as in `learn`.
+        // SAFETY: as in `set`.
         let (learnt, word) = unsafe {
             (
                 (*self.block).learnt,

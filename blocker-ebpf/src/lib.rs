@@ -10,6 +10,12 @@
 
 #![no_std]
 
+#[macro_use]
+mod plain;
+pub mod headers;
+
+pub use plain::Plain;
+
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
 pub const ABI_VERSION: u32 = 6;
 
@@ -136,6 +142,9 @@ pub const LOCAL_SET_BITS: u32 = 32;
 pub const ANY_PROTOCOL: u16 = 256;
 /// "ICMP for IPv4, ICMPv6 for IPv6", in a rule's protocol field.
 pub const ICMP_PROTOCOL: u16 = 257;
+/// The protocol of a packet whose transport header is out of reach: behind too many extension
+/// headers, or in another fragment.
+pub const UNKNOWN_PROTOCOL: u16 = 0xffff;
 /// [`Rule::percent`] of a rule that takes every packet; the field's unit is 1/2^32.
 pub const ALWAYS: u32 = u32::MAX;
 /// [`Rule::deadline`] of a rule without one.
@@ -158,24 +167,7 @@ pub const KNOWN_BLOCKS: u32 = 32;
 /// Words of a block: with its counter, 4 KiB, since a value on each CPU may not be larger than 32 KiB.
 pub const KNOWN_WORDS: usize = 511;
 
-/// Declares types that are shared as plain memory.
-///
-/// The layout is C's; a type with padding does not compile, since padding would make bytes that
-/// nobody wrote part of a map's key or value.
-macro_rules! shared {
-    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty),* $(,)? })*) => {$(
-        $(#[$meta])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
-        const _: () = assert!(
-            size_of::<$name>() == 0 $(+ size_of::<$ty>())*,
-            concat!(stringify!($name), " has padding"),
-        );
-    )*};
-}
-
-shared! {
+plain! {
     /// The one word that makes a change atomic, and what describes each bank.
     pub struct State {
         /// The bank that the datapath reads: 0 or 1. Written last, alone.
@@ -361,7 +353,7 @@ shared! {
     }
 }
 
-shared! {
+plain! {
     /// A flow as one rule saw it.
     pub struct FlowId {
         /// The flow.
@@ -437,7 +429,7 @@ shared! {
         pub ifindex: u32,
         /// Its bytes with link-layer header, as the hook saw them.
         pub length: u32,
-        /// IP protocol number, or 0xffff where it is out of reach.
+        /// IP protocol number, or [`UNKNOWN_PROTOCOL`].
         pub protocol: u16,
         /// The remote's port; 0 where there is none, or it is out of reach.
         pub remote_port: u16,

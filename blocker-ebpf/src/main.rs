@@ -1,83 +1,74 @@
 //! The entry points of the datapath, and nothing else.
 //!
-//! Each names its hook and whether its device has an Ethernet header; [`verdict`] does the rest.
-//! What a packet meets on its way is told in `docs/packet-flow.md`.
+//! Each names its hook and whether its device has an Ethernet header; [`hooks`] has the programs.
+//! `docs/packet-flow.md` follows a packet through them.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// For `packet::opaque` and `flows::add`. aya-ebpf needs the feature too.
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![no_std]
+#![no_main]
+// For `source::opaque` and `flow_table::add`. aya-ebpf needs the feature too.
+#![feature(asm_experimental_arch)]
 
 #[cfg(not(target_arch = "bpf"))]
 compile_error!(
     "the datapath is built for bpfel-unknown-none only, by blocker's build script: `cargo build -p blocker`"
 );
 
-#[cfg(target_arch = "bpf")]
 mod buffer;
-#[cfg(target_arch = "bpf")]
 mod checksum;
-#[cfg(target_arch = "bpf")]
+mod clock;
 mod due;
-#[cfg(target_arch = "bpf")]
-mod flows;
-#[cfg(target_arch = "bpf")]
+mod flow;
+mod flow_table;
+mod hooks;
 mod known;
 mod maps;
-#[cfg(target_arch = "bpf")]
+mod matches;
 mod packet;
-#[cfg(target_arch = "bpf")]
 mod rate;
-#[cfg(target_arch = "bpf")]
+mod record;
 mod reply;
-#[cfg(target_arch = "bpf")]
-mod seen;
-#[cfg(target_arch = "bpf")]
+mod source;
 mod table;
-#[cfg(target_arch = "bpf")]
 mod verdict;
 
-#[cfg(target_arch = "bpf")]
-mod entry {
-    use aya_ebpf::macros::{classifier, xdp};
-    use aya_ebpf::programs::{TcContext, XdpContext};
-    use blocker_ebpf::Hook;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use blocker_ebpf::Hook;
 
-    use crate::packet::Link;
-    use crate::verdict;
+use crate::source::Link;
 
-    #[xdp]
-    pub fn blocker_xdp(ctx: XdpContext) -> u32 {
-        verdict::xdp(&ctx)
-    }
-
-    #[classifier]
-    pub fn blocker_ingress(ctx: TcContext) -> i32 {
-        verdict::tc(&ctx, Hook::Ingress, Link::Ethernet)
-    }
-
-    #[classifier]
-    pub fn blocker_egress(ctx: TcContext) -> i32 {
-        verdict::tc(&ctx, Hook::Egress, Link::Ethernet)
-    }
-
-    #[classifier]
-    pub fn blocker_in_l3(ctx: TcContext) -> i32 {
-        verdict::tc(&ctx, Hook::Ingress, Link::None)
-    }
-
-    #[classifier]
-    pub fn blocker_out_l3(ctx: TcContext) -> i32 {
-        verdict::tc(&ctx, Hook::Egress, Link::None)
-    }
-
-    #[panic_handler]
-    fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-        // No code here can panic: the verifier would refuse a loop without an end.
-        loop {}
-    }
-
-    // The replies need helpers that the kernel gives to GPL-compatible programs only.
-    #[unsafe(link_section = "license")]
-    #[unsafe(no_mangle)]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+#[xdp]
+fn blocker_xdp(ctx: XdpContext) -> u32 {
+    hooks::xdp(&ctx)
 }
+
+#[classifier]
+fn blocker_ingress(ctx: TcContext) -> i32 {
+    hooks::tc(&ctx, Hook::Ingress, Link::Ethernet)
+}
+
+#[classifier]
+fn blocker_egress(ctx: TcContext) -> i32 {
+    hooks::tc(&ctx, Hook::Egress, Link::Ethernet)
+}
+
+#[classifier]
+fn blocker_in_l3(ctx: TcContext) -> i32 {
+    hooks::tc(&ctx, Hook::Ingress, Link::None)
+}
+
+#[classifier]
+fn blocker_out_l3(ctx: TcContext) -> i32 {
+    hooks::tc(&ctx, Hook::Egress, Link::None)
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // No code here can panic: the verifier would refuse a loop without an end.
+    loop {}
+}
+
+// The replies need helpers that the kernel gives to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

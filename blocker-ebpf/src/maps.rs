@@ -1,6 +1,6 @@
-//! The maps and globals of the datapath: their definitions, and the reads that need no thought.
+//! The maps and globals of the datapath: their definitions, and plain reads of them.
 //!
-//! Sizes here are the least; the daemon sizes every map at load. Layouts are the ABI's.
+//! Sizes here are minimal; the daemon sizes every map at load. Layouts are the ABI's.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
@@ -13,8 +13,6 @@ use blocker_ebpf::{
     RangeBlock, Rule, RuleList, RuleName, State, Tally, Tick, UNNAMED as UNNAMED_WORDS, Unnamed,
     V6Node, bucket, local_set,
 };
-
-use crate::packet::Packet;
 
 #[map]
 pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -63,8 +61,6 @@ pub static TALLY: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
-#[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Room for what does not fit the stack: the packet that an ICMP error quotes, or the chunk
@@ -95,23 +91,14 @@ static RULES_PER_BANK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static PORT_SETS_PER_BANK: Global<u32> = Global::new(1);
 
-/// This CPU's packet. In a map, not on the stack: the stack has little room, and what the verifier
-/// learnt while parsing it forgets here, where every way through the headers meets again.
-#[inline(always)]
-pub fn packet() -> Option<&'static mut Packet> {
-    // SAFETY: the value is this CPU's own. Programs of ours nest only where a reply of ours meets
-    // a hook of ours, which lets it pass by its mark before it asks for the packet.
-    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
-}
-
 /// The mark of our own packets.
 #[inline(always)]
 pub fn mark() -> u32 {
     MARK.load()
 }
 
-/// What `tc_index` is set to in packets that audit counted: never 0, and like the mark, another at
-/// each start, so that no other blocker takes a packet for its own.
+/// The `tc_index` of packets that audit has counted: never 0, and like the mark, another at each
+/// start, so that two blockers do not mistake each other's packets for their own.
 #[inline(always)]
 pub fn audited() -> u16 {
     mark() as u16 | 1
@@ -150,7 +137,7 @@ pub fn watching() -> bool {
     })
 }
 
-/// The bank that is live, as every other map of this packet must be read, and what is in it.
+/// The live bank and its description. Every other map must be read by the same bank for this packet.
 #[inline(always)]
 pub fn active_bank() -> Option<(u32, &'static Bank)> {
     let state = STATE.get_ptr(0)?;
@@ -167,14 +154,14 @@ pub fn active_bank() -> Option<(u32, &'static Bank)> {
     Some((bank, banks))
 }
 
-/// Where this CPU remembers that no list names an IPv4 address. Multiplicative hashing, Knuth, The Art
-/// of Computer Programming, 6.4.
+/// The word in which this CPU may remember that no list names an IPv4 address. Multiplicative hashing:
+/// Knuth, The Art of Computer Programming, 6.4.
 #[inline(always)]
 pub fn unnamed(address: u32) -> Option<*mut u64> {
-    let place = (address.wrapping_mul(0x9e37_79b1) >> 24) as usize;
+    let index = (address.wrapping_mul(0x9e37_79b1) >> 24) as usize;
     let words = UNNAMED.get_ptr_mut(0)?.cast::<u64>();
-    // SAFETY: the mask keeps the place inside the value, which is this CPU's own.
-    Some(unsafe { words.add(place & (UNNAMED_WORDS - 1)) })
+    // SAFETY: the mask keeps the index inside the value, which is this CPU's own.
+    Some(unsafe { words.add(index & (UNNAMED_WORDS - 1)) })
 }
 
 /// The live bank's IPv4 index.

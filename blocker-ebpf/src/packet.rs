@@ -1,270 +1,42 @@
 //! From bytes to a [`Packet`]: link header, network header, transport header.
 //!
 //! Two steps, so that a packet that no rule names pays for the first only: [`network`] finds the
-//! network header and the address that rules name; [`Packet::read`] reads the rest. Every read is
-//! bounded by [`Source::read`]; what cannot be read is a [`Odd`], and `docs/packet-flow.md` says
-//! what becomes of each. All integers here are in host order.
+//! network header and the address that rules name; [`Packet::read`] reads the rest. What cannot be
+//! read is [`Unreadable`]; `docs/packet-flow.md` says what is done with each malformed packet. All
+//! integers here are in host order.
 
-use core::cell::Cell;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
+use blocker_ebpf::headers::{
+    self, Be16, Be32, Ethernet, Ipv4, Ipv6, Tcp, Vlan, ethertype, icmpv6, is_extension, protocol,
+};
+use blocker_ebpf::{Hook, Plain, UNKNOWN_PROTOCOL};
 
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_pull_data};
-use aya_ebpf::programs::{TcContext, XdpContext};
-use blocker_ebpf::{Hook, Tick};
+use crate::clock::Arrival;
+use crate::source::{Link, MAX_OFFSET, Source, opaque};
 
-use crate::maps;
+// Protocols as packets and rules have them: wide enough for numbers that are no protocol's.
+pub const TCP: u16 = protocol::TCP as u16;
+pub const UDP: u16 = protocol::UDP as u16;
+pub const ICMP: u16 = protocol::ICMP as u16;
+pub const ICMPV6: u16 = protocol::ICMPV6 as u16;
 
-pub const TCP: u16 = 6;
-pub const UDP: u16 = 17;
-pub const ICMP: u16 = 1;
-pub const ICMPV6: u16 = 58;
-/// The protocol of a packet whose extension headers go past our bound, or hide in a fragment.
-pub const UNKNOWN: u16 = 0xffff;
-
-pub const FIN: u8 = 0x01;
-pub const SYN: u8 = 0x02;
-pub const RST: u8 = 0x04;
-pub const ACK: u8 = 0x10;
-
-const ETH_IPV4: u16 = 0x0800;
-const ETH_IPV6: u16 = 0x86dd;
-const ETH_8021Q: u16 = 0x8100;
-const ETH_8021AD: u16 = 0x88a8;
-
-/// Inline VLAN tags that are looked behind: one of QinQ's two is usually in the metadata.
+/// VLAN tags in the packet's bytes that are skipped. Of QinQ's two, one is usually in the buffer's
+/// metadata.
 const MAX_TAGS: u32 = 2;
 /// IPv6 extension headers that are walked.
 const MAX_EXTENSIONS: u32 = 8;
-/// No header is looked for behind this offset; it also bounds what a reply cuts away.
-pub const MAX_OFFSET: u32 = 248;
 
-/// The most that is read of a header at [`MAX_OFFSET`].
-const MAX_HEADER: u32 = 20;
-/// Enough for a tagged IPv6 packet's headers with options: where so much is linear, all is well.
-const USUAL_HEADERS: u32 = 128;
+#[map]
+static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
-/// What a device puts in front of the network header.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Link {
-    Ethernet,
-    None,
-}
-
-/// Where a packet's bytes are.
-pub trait Source {
-    /// Reads a `T` at an offset from the packet's first byte; `None` past its end.
-    fn read<T: Bytes>(&self, offset: u32) -> Option<T>;
-    /// The packet's length in bytes.
-    fn len(&self) -> u32;
-    /// The EtherType as the stack knows it, for devices without a link header.
-    fn ethertype(&self) -> u16;
-    /// Whether the packet is to be segmented later, so that its IP length may not be its own.
-    fn is_gso(&self) -> bool;
-    /// The buffer's `tc_index`: a field that is traffic control's alone, is 0 at first, and goes with
-    /// the packet from one device to the next. XDP has no buffer.
-    fn tc_index(&self) -> Option<u16>;
-    /// Sets it.
-    fn set_tc_index(&self, number: u16);
-}
-
-/// Types that any bytes are a value of.
-///
-/// # Safety
-/// The type has no padding, no invalid value, and an alignment of at most 2: packet data begins
-/// at an even address, and every header's length is even.
-pub unsafe trait Bytes: Copy {}
-
-/// A big-endian 16-bit field.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct Be16(u16);
-/// A big-endian 32-bit field, aligned to 2.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct Be32([u16; 2]);
-
-impl Be16 {
-    #[inline(always)]
-    pub fn get(self) -> u16 {
-        u16::from_be(self.0)
-    }
-}
-
-impl Be32 {
-    #[inline(always)]
-    pub fn get(self) -> u32 {
-        (u32::from(u16::from_be(self.0[0])) << 16) | u32::from(u16::from_be(self.0[1]))
-    }
-}
-
-// SAFETY: made of u8 and u16, without padding.
-unsafe impl Bytes for u8 {}
-// SAFETY: as above.
-unsafe impl Bytes for Be16 {}
-// SAFETY: as above.
-unsafe impl Bytes for Be32 {}
-// SAFETY: as above.
-unsafe impl Bytes for [u8; 2] {}
-// SAFETY: as above.
-unsafe impl Bytes for [u16; 6] {}
-// SAFETY: as above.
-unsafe impl Bytes for [u16; 8] {}
-// SAFETY: as above.
-unsafe impl Bytes for Ipv4 {}
-// SAFETY: as above.
-unsafe impl Bytes for Tcp {}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Ipv4 {
-    version_length: u8,
-    tos: u8,
-    length: Be16,
-    id: Be16,
-    fragment: Be16,
-    ttl: u8,
-    protocol: u8,
-    checksum: Be16,
-    source: Be32,
-    destination: Be32,
-}
-
-impl Ipv4 {
-    #[inline(always)]
-    fn header_length(&self) -> u32 {
-        u32::from(self.version_length & 15) * 4
-    }
-
-    /// Bytes from the header, which is at `offset`, to the packet's end.
-    #[inline(always)]
-    fn length_in<S: Source>(&self, source: &S, offset: u32) -> Result<u32, Odd> {
-        let there = source.len().saturating_sub(offset);
-        let length = u32::from(self.length.get());
-        // A GSO packet's own length may be 0 (BIG TCP); the buffer's length counts then.
-        let length = if source.is_gso() || length == 0 || length > there {
-            there
-        } else {
-            length
-        };
-        if length < self.header_length() {
-            return Err(Odd::Malformed);
-        }
-        Ok(length)
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Tcp {
-    source: Be16,
-    destination: Be16,
-    seq: Be32,
-    ack: Be32,
-    offset: u8,
-    flags: u8,
-}
-
-impl Source for XdpContext {
-    #[inline(always)]
-    fn read<T: Bytes>(&self, offset: u32) -> Option<T> {
-        linear(opaque(self.data()), opaque(self.data_end()), offset)
-    }
-
-    #[inline(always)]
-    fn len(&self) -> u32 {
-        (opaque(self.data_end()) - opaque(self.data())) as u32
-    }
-
-    #[inline(always)]
-    fn ethertype(&self) -> u16 {
-        0
-    }
-
-    #[inline(always)]
-    fn is_gso(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn tc_index(&self) -> Option<u16> {
-        None
-    }
-
-    #[inline(always)]
-    fn set_tc_index(&self, _number: u16) {}
-}
-
-impl Source for TcContext {
-    #[inline(always)]
-    fn read<T: Bytes>(&self, offset: u32) -> Option<T> {
-        linear(opaque(self.data()), opaque(self.data_end()), offset)
-    }
-
-    #[inline(always)]
-    fn len(&self) -> u32 {
-        self.skb.len()
-    }
-
-    #[inline(always)]
-    fn ethertype(&self) -> u16 {
-        // SAFETY: the context is valid for the program's run.
-        u16::from_be(unsafe { (*self.skb.skb).protocol } as u16)
-    }
-
-    #[inline(always)]
-    fn is_gso(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { (*self.skb.skb).gso_segs != 0 }
-    }
-
-    #[inline(always)]
-    fn tc_index(&self) -> Option<u16> {
-        // SAFETY: as above.
-        Some(unsafe { (*self.skb.skb).tc_index } as u16)
-    }
-
-    #[inline(always)]
-    fn set_tc_index(&self, number: u16) {
-        // SAFETY: as above; a program may write the field.
-        unsafe { (*self.skb.skb).tc_index = u32::from(number) };
-    }
-}
-
-/// Sees to it that a buffer's headers are in its linear part, which is all that [`Source::read`]
-/// reads. Mostly they are; some drivers leave all but the link header in fragments.
+/// This CPU's packet. In a map, not on the stack: the stack has little room, and the verifier
+/// forgets here what it learnt while parsing, so that all ways through the headers meet again.
 #[inline(always)]
-pub fn linearize(ctx: &TcContext) {
-    let linear = (opaque(ctx.data_end()) - opaque(ctx.data())) as u32;
-    if linear < USUAL_HEADERS && linear < ctx.len() {
-        // SAFETY: the context is valid; no packet pointer is kept across. That it may fail for
-        // want of memory is no matter: what can't be read is malformed then.
-        unsafe { bpf_skb_pull_data(ctx.skb.skb, ctx.len().min(MAX_OFFSET + MAX_HEADER)) };
-    }
-}
-
-#[inline(always)]
-fn linear<T: Bytes>(data: usize, end: usize, offset: u32) -> Option<T> {
-    if offset > 1024 {
-        return None;
-    }
-    let at = data + offset as usize;
-    if opaque(at + size_of::<T>()) > end {
-        return None;
-    }
-    // SAFETY: the bytes from `at` are inside the packet, and any bytes are a `T`; see `Bytes`.
-    Some(unsafe { (at as *const T).read() })
-}
-
-/// The same number, of which the compiler knows nothing. It else compares against a lowered
-/// `data_end`, on which the verifier allows no arithmetic, or cuts pointers to the 32 bits that
-/// the context's fields have on paper.
-#[inline(always)]
-pub fn opaque(number: usize) -> usize {
-    let mut number = number;
-    // SAFETY: no instruction at all.
-    unsafe {
-        core::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags))
-    };
-    number
+pub fn current() -> Option<&'static mut Packet> {
+    // SAFETY: the value is this CPU's own. Programs of ours nest only where a reply of ours meets
+    // a hook of ours, which lets it pass by its mark before it asks for the packet.
+    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 
 /// An IPv6 address, or an IPv4 address mapped into one: network order, in the halves of words
@@ -273,7 +45,7 @@ pub type Words = [u16; 8];
 
 /// Why a packet has no address that a rule could name. It passes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Odd {
+pub enum Unreadable {
     /// Neither IPv4 nor IPv6.
     NotIp,
     /// A header is cut short, or contradicts itself.
@@ -296,28 +68,28 @@ pub struct Network {
 
 /// Finds the network header, and in it the source (ingress) or destination (egress).
 #[inline(always)]
-pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network, Odd> {
+pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network, Unreadable> {
     let (ethertype, offset) = match link {
         Link::None => (source.ethertype(), 0),
         Link::Ethernet => {
-            let mut offset = 12;
-            let mut ethertype = read::<_, Be16>(source, offset)?.get();
+            let mut offset = size_of::<Ethernet>() as u32;
+            let mut ethertype = read::<_, Ethernet>(source, 0)?.ethertype.get();
             for _ in 0..MAX_TAGS {
-                if ethertype != ETH_8021Q && ethertype != ETH_8021AD {
+                if ethertype != ethertype::VLAN && ethertype != ethertype::SERVICE_VLAN {
                     break;
                 }
-                offset += 4;
-                ethertype = read::<_, Be16>(source, offset)?.get();
+                ethertype = read::<_, Vlan>(source, offset)?.ethertype.get();
+                offset += size_of::<Vlan>() as u32;
             }
-            (ethertype, offset + 2)
+            (ethertype, offset)
         }
     };
     let at_source = hook != Hook::Egress;
     match ethertype {
-        ETH_IPV4 => {
+        ethertype::IPV4 => {
             let header = read::<_, Ipv4>(source, offset)?;
-            if header.version_length >> 4 != 4 || header.version_length & 15 < 5 {
-                return Err(Odd::Malformed);
+            if header.version() != 4 || header.header_length() < size_of::<Ipv4>() as u32 {
+                return Err(Unreadable::Malformed);
             }
             let address = if at_source {
                 header.source
@@ -329,46 +101,68 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
                 remote: Address::V4(address.get()),
             })
         }
-        ETH_IPV6 => {
-            if read::<_, u8>(source, offset)? >> 4 != 6 {
-                return Err(Odd::Malformed);
+        ethertype::IPV6 => {
+            let header = read::<_, Ipv6>(source, offset)?;
+            if header.version() != 6 {
+                return Err(Unreadable::Malformed);
             }
-            // Both addresses, so that a header cut short is found here.
-            let from = read::<_, [u16; 8]>(source, offset + 8)?;
-            let to = read::<_, [u16; 8]>(source, offset + 24)?;
             Ok(Network {
                 offset,
-                remote: Address::V6(if at_source { from } else { to }),
+                remote: Address::V6(if at_source {
+                    header.source
+                } else {
+                    header.destination
+                }),
             })
         }
-        _ => Err(Odd::NotIp),
+        _ => Err(Unreadable::NotIp),
     }
 }
 
-/// Whether nothing behind the addresses can keep a rule from dropping a packet: it is none that is
-/// malformed further on, nor neighbour discovery ([`Packet::is_neighbour_discovery`]), by whose hop
-/// limit few others come.
+/// Whether a packet is known by its network header alone to be neither malformed further on nor
+/// neighbour discovery ([`Packet::is_neighbour_discovery`]), so that a rule that drops everything
+/// drops it. A hop limit of 255 is rare but for neighbour discovery.
 #[inline(always)]
-pub fn is_plain<S: Source>(source: &S, network: &Network) -> bool {
+pub fn is_settled_by_address<S: Source>(source: &S, network: &Network) -> bool {
     match network.remote {
         Address::V4(_) => source
             .read::<Ipv4>(network.offset)
-            .is_some_and(|header| header.length_in(source, network.offset).is_ok()),
+            .is_some_and(|header| length_v4(&header, source, network.offset).is_ok()),
         Address::V6(_) => source
-            .read::<u8>(network.offset + 7)
-            .is_some_and(|hop_limit| hop_limit != 255),
+            .read::<Ipv6>(network.offset)
+            .is_some_and(|header| header.hop_limit != HOP_LIMIT_OF_THE_LINK),
     }
 }
 
+/// The hop limit of what no router has forwarded (RFC 4861 section 3.1).
+const HOP_LIMIT_OF_THE_LINK: u8 = 255;
+
+/// Bytes from an IPv4 header, which is at `offset`, to the packet's end.
 #[inline(always)]
-fn read<S: Source, T: Bytes>(source: &S, offset: u32) -> Result<T, Odd> {
-    source.read(offset).ok_or(Odd::Malformed)
+fn length_v4<S: Source>(header: &Ipv4, source: &S, offset: u32) -> Result<u32, Unreadable> {
+    let present = source.len().saturating_sub(offset);
+    let length = u32::from(header.length.get());
+    // A GSO packet's own length may be 0 (BIG TCP); the buffer's length counts then.
+    let length = if source.is_gso() || length == 0 || length > present {
+        present
+    } else {
+        length
+    };
+    if length < header.header_length() {
+        return Err(Unreadable::Malformed);
+    }
+    Ok(length)
 }
 
-/// What a packet is of a fragmented whole.
+#[inline(always)]
+fn read<S: Source, T: Plain>(source: &S, offset: u32) -> Result<T, Unreadable> {
+    source.read(offset).ok_or(Unreadable::Malformed)
+}
+
+/// Which part of a fragmented packet this is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fragment {
-    /// All of it.
+    /// The packet is not fragmented.
     Whole = 0,
     /// The first part: the transport header is here, the length is not.
     First,
@@ -386,7 +180,7 @@ pub struct Packet {
     pub destination: Words,
     /// Offset of the network header.
     pub l3: u32,
-    /// Offset of the transport header; meaningless if `!ports` and the protocol is unknown.
+    /// Offset of the transport header; 0 if it is out of reach.
     pub l4: u32,
     /// Bytes from the network header to the packet's end.
     pub length: u32,
@@ -396,7 +190,7 @@ pub struct Packet {
     pub ack: u32,
     pub source_port: u16,
     pub destination_port: u16,
-    /// IP protocol of the transport header, or [`UNKNOWN`].
+    /// IP protocol of the transport header, or [`UNKNOWN_PROTOCOL`].
     pub protocol: u16,
     pub fragment: Fragment,
     pub v6: bool,
@@ -412,29 +206,17 @@ pub struct Packet {
     pub icmp_type: u8,
     /// IPv6 hop limit.
     pub hop_limit: u8,
-    time: Time,
+    /// When it came.
+    pub arrival: Arrival,
 }
-
-/// The time.
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: the helper takes no arguments and can't fail.
-    unsafe { bpf_ktime_get_boot_ns() }
-}
-
-/// When a packet came, once somebody asked; 0 before.
-struct Time(Cell<u64>);
-
-// SAFETY: a packet is one CPU's own; see `maps::packet`.
-unsafe impl Sync for Time {}
 
 impl Packet {
     /// Reads the rest of a packet whose address a rule names, over what was read before.
     #[inline(always)]
-    pub fn read<S: Source>(&mut self, source: &S, network: &Network) -> Result<(), Odd> {
+    pub fn read<S: Source>(&mut self, source: &S, network: &Network) -> Result<(), Unreadable> {
         self.clear();
         self.l3 = network.offset;
-        self.protocol = UNKNOWN;
+        self.protocol = UNKNOWN_PROTOCOL;
         self.v6 = matches!(network.remote, Address::V6(_));
         if self.v6 {
             self.read_v6(source)?
@@ -447,8 +229,8 @@ impl Packet {
 
     /// Forgets the packet before, but for the addresses, which are always written.
     ///
-    /// Word by word: of plain assignments the compiler makes calls of `memset`, which for BPF is a
-    /// loop over single bytes, and takes longer than all the rest.
+    /// Word by word: the compiler makes plain assignments into calls of `memset`, which for BPF is
+    /// a loop over single bytes, and takes longer than all the rest.
     #[inline(always)]
     fn clear(&mut self) {
         const WORDS: usize = size_of::<Packet>() / 8;
@@ -460,14 +242,13 @@ impl Packet {
         }
     }
 
-    /// Writes both addresses, by halves; plain assignments become calls of `memset` and `memmove`, as
-    /// in [`Self::clear`].
+    /// Writes both addresses, by halves, for the reason given at [`Self::clear`].
     #[inline(always)]
     fn write_addresses(&mut self, from: [u64; 2], to: [u64; 2]) {
         let words = core::ptr::from_mut(self).cast::<u64>();
-        for (place, half) in [from[0], from[1], to[0], to[1]].into_iter().enumerate() {
+        for (index, half) in [from[0], from[1], to[0], to[1]].into_iter().enumerate() {
             // SAFETY: the addresses are the first 32 bytes of the packet, which is aligned to 8.
-            unsafe { words.add(place).write_volatile(half) };
+            unsafe { words.add(index).write_volatile(half) };
         }
     }
 
@@ -479,9 +260,9 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn read_v4<S: Source>(&mut self, source: &S) -> Result<(), Odd> {
+    fn read_v4<S: Source>(&mut self, source: &S) -> Result<(), Unreadable> {
         let header = read::<_, Ipv4>(source, self.l3)?;
-        self.length = header.length_in(source, self.l3)?;
+        self.length = length_v4(&header, source, self.l3)?;
         self.write_addresses(mapped(header.source), mapped(header.destination));
         self.l4 = self.l3 + header.header_length();
         self.protocol = u16::from(header.protocol);
@@ -495,48 +276,49 @@ impl Packet {
     }
 
     #[inline(always)]
-    fn read_v6<S: Source>(&mut self, source: &S) -> Result<(), Odd> {
-        let there = source.len().saturating_sub(self.l3);
-        let length = u32::from(read::<_, Be16>(source, self.l3 + 4)?.get());
-        self.length = if source.is_gso() || length == 0 || length + 40 > there {
-            there
+    fn read_v6<S: Source>(&mut self, source: &S) -> Result<(), Unreadable> {
+        const HEADER: u32 = size_of::<Ipv6>() as u32;
+        let present = source.len().saturating_sub(self.l3);
+        let header = read::<_, Ipv6>(source, self.l3)?;
+        let length = u32::from(header.length.get());
+        self.length = if source.is_gso() || length == 0 || length + HEADER > present {
+            present
         } else {
-            length + 40
+            length + HEADER
         };
-        let (from, to) = (read(source, self.l3 + 8)?, read(source, self.l3 + 24)?);
-        self.write_addresses(halves(&from), halves(&to));
-        let [next, hop_limit] = read::<_, [u8; 2]>(source, self.l3 + 6)?;
-        self.hop_limit = hop_limit;
-        let mut next = next;
-        let mut offset = self.l3 + 40;
+        self.write_addresses(halves(&header.source), halves(&header.destination));
+        self.hop_limit = header.hop_limit;
+        let mut next = header.next;
+        let mut offset = self.l3 + HEADER;
         // RFC 8200 section 4. What is not an extension header ends the walk.
         for _ in 0..MAX_EXTENSIONS {
             let step = match next {
-                // Hop-by-hop, routing, destination options, mobility, HIP, shim6.
-                0 | 43 | 60 | 135 | 139 | 140 => {
-                    let Some([following, length]) = source.read::<[u8; 2]>(offset) else {
+                protocol::HOP_BY_HOP
+                | protocol::ROUTING
+                | protocol::DESTINATION_OPTIONS
+                | protocol::MOBILITY
+                | protocol::HIP
+                | protocol::SHIM6 => {
+                    let Some(extension) = source.read::<headers::Extension>(offset) else {
                         return Ok(());
                     };
-                    next = following;
-                    (u32::from(length) + 1) * 8
+                    next = extension.next;
+                    (u32::from(extension.length) + 1) * 8
                 }
-                // Authentication header: its length counts 4 bytes (RFC 4302).
-                51 => {
-                    let Some([following, length]) = source.read::<[u8; 2]>(offset) else {
+                // Its length counts words of 4 bytes (RFC 4302 2.2).
+                protocol::AUTHENTICATION => {
+                    let Some(extension) = source.read::<headers::Extension>(offset) else {
                         return Ok(());
                     };
-                    next = following;
-                    (u32::from(length) + 2) * 4
+                    next = extension.next;
+                    (u32::from(extension.length) + 2) * 4
                 }
-                44 => {
-                    let (Some([following, _]), Some(field)) = (
-                        source.read::<[u8; 2]>(offset),
-                        source.read::<Be16>(offset + 2),
-                    ) else {
+                protocol::FRAGMENT => {
+                    let Some(fragment) = source.read::<headers::Fragment>(offset) else {
                         return Ok(());
                     };
-                    next = following;
-                    let field = field.get();
+                    next = fragment.next;
+                    let field = fragment.offset.get();
                     if field & 0xfff8 != 0 {
                         self.fragment = Fragment::Later;
                     } else if field & 1 != 0 {
@@ -567,8 +349,8 @@ impl Packet {
     }
 
     /// All ones if so many bytes of the transport header are of the IP packet, 0 if it ends before
-    /// that, as where Ethernet pads. Arithmetic, since the verifier would walk all that follows once
-    /// more for a branch.
+    /// that, as where Ethernet pads. Arithmetic, since a branch would make the verifier walk all
+    /// that follows once more.
     #[inline(always)]
     fn holds(&self, bytes: u32) -> u32 {
         let end = self.l3 + self.length;
@@ -583,21 +365,19 @@ impl Packet {
         }
         match self.protocol {
             TCP | UDP => {
-                let (Some(from), Some(to)) = (
-                    source.read::<Be16>(self.l4),
-                    source.read::<Be16>(self.l4 + 2),
-                ) else {
+                // Both begin with the ports.
+                let Some([from, to]) = source.read::<[Be16; 2]>(self.l4) else {
                     return;
                 };
-                let there = self.holds(4);
-                self.source_port = from.get() & there as u16;
-                self.destination_port = to.get() & there as u16;
-                self.ports = there != 0;
+                let mask = self.holds(size_of::<[Be16; 2]>() as u32);
+                self.source_port = from.get() & mask as u16;
+                self.destination_port = to.get() & mask as u16;
+                self.ports = mask != 0;
                 if self.protocol == TCP
                     && let Some(header) = source.read::<Tcp>(self.l4)
                 {
-                    let before = self.l4 - self.l3 + u32::from(header.offset >> 4) * 4;
-                    if header.offset >> 4 >= 5 && before <= self.length {
+                    let before = self.l4 - self.l3 + header.header_length();
+                    if header.header_length() >= size_of::<Tcp>() as u32 && before <= self.length {
                         self.tcp = true;
                         self.flags = header.flags;
                         self.seq = header.seq.get();
@@ -607,47 +387,11 @@ impl Packet {
                 }
             }
             ICMP | ICMPV6 => {
-                let there = self.holds(1);
-                self.icmp_type = source.read::<u8>(self.l4).unwrap_or(0xff) | !there as u8;
+                let mask = self.holds(1);
+                self.icmp_type = source.read::<u8>(self.l4).unwrap_or(0xff) | !mask as u8;
             }
             _ => {}
         }
-    }
-
-    /// When it came, exactly: `CLOCK_BOOTTIME`. Reading the clock takes as long as all counting, so
-    /// it is read once, and not at all for a packet that no deadline depends on.
-    #[inline(always)]
-    pub fn clock(&self) -> u64 {
-        let time = self.time.0.get();
-        if time != 0 {
-            return time;
-        }
-        let now = now();
-        self.time.0.set(now);
-        now
-    }
-
-    /// When it came, to a tick of the kernel's timer (1 to 10 ms), and never in the future: the first
-    /// packet of each tick on each CPU reads the clock for all others.
-    #[inline(always)]
-    pub fn time(&self) -> u64 {
-        let time = self.time.0.get();
-        if time != 0 {
-            return time;
-        }
-        let Some(tick) = maps::TICK.get_ptr_mut(0) else {
-            return self.clock();
-        };
-        // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one. The
-        // helper takes no arguments and can't fail.
-        let (tick, jiffies) = unsafe { (&mut *tick, bpf_jiffies64()) };
-        if tick.jiffies != jiffies {
-            *tick = Tick {
-                jiffies,
-                time: now(),
-            };
-        }
-        tick.time
     }
 
     /// Whether it is a TCP segment with all of the given flags.
@@ -662,21 +406,16 @@ impl Packet {
     pub fn is_neighbour_discovery(&self) -> bool {
         self.v6
             && self.protocol == ICMPV6
-            && self.hop_limit == 255
-            && (self.icmp_type == 135 || self.icmp_type == 136)
+            && self.hop_limit == HOP_LIMIT_OF_THE_LINK
+            && (self.icmp_type == icmpv6::NEIGHBOUR_SOLICITATION
+                || self.icmp_type == icmpv6::NEIGHBOUR_ADVERTISEMENT)
     }
-}
-
-/// IPv6 extension headers (RFC 8200 section 4, and IANA's "IPv6 Extension Header Types").
-#[inline(always)]
-fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
 
 /// An IPv4 address, v4-mapped: its halves, as they are in memory.
 #[inline(always)]
 fn mapped(address: Be32) -> [u64; 2] {
-    let Be32([high, low]) = address;
+    let [high, low] = address.raw;
     [
         0,
         0xffff << 16 | u64::from(high) << 32 | u64::from(low) << 48,
@@ -686,7 +425,7 @@ fn mapped(address: Be32) -> [u64; 2] {
 /// An IPv6 address: its halves, as they are in memory.
 #[inline(always)]
 fn halves(address: &Words) -> [u64; 2] {
-    let word = |place: usize| u64::from(address[place]);
+    let word = |index: usize| u64::from(address[index]);
     let half = |first: usize| {
         word(first) | word(first + 1) << 16 | word(first + 2) << 32 | word(first + 3) << 48
     };

@@ -4,7 +4,7 @@ use blocker_ebpf::BURST_NANOSECONDS;
 
 use crate::maps;
 
-/// Takes a token of a bucket that `rate` tokens a second flow into, if there is one.
+/// Takes a token from a bucket that is filled with `rate` tokens a second, if there is one.
 #[inline(always)]
 pub fn take(bucket: u32, rate: u64, now: u64) -> bool {
     let Some(bucket) = maps::BUCKETS.get_ptr_mut(bucket) else {
@@ -13,7 +13,7 @@ pub fn take(bucket: u32, rate: u64, now: u64) -> bool {
     // SAFETY: the value is this CPU's own, and no other program of ours interrupts this one.
     let bucket = unsafe { &mut *bucket };
     let idle = now.saturating_sub(bucket.filled).min(BURST_NANOSECONDS);
-    // Most packets of a flood are of one tick, and need no division.
+    // Most packets of a flood arrive within one tick, and need no division.
     if idle > 0 {
         let fresh = idle * rate / 1_000_000_000;
         if fresh > 0 {

@@ -1,47 +1,47 @@
 //! What is sent in answer to a packet: RSTs to both ends, or an ICMP error to the sender.
 //!
-//! A reply is made of the packet's own buffer, which keeps its device, VLAN tag and routing. Who
-//! gets one is [`due`]'s question, the buffer [`buffer`](crate::buffer)'s. All byte order is in
-//! this file's headers.
+//! A reply is made of the packet's own buffer, which keeps its device, VLAN tag and routing.
+//! [`due`] decides whether there is one; [`buffer`](crate::buffer) writes and sends it.
 
-use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_skb_store_bytes;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::warn;
+use blocker_ebpf::headers::{Be16, Be32, Icmp, Ipv4, Ipv6, Tcp, icmp, icmpv6, protocol, tcp};
 use blocker_ebpf::{Hook, mode};
 
-use crate::buffer::check;
+use crate::buffer::{Buffer, End, check};
 use crate::checksum::{self, Pseudo, add, between_one_and, fold, load, sum_of};
 use crate::maps::{self, Scratch};
-use crate::packet::{self, Link, Packet, Words};
-use crate::{due, verdict};
+use crate::packet::{self, Packet, Words};
+use crate::{due, flow};
 
 /// What was sent for a packet.
 #[derive(Clone, Copy, Default)]
 pub struct Sent {
     /// Packets sent.
     pub replies: u32,
-    /// Whether the rate limit kept a reply back.
+    /// Whether the rate limit suppressed a reply.
     pub suppressed: bool,
     /// Whether the packet itself became the RST to its receiver, and is to go on.
     pub onward: bool,
 }
 
 const HOP_LIMIT: u8 = 64;
+const DONT_FRAGMENT: u16 = 0x4000;
 /// The most of a packet that an ICMP error quotes: 576 bytes in all (RFC 1812 4.3.2.3).
-const QUOTE_V4: u32 = 576 - 28;
+const QUOTE_V4: u32 = 576 - (size_of::<Ipv4>() + size_of::<Icmp>()) as u32;
 /// The most that an ICMPv6 error quotes: the least MTU (RFC 4443 2.4).
-const QUOTE_V6: u32 = 1280 - 48;
+const QUOTE_V6: u32 = 1280 - (size_of::<Ipv6>() + size_of::<Icmp>()) as u32;
 
 /// Answers a packet that a rule of mode `reset` or `reject` takes.
 ///
-/// Where no reply is due, or none can be made, nothing is sent and the packet is to be dropped.
+/// Where no reply is due, or it can't be made, nothing is sent, and the caller drops the packet.
 ///
 /// A function of its own, not inlined: the stack of the hook's program has no room for headers.
 #[inline(never)]
 pub fn answer(reply: &Reply<'_>) -> Sent {
     let packet = reply.packet;
-    let ctx = TcContext::new(reply.skb);
+    let ctx = TcContext::new(reply.buffer.skb);
     let reset = reply.mode == mode::RESET && packet.protocol == packet::TCP;
     let is_due = if reset {
         due::resettable(packet)
@@ -51,10 +51,10 @@ pub fn answer(reply: &Reply<'_>) -> Sent {
     if !is_due || !due::deliverable(&ctx, packet) {
         return Sent::default();
     }
-    if reply.hook == Hook::Ingress && !checksum::holds(&ctx, packet) {
+    if reply.buffer.hook == Hook::Ingress && !checksum::is_right(&ctx, packet) {
         return Sent::default();
     }
-    if !due::within_rate(packet, reply.hook) {
+    if !due::within_rate(packet, reply.buffer.hook) {
         return Sent {
             suppressed: true,
             ..Sent::default()
@@ -64,74 +64,21 @@ pub fn answer(reply: &Reply<'_>) -> Sent {
     sent.unwrap_or_else(|error| {
         warn!(
             &ctx,
-            "no reply on device {}: error {}", reply.ifindex, error
+            "no reply on device {}: error {}", reply.buffer.ifindex, error
         );
         Sent::default()
     })
 }
 
-#[repr(C, align(4))]
-struct Ipv4Header {
-    version_length: u8,
-    tos: u8,
-    length: u16,
-    id: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    source: [u16; 2],
-    destination: [u16; 2],
-}
+/// A header on the stack, aligned so that it is written by words.
+#[repr(align(4))]
+struct Aligned<T>(T);
 
-#[repr(C, align(4))]
-struct Ipv6Header {
-    version: [u8; 4],
-    length: u16,
-    next: u8,
-    hop_limit: u8,
-    source: Words,
-    destination: Words,
-}
-
-#[repr(C, align(4))]
-struct TcpHeader {
-    source: u16,
-    destination: u16,
-    seq: u32,
-    ack: u32,
-    offset: u8,
-    flags: u8,
-    window: u16,
-    checksum: u16,
-    urgent: u16,
-}
-
-#[repr(C, align(4))]
-struct IcmpHeader {
-    kind: u8,
-    code: u8,
-    checksum: u16,
-    unused: u32,
-}
-
-/// Which end a RST is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// Whoever sent the packet.
-    Sender,
-    /// Whoever was to get it.
-    Receiver,
-}
-
-/// A packet that is to be answered: what it is, where it was met, by which mode of rule.
+/// A packet that is to be answered, its buffer, and the mode of the rule that decided it.
 pub struct Reply<'a> {
-    pub skb: *mut __sk_buff,
+    pub buffer: Buffer,
     pub packet: &'a Packet,
     pub mode: u8,
-    pub hook: Hook,
-    pub link: Link,
-    pub ifindex: u32,
 }
 
 impl Reply<'_> {
@@ -139,39 +86,42 @@ impl Reply<'_> {
     #[inline(always)]
     fn reset(&self) -> Result<Sent, i32> {
         let packet = self.packet;
-        let macs = self.macs()?;
-        let l3 = self.resize(self.ip_header() + 20)?;
-        let acknowledges = packet.flags & packet::ACK != 0;
+        let macs = self.buffer.macs()?;
+        let l3 = self
+            .buffer
+            .resize(self.ip_header() + size_of::<Tcp>() as u32)?;
+        let acknowledges = packet.flags & tcp::ACK != 0;
         // RFC 9293 3.5.2 group 1 and 3.10.7.1.
         let (seq, ack, flags) = if acknowledges {
-            (packet.ack, 0, packet::RST)
+            (packet.ack, 0, tcp::RST)
         } else {
-            let controls = u32::from(packet.flags & packet::SYN != 0)
-                + u32::from(packet.flags & packet::FIN != 0);
+            let controls =
+                u32::from(packet.flags & tcp::SYN != 0) + u32::from(packet.flags & tcp::FIN != 0);
             (
                 0,
                 packet
                     .seq
                     .wrapping_add(packet.payload)
                     .wrapping_add(controls),
-                packet::RST | packet::ACK,
+                tcp::RST | tcp::ACK,
             )
         };
         self.write_rst(l3, End::Sender, seq, ack, flags)?;
-        self.write_macs(macs, End::Sender)?;
-        self.send(End::Sender)?;
+        self.buffer.write_macs(macs, End::Sender)?;
+        self.buffer.send(End::Sender)?;
         let mut sent = Sent {
             replies: 1,
             ..Sent::default()
         };
-        let flow = verdict::flow(packet, self.hook);
-        verdict::note(&flow, self.hook == Hook::Egress);
+        let hook = self.buffer.hook;
+        let flow = flow::key(packet, hook);
+        flow::note_reset(&flow, hook == Hook::Egress);
         if !acknowledges {
             return Ok(sent);
         }
-        self.write_macs(macs, End::Receiver)?;
-        let flags = packet::RST | packet::ACK;
-        if packet.payload <= 1 && packet.flags & (packet::SYN | packet::FIN) == 0 {
+        self.buffer.write_macs(macs, End::Receiver)?;
+        let flags = tcp::RST | tcp::ACK;
+        if packet.payload <= 1 && packet.flags & (tcp::SYN | tcp::FIN) == 0 {
             // It may be a keepalive, whose SEQ is one below what its receiver expects
             // (RFC 9293 3.8.4): a RST there would be dropped in silence.
             self.write_rst(
@@ -181,19 +131,19 @@ impl Reply<'_> {
                 packet.ack,
                 flags,
             )?;
-            self.send(End::Receiver)?;
+            self.buffer.send(End::Receiver)?;
             sent.replies += 1;
         }
         self.write_rst(l3, End::Receiver, packet.seq, packet.ack, flags)?;
         sent.replies += 1;
-        if self.inline_tags() == 0 {
+        if self.buffer.inline_tags() == 0 {
             sent.onward = true;
         } else {
-            // The stack's notes on a buffer whose tags were taken off and put on again differ from
-            // kernel to kernel (`skb_vlan_push`, `mac_len`): a copy is read afresh.
-            self.send(End::Receiver)?;
+            // The metadata of a buffer whose tags were taken off and put back differs between
+            // kernels (`skb_vlan_push`, `mac_len`): of a copy, the stack computes it anew.
+            self.buffer.send(End::Receiver)?;
         }
-        verdict::note(&flow, self.hook == Hook::Ingress);
+        flow::note_reset(&flow, hook == Hook::Ingress);
         Ok(sent)
     }
 
@@ -211,45 +161,44 @@ impl Reply<'_> {
                 .cast::<u32>()
                 .write(0)
         };
-        load(self.skb, packet.l3, scratch, quoted, QUOTE_V6).ok_or(0)?;
-        let macs = self.macs()?;
+        load(self.buffer.skb, packet.l3, scratch, quoted, QUOTE_V6).ok_or(0)?;
+        let macs = self.buffer.macs()?;
         let ip = self.ip_header();
-        let length = 8 + quoted;
-        let l3 = self.resize(ip + length)?;
+        let length = size_of::<Icmp>() as u32 + quoted;
+        let l3 = self.buffer.resize(ip + length)?;
 
         let port_unreachable = self.mode == mode::RESET;
-        let mut icmp = IcmpHeader {
-            kind: 3,
-            code: if port_unreachable { 3 } else { 13 },
-            checksum: 0,
-            unused: 0,
-        };
-        let mut sum = 0;
-        if packet.v6 {
-            icmp.kind = 1;
-            icmp.code = if port_unreachable { 4 } else { 1 };
-            sum = Pseudo::new(
-                &packet.destination,
-                &packet.source,
-                length,
-                packet::ICMPV6 as u8,
-            )
-            .sum();
-        }
-        sum = sum_of(&icmp, sum);
-        sum = self.sum_quote(scratch, quoted, sum).ok_or(0)?;
-        icmp.checksum = !fold(sum);
-
-        let protocol = if packet.v6 {
-            packet::ICMPV6
+        let (kind, code, protocol, seed) = if packet.v6 {
+            let code = if port_unreachable {
+                icmpv6::PORT
+            } else {
+                icmpv6::PROHIBITED
+            };
+            let (from, to) = addresses(packet, End::Sender);
+            let pseudo = Pseudo::new(from, to, length, protocol::ICMPV6);
+            (icmpv6::UNREACHABLE, code, protocol::ICMPV6, pseudo.sum())
         } else {
-            packet::ICMP
+            let code = if port_unreachable {
+                icmp::PORT
+            } else {
+                icmp::PROHIBITED
+            };
+            (icmp::UNREACHABLE, code, protocol::ICMP, 0)
         };
-        self.write_ip(l3, End::Sender, length, protocol as u8)?;
-        self.store(l3 + ip, &icmp)?;
-        self.store_quote(l3 + ip + 8, scratch, quoted)?;
-        self.write_macs(macs, End::Sender)?;
-        self.send(End::Sender)?;
+        let mut icmp = Aligned(Icmp {
+            kind,
+            code,
+            checksum: 0,
+            unused: Be32::new(0),
+        });
+        let sum = sum_of(&icmp.0, seed);
+        icmp.0.checksum = !fold(self.sum_quote(scratch, quoted, sum).ok_or(0)?);
+
+        self.write_ip(l3, End::Sender, length, protocol)?;
+        self.buffer.store(l3 + ip, &icmp.0)?;
+        self.store_quote(l3 + ip + size_of::<Icmp>() as u32, scratch, quoted)?;
+        self.buffer.write_macs(macs, End::Sender)?;
+        self.buffer.send(End::Sender)?;
         Ok(Sent {
             replies: 1,
             ..Sent::default()
@@ -282,44 +231,48 @@ impl Reply<'_> {
     fn store_quote(&self, offset: u32, scratch: *mut u8, quoted: u32) -> Result<(), i32> {
         let quoted = between_one_and(quoted, QUOTE_V6).ok_or(0)?;
         // SAFETY: the scratch holds `quoted` bytes.
-        check(unsafe { bpf_skb_store_bytes(self.skb, offset, scratch.cast(), quoted, 0) })
+        check(unsafe { bpf_skb_store_bytes(self.buffer.skb, offset, scratch.cast(), quoted, 0) })
     }
 
     #[inline(always)]
     fn ip_header(&self) -> u32 {
-        if self.packet.v6 { 40 } else { 20 }
+        (if self.packet.v6 {
+            size_of::<Ipv6>()
+        } else {
+            size_of::<Ipv4>()
+        }) as u32
     }
 
-    /// The IP header in front of `length` bytes: from the packet's receiver to its sender, or on.
+    /// Writes the IP header of `length` bytes to an end of the flow.
     #[inline(always)]
     fn write_ip(&self, l3: u32, end: End, length: u32, protocol: u8) -> Result<(), i32> {
         let packet = self.packet;
         let (source, destination) = addresses(packet, end);
         if packet.v6 {
-            let header = Ipv6Header {
-                version: [0x60, 0, 0, 0],
-                length: (length as u16).to_be(),
+            let header = Aligned(Ipv6 {
+                version: [6 << 4, 0, 0, 0],
+                length: Be16::new(length as u16),
                 next: protocol,
                 hop_limit: HOP_LIMIT,
                 source: *source,
                 destination: *destination,
-            };
-            self.store(l3, &header)
+            });
+            self.buffer.store(l3, &header.0)
         } else {
-            let mut header = Ipv4Header {
-                version_length: 0x45,
+            let mut header = Aligned(Ipv4 {
+                version_length: 4 << 4 | 5,
                 tos: 0,
-                length: ((length + 20) as u16).to_be(),
-                id: 0,
-                fragment: 0x4000_u16.to_be(),
+                length: Be16::new((length + self.ip_header()) as u16),
+                id: Be16::new(0),
+                fragment: Be16::new(DONT_FRAGMENT),
                 ttl: HOP_LIMIT,
                 protocol,
                 checksum: 0,
                 source: v4(source),
                 destination: v4(destination),
-            };
-            header.checksum = !fold(sum_of(&header, 0));
-            self.store(l3, &header)
+            });
+            header.0.checksum = !fold(sum_of(&header.0, 0));
+            self.buffer.store(l3, &header.0)
         }
     }
 
@@ -331,24 +284,26 @@ impl Reply<'_> {
             End::Sender => (packet.destination_port, packet.source_port),
             End::Receiver => (packet.source_port, packet.destination_port),
         };
-        let mut tcp = TcpHeader {
-            source: from.to_be(),
-            destination: to.to_be(),
-            seq: seq.to_be(),
-            ack: ack.to_be(),
+        const LENGTH: u32 = size_of::<Tcp>() as u32;
+        let mut tcp = Aligned(Tcp {
+            source: Be16::new(from),
+            destination: Be16::new(to),
+            seq: Be32::new(seq),
+            ack: Be32::new(ack),
             offset: 5 << 4,
             flags,
-            window: 0,
+            window: Be16::new(0),
             checksum: 0,
-            urgent: 0,
-        };
-        let pseudo = Pseudo::new(source, destination, 20, packet::TCP as u8).sum();
-        tcp.checksum = !fold(sum_of(&tcp, pseudo));
-        self.write_ip(l3, end, 20, packet::TCP as u8)?;
-        self.store(l3 + self.ip_header(), &tcp)
+            urgent: Be16::new(0),
+        });
+        let pseudo = Pseudo::new(source, destination, LENGTH, protocol::TCP).sum();
+        tcp.0.checksum = !fold(sum_of(&tcp.0, pseudo));
+        self.write_ip(l3, end, LENGTH, protocol::TCP)?;
+        self.buffer.store(l3 + self.ip_header(), &tcp.0)
     }
 }
 
+/// Source and destination of a packet to an end of the flow.
 #[inline(always)]
 fn addresses(packet: &Packet, end: End) -> (&Words, &Words) {
     match end {
@@ -358,8 +313,10 @@ fn addresses(packet: &Packet, end: End) -> (&Words, &Words) {
 }
 
 #[inline(always)]
-fn v4(mapped: &Words) -> [u16; 2] {
-    [mapped[6], mapped[7]]
+fn v4(mapped: &Words) -> Be32 {
+    Be32 {
+        raw: [mapped[6], mapped[7]],
+    }
 }
 
 const _: () = assert!(size_of::<Scratch>() >= 2 * QUOTE_V6 as usize);

@@ -3,21 +3,22 @@
 //! IPv4 is a range table after DXR (Zec, Rizzo, Mikuc, "DXR: towards a billion routing lookups
 //! per second in software", SIGCOMM CCR 2012): an index by the top bits, then a binary search in
 //! the bucket's sorted range starts. IPv6 is a static tree over the sorted starts of ranges, eight
-//! to a node of two cache lines: it costs the same however the prefixes lie. What the tables hold
-//! is made by the daemon's `compile`; the same semantics stand there in plain Rust.
+//! to a node of two cache lines: its cost does not depend on the prefixes. The daemon's `compile`
+//! makes the tables, and has the same lookups in plain Rust.
 
 use blocker_ebpf::{
     ALTERNATES, BUCKETS, Bank, IndexEntry, V6_FANOUT, V6_LEVELS, WORDS_PER_BLOCK, v4_named, v6_list,
 };
 
 use crate::maps;
-use crate::packet::{Address, Words, opaque};
+use crate::packet::{Address, Words};
+use crate::source::opaque;
 
 /// The rule-list number of an address; 0 for none.
 #[inline(always)]
 pub fn lookup(address: &Address, bank: u32, about: &Bank) -> u32 {
     match address {
-        Address::V4(address) => remembered(*address, bank, about).unwrap_or(0),
+        Address::V4(address) => cached_v4(*address, bank, about).unwrap_or(0),
         Address::V6(_) if about.v6_levels == 0 => 0,
         Address::V6(address) => v6(address, bank, about).unwrap_or(0),
     }
@@ -55,8 +56,8 @@ fn v6(address: &Words, bank: u32, about: &Bank) -> Option<u32> {
     Some(u32::from(list))
 }
 
-/// What `a - b - borrowed` borrows: 1 if `a` is less, 0 if not. Arithmetic, since what a branch
-/// would ask is a toss-up that no processor predicts.
+/// What `a - b - borrowed` borrows: 1 if `a` is less, 0 if not. Arithmetic, since no processor could
+/// predict the branch.
 #[inline(always)]
 fn borrow(a: u64, b: u64, borrowed: u64) -> u64 {
     let difference = a.wrapping_sub(b).wrapping_sub(borrowed);
@@ -73,7 +74,7 @@ fn halves(address: &Words) -> (u64, u64) {
     (half(0), half(4))
 }
 
-/// 1 if an address may have a list, 0 if not.
+/// 1 if a list may name an address, 0 if none does.
 #[inline(always)]
 fn is_named(address: u32, about: &Bank) -> Option<usize> {
     let (word, shift) = v4_named(address);
@@ -81,20 +82,20 @@ fn is_named(address: u32, about: &Bank) -> Option<usize> {
     Some(opaque((word >> shift & 1) as usize))
 }
 
-/// As [`v4`], but for an address that this CPU has lately found that no list names: a packet meets
-/// two hooks and more, the next packet of its flow the same, and what passes is to pass quickly.
+/// As [`v4`], through a cache of addresses that no list names, on each CPU: a packet meets two hooks
+/// and more, and the next packet of its flow the same ones.
 #[inline(always)]
-fn remembered(address: u32, bank: u32, about: &Bank) -> Option<u32> {
-    let found = u64::from(address) << 32 | about.generation & 0xffff_ffff;
+fn cached_v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
+    let entry = u64::from(address) << 32 | about.generation & 0xffff_ffff;
     let last = maps::unnamed(address)?;
     // SAFETY: the word is this CPU's own, and read and written whole.
-    if unsafe { last.read() } == found {
+    if unsafe { last.read() } == entry {
         return Some(0);
     }
     let number = v4(address, bank, about)?;
     if number == 0 {
         // SAFETY: as above.
-        unsafe { last.write(found) };
+        unsafe { last.write(entry) };
     }
     Some(number)
 }
@@ -102,12 +103,12 @@ fn remembered(address: u32, bank: u32, about: &Bank) -> Option<u32> {
 #[inline(always)]
 fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
     let index = maps::index(bank)?.cast::<IndexEntry>();
-    // Most traffic of a host with few rules is of many addresses that none names: to look for each in
-    // the index, which is as large as half a CPU's cache, would cost more than all else that is done
-    // with its packet. All of them share an entry that is looked at and not used. By products, since
-    // a branch makes the verifier walk all that follows some times as often.
+    // Most traffic of a host with few rules is of many addresses that no rule names. The index is as
+    // large as half a CPU's cache, so reading an entry for each would cost more than all else that is
+    // done with its packet. All of them read one entry, whose value is not used. By products, since a
+    // branch makes the verifier walk all that follows several times.
     let named = is_named(address, about)?;
-    // The mask only tells the verifier of Linux 5.10, which knows little of products.
+    // The mask is for the verifier of Linux 5.10, which loses the bounds of products.
     let bucket = (address >> 16) as usize * named & (BUCKETS - 1);
     // SAFETY: an index has an entry for each upper half of an address.
     let entry = unsafe { index.add(bucket).read() };
@@ -115,11 +116,11 @@ fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
     if count == 0 {
         return Some(u32::from(entry.value) * named as u32);
     }
-    // 1 where only starts are kept, and two lists take turns.
+    // 1 where two lists alternate, and only starts are stored.
     let alternates = (entry.first >> 31) as usize;
     let first = (entry.first & !ALTERNATES) as usize;
     let words = maps::range_block(bank, (first / WORDS_PER_BLOCK) as u32)?.cast::<u16>();
-    // No bucket crosses a block; the mask only tells the verifier so.
+    // No bucket crosses a block; the mask is for the verifier.
     // SAFETY: the mask keeps every index inside the block.
     let at = |index: usize| unsafe { words.add(index & (WORDS_PER_BLOCK - 1)).read() };
     let start = |range: usize| i32::from(at(first + alternates + (range << (1 - alternates))));
@@ -139,17 +140,17 @@ fn v4(address: u32, bank: u32, about: &Bank) -> Option<u32> {
         count -= half;
     }
     // How many starts are not above the address.
-    let place = base + opaque(((start(base) - low - 1) >> 31 & 1) as usize);
+    let position = base + opaque(((start(base) - low - 1) >> 31 & 1) as usize);
     let value = if alternates == 1 {
-        if place & 1 == 0 {
+        if position & 1 == 0 {
             entry.value
         } else {
             at(first)
         }
-    } else if place == 0 {
+    } else if position == 0 {
         entry.value
     } else {
-        at(first + place * 2 - 1)
+        at(first + position * 2 - 1)
     };
     Some(u32::from(value))
 }

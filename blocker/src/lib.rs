@@ -7,7 +7,7 @@
 //!
 //! | module | owns | doesn't |
 //! |---|---|---|
-//! | [`matching`] | what narrows a rule: one file a field | know targets, modes or the host |
+//! | [`matching`] | what narrows a rule, and which rule decides a packet | know the ruleset or the host |
 //! | [`rule`] | what a rule is, text both ways | know other rules or the host |
 //! | [`lists`] | files of targets, in the forms that blocklists have | know what is done with them |
 //! | [`config`] | the configuration file | act on it |
@@ -18,7 +18,6 @@
 //! | [`ruleset`] | all rules, their diff | know the kernel |
 //! | [`fleet`] | rules for many hosts, through etcd | enforce them |
 //! | [`safety`] | what a rule may not touch | match packets |
-//! | [`matching`] | which rule decides a packet | know the ruleset |
 //! | [`compile`] | ruleset → snapshot, pure | write maps |
 //! | [`datapath`] | programs, maps, links, pins | know why a rule is there |
 //! | [`teardown`] | killing established flows | decide which rules kill |

@@ -1,5 +1,5 @@
 //! What the datapath keeps of the packets that rules decided: their flows, and events while
-//! somebody watches. The other side is `blocker-ebpf`'s `seen.rs`.
+//! somebody watches. The other side is `blocker-ebpf`'s `record.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

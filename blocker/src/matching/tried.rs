@@ -1,5 +1,5 @@
 //! Whether one compiled rule takes a packet, of which only a part may be known: the same as
-//! `matches` of `blocker-ebpf`'s `verdict.rs`.
+//! `matches` of `blocker-ebpf`'s `matches.rs`.
 
 use blocker_ebpf::{self as abi, Hook, PortSet};
 use ipnet::IpNet;

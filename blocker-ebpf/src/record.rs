@@ -1,108 +1,99 @@
-//! What is kept of a packet that a rule decided, beside its counters: its flow, and an event for
-//! whoever watches.
+//! The records of a packet that a rule decided, apart from its counters: its flow, and an event for
+//! those who watch.
 //!
-//! All of it is after the verdict: a packet that passes pays for nothing here. Making a new record
-//! takes some times as long as finding one, so a flood of ever new flows is recorded up to a rate, and
-//! the rest is counted. Of most flows without a record a sketch says so, and nothing is looked for.
+//! All of it comes after the verdict, so a packet that passes costs nothing here. Making a new record
+//! takes several times as long as finding one, so new flows are recorded up to a rate, and those over it
+//! are counted. For most flows without a record a Bloom filter spares the lookup.
 
-use blocker_ebpf::{Event, Hook, Rule, Tally, bucket, flag};
+use blocker_ebpf::headers::tcp;
+use blocker_ebpf::{Event, Tally, bucket, flag};
 
-use crate::flows::{Key, Recorded};
-use crate::known::Place;
-use crate::packet::{self, Fragment, Packet};
-use crate::{maps, rate, verdict};
+use crate::flow_table::{Key, Recorded};
+use crate::known::Bits;
+use crate::packet::Fragment;
+use crate::verdict::Decided;
+use crate::{flow, maps, rate};
 
-/// A packet, and what a rule made of it.
-pub struct Decided<'a> {
-    pub rule: &'a Rule,
-    pub packet: &'a Packet,
-    pub hook: Hook,
-    pub ifindex: u32,
-    pub length: u32,
-    /// A number of [`blocker_ebpf::verdict`].
-    pub fate: u8,
-}
-
-/// Keeps what is to be kept of it.
+/// Records a packet.
 ///
 /// A function of its own, not inlined: the stack of the hook's program has no room for its keys.
 #[inline(never)]
-pub fn keep(decided: &Decided<'_>) {
+pub fn record(decided: &Decided<'_>) {
     note_established(decided);
     let watched = maps::watching();
     if watched {
-        // Events are in order by their times, so these are exact; the record has the same then.
-        decided.packet.clock();
+        // Events are ordered by time, so theirs is exact, and the flow's record takes the same.
+        decided.packet.arrival.exact();
     }
     if maps::new_flows_per_second() > 0 {
-        record(decided);
+        record_flow(decided);
     }
     if watched {
-        tell(decided);
+        send_event(decided);
     }
 }
 
-/// Notes the flow of a blocked segment, if the rule's flows are to be killed when it ends. One that
-/// begins a connection is of none that could be killed.
+/// Notes the flow of a blocked segment, if the rule's flows are to be killed when it ends. A segment
+/// without ACK begins a connection, which is not established.
 #[inline(always)]
 fn note_established(decided: &Decided<'_>) {
     let packet = decided.packet;
     if decided.rule.flags & flag::RECORD == 0
-        || !packet.has(packet::ACK)
-        || packet.flags & packet::RST != 0
+        || !packet.has(tcp::ACK)
+        || packet.flags & tcp::RST != 0
     {
         return;
     }
-    let flow = verdict::flow(packet, decided.hook);
+    let flow = flow::key(packet, decided.hook);
     let known = maps::ESTABLISHED.get_ptr(flow).is_some_and(|rule| {
         // SAFETY: the pointer is to a live map value; the program holds the RCU read lock.
         unsafe { *rule == decided.rule.counter }
     });
     if !known {
-        // A full table gives up its oldest flow; that is all that can happen.
-        let _kept = maps::ESTABLISHED.insert(flow, decided.rule.counter, 0);
+        // A full table evicts its least recently used flow, so insertion does not fail.
+        let _inserted = maps::ESTABLISHED.insert(flow, decided.rule.counter, 0);
     }
 }
 
 /// Adds the packet to its flow's record.
 #[inline(always)]
-fn record(decided: &Decided<'_>) {
+fn record_flow(decided: &Decided<'_>) {
     let key = Key::of(decided);
-    let Some(place) = Place::of(key.place()) else {
+    let Some(known) = Bits::of(key.hash()) else {
         return;
     };
-    let now = decided.packet.time();
-    if place.is_known() && key.add(decided, now) {
+    let now = decided.packet.arrival.coarse();
+    if known.are_set() && key.add(decided, now) {
         return;
     }
     if !rate::take(bucket::FLOWS, maps::new_flows_per_second(), now) {
         return tally(|tally| tally.not_recorded += 1);
     }
-    place.learn();
+    known.set();
     match key.record(decided, now) {
         Recorded::Created => tally(|tally| tally.created += 1),
-        // By another CPU.
+        // Another CPU made it.
         Recorded::Found => {}
-        Recorded::Not => tally(|tally| tally.not_recorded += 1),
+        Recorded::Locked => tally(|tally| tally.not_recorded += 1),
     }
 }
 
-/// Tells whoever watches of the packet.
+/// Sends an event to those who watch.
 #[inline(always)]
-fn tell(decided: &Decided<'_>) {
+fn send_event(decided: &Decided<'_>) {
     let Decided {
         packet,
         hook,
         ifindex,
         length,
-        fate,
+        verdict,
         ..
     } = *decided;
-    let time = packet.clock();
+    let time = packet.arrival.exact();
     if !rate::take(bucket::EVENTS, maps::events_per_second(), time) {
         return tally(|tally| tally.lost += 1);
     }
-    let flow = verdict::flow(packet, hook);
+    let flow = flow::key(packet, hook);
     let Some(mut entry) = maps::EVENTS.reserve::<Event>(0) else {
         return tally(|tally| tally.lost += 1);
     };
@@ -116,7 +107,7 @@ fn tell(decided: &Decided<'_>) {
         local_port: flow.local_port,
         flags: packet.flags,
         hook: hook as u8,
-        verdict: fate,
+        verdict,
         icmp_type: packet.icmp_type,
         fragment: u8::from(packet.fragment != Fragment::Whole),
         reserved: 0,

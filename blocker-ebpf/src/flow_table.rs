@@ -1,27 +1,28 @@
-//! The table of flows that rules decided: of our own, since it is what a known flow's packet costs most.
+//! The table of flows that rules decided: a set-associative table in an array map, instead of the
+//! kernel's LRU hash, whose lookup would cost more than all else that is done with a known flow's packet.
 //!
-//! A record is one cache line, the flow's key in it, so that a packet touches one line that is not in
-//! its CPU's cache, where the kernel's LRU hash touches four. A flow may be in the slots of one set,
-//! [`FLOW_WAYS`] side by side, and begins at one of them; with twice the slots that are asked for,
-//! nearly all are where they begin. Where a set is full, the flow that was not seen longest gives way.
+//! A slot is one cache line with the flow's key and its record, so that a packet misses the cache once,
+//! where the kernel's LRU hash misses four times. A flow may be in any of the [`FLOW_WAYS`] slots of one
+//! set; its hash says which is tried first. The table has twice the slots that are configured, so nearly
+//! every flow is in its first one. In a full set the flow that was seen least recently is evicted.
 //!
 //! All CPUs share the table. Additions are atomic. A new record is made under a lock of its set: an
-//! entry of a hash map that only one CPU can make (`BPF_NOEXIST`), since the compare-and-swap that
-//! kernels have since 5.12 (5ffa25502b5a) is not on all that run this. Whoever finds the set locked for
-//! longer than that takes does not record, and says so; new flows are rare by their rate.
+//! entry of a hash map that only one CPU can make (`BPF_NOEXIST`), since compare-and-swap needs Linux
+//! 5.12 (5ffa25502b5a). A CPU that finds the set locked for longer than that takes counts the packet as
+//! not recorded; the rate of new flows makes this rare.
 //!
-//! A reader in user space takes a record as it is while its tag is the same before and after.
+//! A reader in user space copies a slot, and uses the copy if the tag is the same before and after.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use blocker_ebpf::{FLOW_V6, FLOW_WAYS, FlowHigh, FlowSlot, Hook};
 
 use crate::maps;
-use crate::seen::Decided;
+use crate::verdict::Decided;
 
-/// How often a set is asked for: some times as long as another CPU takes to make a record.
-const PATIENCE: u32 = 32;
+/// How often the lock of a set is tried: several times as long as another CPU holds it.
+const ATTEMPTS: u32 = 32;
 
-/// A flow as one rule sees it, as the table has it.
+/// A flow as one rule sees it, in the table's form.
 pub struct Key {
     rule: u32,
     remote: u32,
@@ -33,14 +34,14 @@ pub struct Key {
     hash: u64,
 }
 
-/// What became of asking for a record.
+/// The result of recording a packet of a flow that may have no record.
 pub enum Recorded {
-    /// It was made.
+    /// A record was made.
     Created,
-    /// It was there, and the packet was added.
+    /// There was one, and the packet was added to it.
     Found,
-    /// Another CPU was making one in the same place.
-    Not,
+    /// Not recorded: another CPU held the lock of the set.
+    Locked,
 }
 
 impl Key {
@@ -71,20 +72,20 @@ impl Key {
             },
             hash: 0,
         };
-        key.hash = key.hash();
+        key.hash = key.compute_hash();
         key
     }
 
     /// Its hash.
     #[inline(always)]
-    pub fn place(&self) -> u64 {
+    pub fn hash(&self) -> u64 {
         self.hash
     }
 
-    /// A product a word, which the processor makes side by side, and the end of MurmurHash3's
-    /// finaliser.
+    /// One product for each word, which the processor computes in parallel, then the end of
+    /// MurmurHash3's finaliser.
     #[inline(always)]
-    fn hash(&self) -> u64 {
+    fn compute_hash(&self) -> u64 {
         let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
         let ports = u32::from(self.remote_port) << 16 | u32::from(self.local_port);
         let mut sum = pair(self.remote, self.local).wrapping_mul(ODD[0])
@@ -116,7 +117,7 @@ impl Key {
         self.hash as u32 & maps::flow_mask() & !(FLOW_WAYS - 1)
     }
 
-    /// The number of a slot that it may be in; it begins at 0.
+    /// The number of a slot that it may be in; `way` 0 is tried first.
     #[inline(always)]
     fn slot(&self, way: u32) -> u32 {
         self.set() | (self.hash as u32 ^ way) & (FLOW_WAYS - 1)
@@ -130,20 +131,20 @@ impl Key {
             let Some(slot) = maps::FLOWS.get_ptr_mut(number) else {
                 return false;
             };
-            // SAFETY: `get_ptr_mut` gave a valid pointer. Another CPU may write what is read here: a
-            // flow that gives way just now takes this packet for its successor's.
+            // SAFETY: `get_ptr_mut` gave a valid pointer. Another CPU may write the slot meanwhile: if
+            // it evicts this flow just now, the packet is added to the flow that replaces it.
             if unsafe { self.is_in(slot, number) } {
-                // SAFETY: as above. Two CPUs may race for what is said of the last packet; either was.
+                // SAFETY: as above. Two CPUs may race to describe the last packet; either may win.
                 unsafe {
                     let record = &raw mut (*slot).record;
                     add(&raw mut (*record).packets, 1);
                     add(&raw mut (*record).bytes, u64::from(decided.length));
-                    // Another CPU's tick may be further.
+                    // Another CPU's tick may be later.
                     if now > (*record).last_seen {
                         (*record).last_seen = now;
                     }
                     (*record).ifindex = decided.ifindex;
-                    (*record).verdict = decided.fate;
+                    (*record).verdict = decided.verdict;
                     (*record).hook = decided.hook as u8;
                 }
                 return true;
@@ -182,26 +183,26 @@ impl Key {
             let inserted = maps::FLOW_LOCKS.insert(set, 0, u64::from(BPF_NOEXIST));
             inserted.is_ok()
         };
-        if !(0..PATIENCE).any(|_| lock()) {
-            return Recorded::Not;
+        if !(0..ATTEMPTS).any(|_| lock()) {
+            return Recorded::Locked;
         }
         let recorded = if self.add(decided, now) {
             Recorded::Found
         } else {
             self.write(decided, now)
         };
-        let _held = maps::FLOW_LOCKS.remove(set);
+        let _removed = maps::FLOW_LOCKS.remove(set);
         recorded
     }
 
-    /// Writes the flow where there is none, or where the one is that was not seen longest.
+    /// Writes the flow into an empty slot of its set, or in place of the least recently seen flow.
     #[inline(always)]
     fn write(&self, decided: &Decided<'_>, now: u64) -> Recorded {
         let (mut chosen, mut oldest) = (self.slot(0), u64::MAX);
         for way in 0..FLOW_WAYS {
             let number = self.slot(way);
             let Some(slot) = maps::FLOWS.get(number) else {
-                return Recorded::Not;
+                return Recorded::Locked;
             };
             let seen = if slot.tag == 0 {
                 0
@@ -216,10 +217,10 @@ impl Key {
             maps::FLOWS.get_ptr_mut(chosen),
             maps::FLOWS_HIGH.get_ptr_mut(chosen),
         ) else {
-            return Recorded::Not;
+            return Recorded::Locked;
         };
-        // SAFETY: `get_ptr_mut` gave valid pointers, and who holds the lock alone makes records in
-        // this set. The tag goes first and comes last, so that nobody takes half a record for one.
+        // SAFETY: `get_ptr_mut` gave valid pointers, and only the holder of the lock makes records in
+        // this set. The tag is cleared first and written last, so that no reader uses half a record.
         unsafe {
             (&raw mut (*slot).tag).write_volatile(0);
             if self.is_v6() {
@@ -237,7 +238,7 @@ impl Key {
             (&raw mut (*record).first_seen).write_volatile(now);
             (&raw mut (*record).last_seen).write_volatile(now);
             (&raw mut (*record).ifindex).write_volatile(decided.ifindex);
-            (&raw mut (*record).verdict).write_volatile(decided.fate);
+            (&raw mut (*record).verdict).write_volatile(decided.verdict);
             (&raw mut (*record).hook).write_volatile(decided.hook as u8);
             (&raw mut (*slot).tag).write_volatile(self.tag());
         }
@@ -245,8 +246,8 @@ impl Key {
     }
 }
 
-/// Adds to a number that other CPUs add to. `core` has no atomic additions for this target, since
-/// they took a compare-and-swap to be had; the instruction itself is as old as BPF.
+/// Adds atomically. `core` has no atomic additions for this target, since it wants compare-and-swap
+/// with them; the instruction itself is as old as BPF.
 ///
 /// # Safety
 /// The pointer must be good for the write.
@@ -263,7 +264,7 @@ unsafe fn add(number: *mut u64, more: u64) {
     }
 }
 
-/// Odd, and without a pattern: the fractions of the square roots of the first primes.
+/// Multipliers without a pattern: odd numbers near the fractions of the square roots of the first primes.
 const ODD: [u64; 6] = [
     0x6a09_e667_f3bc_c909,
     0xbb67_ae85_84ca_a73b,
