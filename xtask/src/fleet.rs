@@ -3,9 +3,6 @@
 //! A real etcd of three members, with TLS, in a network namespace, and many hosts in one process,
 //! which follow it with the daemon's code but without a datapath.
 
-#[path = "../../blocker/tests/cluster/etcd.rs"]
-mod etcd;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,9 +14,9 @@ use tempfile::TempDir;
 
 use crate::build::{FLEET, target_directory};
 use crate::command::{self, cargo, line, run as run_command, say};
-use crate::lab::{Namespace, poll};
+use crate::etcd::{self, MEMBERS};
+use crate::hosts::{Namespace, poll};
 use crate::setup;
-use etcd::MEMBERS;
 
 const TASK: &str = "fleet";
 /// The members' address.

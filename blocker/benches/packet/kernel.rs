@@ -6,8 +6,6 @@ use anyhow::{Result, ensure};
 use blocker::datapath::Datapath;
 use blocker_ebpf::programs;
 
-use crate::bpf;
-
 /// What an empty program answers.
 #[derive(Clone, Copy)]
 pub(crate) enum Action {
@@ -18,12 +16,12 @@ pub(crate) enum Action {
 }
 
 /// A loaded program.
-pub(crate) struct Program(bpf::Program);
+pub(crate) struct Program(xtask::bpf::Program);
 
 impl Program {
     /// An XDP program of two instructions: `r0 = action; exit`.
     pub(crate) fn xdp(action: Action) -> Result<Self> {
-        bpf::Program::load(&[0xb7 | ((action as u64) << 32), 0x95]).map(Self)
+        xtask::bpf::Program::load(&[0xb7 | ((action as u64) << 32), 0x95]).map(Self)
     }
 
     /// A program of the datapath, by name.

@@ -7,8 +7,6 @@
 //! Prints JSON; `cargo xtask bench` makes a table of it. Absolute times are the machine's: compare
 //! within a run only.
 
-#[path = "../../../xtask/src/bench/bpf.rs"]
-mod bpf;
 mod frame;
 mod kept;
 mod kernel;

@@ -322,7 +322,7 @@ fn only(rule: &Rule, miss: Miss) -> String {
 fn condition(rule: &Rule, unknown: Unknown) -> String {
     let mut parts = Vec::new();
     if unknown.device {
-        parts.push(format!("on {}", rule.interfaces.join(", ")));
+        parts.push(format!("on {}", rule.matching.interfaces.join(", ")));
     }
     if unknown.local {
         parts.push(local_names(rule));

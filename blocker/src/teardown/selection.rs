@@ -117,7 +117,7 @@ impl<'a> Selection<'a> {
                 v4: any(true),
                 v6: any(false),
             },
-            protocols: killing().map(|rule| rule.protocol).collect(),
+            protocols: killing().map(|rule| rule.matching.protocol).collect(),
             known: RefCell::default(),
             error: RefCell::default(),
         }

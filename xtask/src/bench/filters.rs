@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Family, Kind, Set};
-use super::bpf::Map;
 use super::memory;
 use super::wire::Wire;
-use crate::lab::{Daemon, Programs};
+use crate::bpf::Map;
+use crate::hosts::{Daemon, Programs};
 
 /// The name of the peers' sets.
 const SET: &str = "blocked";

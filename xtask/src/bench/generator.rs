@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::addresses::Family;
-use super::bpf::{Map, Program};
+use crate::bpf::{Map, Program};
 
 /// Length of a frame.
 const LENGTH: usize = 64;

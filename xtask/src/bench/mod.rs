@@ -5,7 +5,6 @@
 //! time to kill connections. Tables and a chart are written to `target/bench/`.
 
 mod addresses;
-mod bpf;
 mod chart;
 mod filters;
 mod generator;
@@ -22,7 +21,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{self, cargo, line, say, search_path};
-use crate::{build, demo, lab, setup, test};
+use crate::{build, demo, hosts, setup, test};
 
 const TASK: &str = "bench";
 
@@ -111,7 +110,7 @@ pub(crate) fn compare(directory: &Path, what: &What) -> Result<()> {
     demo::clean_up_on_signals()?;
     let result = wired::compare(&programs, what);
     // After a signal its thread does the same, and ends the process.
-    lab::clean_up();
+    hosts::clean_up();
     println!("{}", serde_json::to_string_pretty(&result?)?);
     Ok(())
 }
@@ -128,7 +127,13 @@ fn teardown(sudo: Option<PathBuf>) -> Result<()> {
             "--features",
             "blocker/kernel-tests",
         ])
-        .args(["--test", "teardown_speed", "--", "--nocapture"])
+        .args([
+            "--test",
+            "kernel",
+            "--",
+            "alone::teardown_speed",
+            "--nocapture",
+        ])
         .env("PATH", search_path());
     if let Some(sudo) = sudo {
         speed.env(test::runner_variable()?, sudo);

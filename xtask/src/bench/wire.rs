@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::Family;
 use super::generator::{Generator, RECEIVER};
-use crate::lab::{Namespace, join, poll};
+use crate::hosts::{Namespace, join, poll};
 
 /// The sender's device.
 const SENDER_DEVICE: &str = "eth0";

@@ -11,13 +11,13 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Family, Kind, Set};
-use super::bpf::Program;
 use super::filters::{Filter, Loaded, verify};
 use super::generator::{drop_all, read};
 use super::wire::{Cost, Effort, Floods, Wire};
 use super::{TASK, What, thousands};
+use crate::bpf::Program;
 use crate::command::say;
-use crate::lab::Programs;
+use crate::hosts::Programs;
 
 /// The number of packets before a source repeats: 16 MB of addresses, more than a core's caches.
 const SOURCES: usize = 1 << 20;

@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::command::{self, say};
-use crate::{build, lab, setup};
+use crate::{build, hosts, setup};
 pub(crate) use play::programs;
 use rows::ROWS;
 
@@ -42,7 +42,7 @@ pub(crate) fn demo(programs: Option<PathBuf>) -> Result<()> {
     clean_up_on_signals()?;
     let result = play_all(&programs);
     // After a signal its thread does the same, and ends the process.
-    lab::clean_up();
+    hosts::clean_up();
     result
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn clean_up_on_signals() -> Result<()> {
         Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals cannot be watched")?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            lab::clean_up();
+            hosts::clean_up();
             std::process::exit(128 + signal);
         }
     });

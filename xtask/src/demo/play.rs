@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use super::rows::{Block, Place, Row};
-use crate::lab::{
+use crate::hosts::{
     Connection, Daemon, Listener, Namespace, Pair, Programs, Routed, connect_timed, wait_dead,
 };
 
@@ -276,7 +276,7 @@ fn attempt(host: &Namespace, listener: &Listener) -> Result<Attempt> {
 }
 
 /// Whether the data that was sent during the block has arrived.
-fn got_stale(end: &mut crate::lab::End) -> bool {
+fn got_stale(end: &mut crate::hosts::End) -> bool {
     end.death().is_none()
         && end
             .receive(STALE.len(), Duration::ZERO)

@@ -15,17 +15,17 @@ mkdir /dev/net
 mknod /dev/net/tun c 10 200
 ip link set lo up
 
-# Runs test $2 of binary $1, for at most $3 seconds. What a failed one says may be long (verifier logs)
-# and the console is slow, so that only its end is shown.
+# Runs test $1, for at most $2 seconds. What a failed one says may be long (verifier logs) and the
+# console is slow, so that only its end is shown.
 run() {
     read -r start _ < /proc/uptime
-    timeout "$3" "/tests/$1" --include-ignored --exact "$2" > /tmp/out 2>&1
+    timeout "$2" /tests --include-ignored --exact "$1" > /tmp/out 2>&1
     read -r end _ < /proc/uptime
     took=$(awk "BEGIN { print $end - $start }")
     if grep -q '^test result: ok. 1 passed' /tmp/out; then
-        echo "== passed $1::$2 $took"
+        echo "== passed $1 $took"
     else
-        echo "== failed $1::$2 $took"
+        echo "== failed $1 $took"
         tail -c 12000 /tmp/out
         echo
         echo "== said"
@@ -44,6 +44,6 @@ unhide() {
 # The firmware left its own marks on this line.
 echo
 echo "== kernel $(uname -r)"
-. /jobs.sh
+. /plan.sh
 echo "== done"
 poweroff -f

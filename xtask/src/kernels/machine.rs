@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::TASK;
-use super::plan::Job;
+use super::plan::Plan;
 use super::source::Kernel;
 use crate::command::{line, say};
 
@@ -32,7 +32,6 @@ const TAIL: usize = 60;
 pub(super) struct Account {
     /// As its `uname -r` says it.
     pub(super) release: String,
-    /// Tests that passed, as [`Job::names`] names them.
     passed: BTreeSet<String>,
     failed: BTreeSet<String>,
     /// What a failed test said, while it is being told.
@@ -71,15 +70,15 @@ impl Account {
     ///
     /// # Errors
     /// It is not: with what is missing, and where to read on.
-    pub(super) fn check(&self, jobs: &[Job], kernel: &Kernel, log: &Path) -> Result<usize> {
+    pub(super) fn check(&self, plan: &Plan, kernel: &Kernel, log: &Path) -> Result<usize> {
         let mut wrong = Vec::new();
         if self.release != kernel.release {
             wrong.push(format!("{} did not boot", kernel.release));
         }
-        for test in jobs.iter().flat_map(Job::names) {
-            if self.failed.contains(&test) {
+        for test in &plan.tests {
+            if self.failed.contains(test) {
                 wrong.push(format!("{test} failed"));
-            } else if !self.passed.contains(&test) {
+            } else if !self.passed.contains(test) {
                 wrong.push(format!("{test} did not end"));
             }
         }
@@ -108,7 +107,7 @@ impl Account {
 ///
 /// # Errors
 /// QEMU cannot be started, or the log not be written.
-pub(super) fn run(kernel: &Kernel, initramfs: &Path, jobs: &[Job], log: &Path) -> Result<Account> {
+pub(super) fn run(kernel: &Kernel, initramfs: &Path, plan: &Plan, log: &Path) -> Result<Account> {
     let mut qemu = Command::new("qemu-system-x86_64");
     // Emulated, also where there is a /dev/kvm: on a nested one guests hang or QEMU ends, and the
     // CPU that the verifier meets would be another on each machine.
@@ -154,7 +153,7 @@ pub(super) fn run(kernel: &Kernel, initramfs: &Path, jobs: &[Job], log: &Path) -
             }
         }
     });
-    let patience = BOOT + jobs.iter().map(Job::patience).sum::<Duration>();
+    let patience = BOOT + plan.patience();
     let deadline = Instant::now() + patience;
     let mut account = Account::default();
     loop {
@@ -215,12 +214,11 @@ mod tests {
         for line in console {
             account.read(line);
         }
-        let job = Job {
-            binary: "wire".to_owned(),
-            tests: vec!["one".to_owned(), "two".to_owned()],
+        let plan = Plan {
+            tests: vec!["wire::one".to_owned(), "wire::two".to_owned()],
             left_out: Vec::new(),
         };
-        account.check(&[job], &kernel(), Path::new("/nonexistent"))
+        account.check(&plan, &kernel(), Path::new("/nonexistent"))
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `cargo xtask test --kernel VERSION`: tests that need a kernel, on kernels that this machine does
 //! not run.
 //!
-//! Each kernel is a Debian one ([`source`]), booted by QEMU from an initramfs that holds the test
-//! binaries, the two programs and what they call ([`root`]). The guest runs the tests one after the
+//! Each kernel is a Debian one ([`source`]), booted by QEMU from an initramfs that holds the tests,
+//! the two programs and what they call ([`root`]). The guest runs the tests one after the
 //! other and tells of them on its serial console ([`machine`]). Which tests run, and which a kernel
 //! is too old for, is said in [`plan`] alone: a test cannot skip itself.
 //!
@@ -10,13 +10,13 @@
 //! so a few tests of each kind run, unless some are named.
 
 mod machine;
-mod plan;
+pub(crate) mod plan;
 mod root;
 mod source;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -28,15 +28,15 @@ pub(crate) use source::Release;
 use crate::build::target_directory;
 use crate::command::{cargo, line, say, search_path};
 use crate::setup;
-use plan::Job;
+use crate::test::{TESTS, names};
+use plan::Plan;
 
 const TASK: &str = "kernels";
 
 /// A program that cargo built.
 struct Built {
-    name: String,
     path: PathBuf,
-    /// Whether it is an integration test, or one of the two programs.
+    /// Whether it has the tests, or is one of the two programs.
     test: bool,
 }
 
@@ -49,17 +49,10 @@ struct Built {
 pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
     setup::install(setup::Purpose::Kernels)?;
     let directory = target_directory().join("kernels");
-    let (built, jobs) = if filter.is_empty() {
-        let built = build(&plan::binaries())?;
-        let jobs = plan::jobs(&built)?;
-        (built, jobs)
-    } else {
-        let built = build(&["*"])?;
-        let jobs = plan::named(&built, filter)?;
-        (built, jobs)
-    };
+    let built = build()?;
+    let plan = Plan::new(&list(&built)?, filter)?;
     fs::create_dir_all(&directory)?;
-    root::prepare(&directory, &built, &jobs)?;
+    root::prepare(&directory, &built)?;
 
     // A guest under test keeps one CPU busy; the next kernel boots when one is done.
     let at_once = std::thread::available_parallelism().map_or(1, usize::from);
@@ -72,7 +65,7 @@ pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
                 let Some(release) = releases.get(number) else {
                     return results;
                 };
-                results.push((number, *release, timed(*release, &directory, &jobs)));
+                results.push((number, *release, timed(*release, &directory, &plan)));
             }
         };
         let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
@@ -105,34 +98,33 @@ pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
 }
 
 /// As [`on`], and the seconds that it took.
-fn timed(release: Release, directory: &Path, jobs: &[Job]) -> (Result<String>, u64) {
+fn timed(release: Release, directory: &Path, plan: &Plan) -> (Result<String>, u64) {
     let start = Instant::now();
-    let result = on(release, directory, jobs);
+    let result = on(release, directory, plan);
     (result, start.elapsed().as_secs())
 }
 
-/// Runs the jobs on one kernel, and says how many tests passed and what was left out.
-fn on(release: Release, directory: &Path, jobs: &[Job]) -> Result<String> {
+/// Runs the plan on one kernel, and says how many tests passed and what was left out.
+fn on(release: Release, directory: &Path, plan: &Plan) -> Result<String> {
     let own = directory.join(release.name());
     let kernel = source::fetch(release, &own)?;
-    let jobs: Vec<_> = jobs.iter().map(|job| job.on(kernel.version)).collect();
-    let left_out: Vec<_> = jobs.iter().flat_map(|job| &job.left_out).collect();
-    for (test, why) in &left_out {
+    let plan = plan.on(kernel.version);
+    for (test, why) in &plan.left_out {
         println!("kernel {release}: {test} is left out: {why}");
     }
-    let initramfs = root::pack(&directory.join("root.cpio"), &own, &kernel, &jobs)?;
+    let initramfs = root::pack(&directory.join("root.cpio"), &own, &kernel, &plan)?;
     let log = own.join("console.log");
-    let account = machine::run(&kernel, &initramfs, &jobs, &log)?;
-    let passed = account.check(&jobs, &kernel, &log)?;
+    let account = machine::run(&kernel, &initramfs, &plan, &log)?;
+    let passed = account.check(&plan, &kernel, &log)?;
     Ok(format!(
         "Linux {}, {passed} tests passed, {} left out",
         account.release,
-        left_out.len()
+        plan.left_out.len()
     ))
 }
 
-/// Builds the two programs and these integration tests of them (`*` is every one).
-fn build(tests: &[&str]) -> Result<Vec<Built>> {
+/// Builds the two programs and the tests of them.
+fn build() -> Result<Vec<Built>> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -141,7 +133,6 @@ fn build(tests: &[&str]) -> Result<Vec<Built>> {
     #[derive(Deserialize)]
     struct Target {
         kind: Vec<String>,
-        name: String,
     }
 
     let mut command = cargo();
@@ -149,7 +140,7 @@ fn build(tests: &[&str]) -> Result<Vec<Built>> {
         // As `cargo xtask test` builds, so that what one built the other takes.
         .args(["test", "--no-run", "--workspace"])
         .args(["--features", "blocker/kernel-tests"])
-        .args(tests.iter().flat_map(|test| ["--test", test]))
+        .args(["--test", TESTS])
         .arg("--message-format=json-render-diagnostics")
         .env("PATH", search_path());
     say(TASK, &line(&command));
@@ -165,12 +156,21 @@ fn build(tests: &[&str]) -> Result<Vec<Built>> {
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let message: Message = serde_json::from_str(line).context("cargo's message")?;
         if let (Some(path), Some(target)) = (message.executable, message.target) {
-            built.push(Built {
-                name: target.name,
-                path,
-                test: target.kind.iter().any(|kind| kind == "test"),
-            });
+            let test = target.kind.iter().any(|kind| kind == "test");
+            built.push(Built { path, test });
         }
     }
     Ok(built)
+}
+
+/// The names of the tests.
+fn list(built: &[Built]) -> Result<Vec<String>> {
+    let tests = built.iter().find(|built| built.test);
+    let tests = tests.with_context(|| format!("cargo built no {TESTS}"))?;
+    let output = Command::new(&tests.path)
+        .args(["--list", "--format", "terse"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{} cannot be started", tests.path.display()))?;
+    Ok(names(&String::from_utf8_lossy(&output.stdout)))
 }

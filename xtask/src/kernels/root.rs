@@ -1,4 +1,4 @@
-//! The guest's file system: an initramfs of test binaries, the two programs, what they call and its
+//! The guest's file system: an initramfs of the tests, the two programs, what they call and its
 //! libraries, each at the place that it has on this machine.
 
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{self, Job};
+use super::plan::{self, Plan};
 use super::source::Kernel;
 use super::{Built, TASK};
 use crate::command::{self, find, line};
@@ -42,14 +42,14 @@ const FILES: [&str; 4] = [
 ];
 /// Kernel modules that tests have loaded, as parts of the tree.
 const MODULES: [&str; 5] = ["net", "lib", "crypto", "arch", "drivers/net"];
-/// Where the test binaries are, as `init.sh` knows.
+/// Where the tests are, as `init.sh` knows.
 const TESTS: &str = "/tests";
 
 /// Makes what is the same for every kernel.
 ///
 /// # Errors
 /// A program is missing, or a file cannot be written.
-pub(super) fn prepare(directory: &Path, built: &[Built], jobs: &[Job]) -> Result<()> {
+pub(super) fn prepare(directory: &Path, built: &[Built]) -> Result<()> {
     let root = Tree::new(&directory.join("root"))?;
     for program in PROGRAMS {
         let path = find(program).with_context(|| format!("{program} is missing"))?;
@@ -77,14 +77,11 @@ pub(super) fn prepare(directory: &Path, built: &[Built], jobs: &[Job]) -> Result
     }
     for built in built {
         // Tests know the programs under test by the path that cargo built them at.
-        let to = if built.test {
-            Path::new(TESTS).join(&built.name)
-        } else {
-            built.path.clone()
+        let to = match built.test {
+            true => Path::new(TESTS),
+            false => &built.path,
         };
-        if !built.test || jobs.iter().any(|job| job.binary == built.name) {
-            root.stripped(&built.path, &to)?;
-        }
+        root.stripped(&built.path, to)?;
     }
     let init = root.at(Path::new("/init"))?;
     fs::write(&init, include_str!("init.sh"))?;
@@ -92,11 +89,11 @@ pub(super) fn prepare(directory: &Path, built: &[Built], jobs: &[Job]) -> Result
     archive(&root.top, &directory.join("root.cpio"))
 }
 
-/// Makes the initramfs for a kernel: the common root, its modules, its jobs.
+/// Makes the initramfs for a kernel: the common root, its modules, its plan.
 ///
 /// # Errors
 /// depmod is missing, or a file cannot be written.
-pub(super) fn pack(common: &Path, own: &Path, kernel: &Kernel, jobs: &[Job]) -> Result<PathBuf> {
+pub(super) fn pack(common: &Path, own: &Path, kernel: &Kernel, plan: &Plan) -> Result<PathBuf> {
     let tree = Tree::new(&own.join("root"))?;
     let modules = Path::new("/usr/lib/modules").join(&kernel.release);
     for part in MODULES {
@@ -113,7 +110,7 @@ pub(super) fn pack(common: &Path, own: &Path, kernel: &Kernel, jobs: &[Job]) -> 
         .arg(&kernel.release)
         .stderr(Stdio::null());
     command::run(TASK, &mut depmod)?;
-    fs::write(tree.at(Path::new("/jobs.sh"))?, script(jobs))?;
+    fs::write(tree.at(Path::new("/plan.sh"))?, script(plan))?;
     archive(&tree.top, &own.join("own.cpio"))?;
 
     // The kernel unpacks archives one after the other.
@@ -125,21 +122,16 @@ pub(super) fn pack(common: &Path, own: &Path, kernel: &Kernel, jobs: &[Job]) -> 
     Ok(initramfs)
 }
 
-/// The shell script that runs the jobs, by what `init.sh` has for it.
-fn script(jobs: &[Job]) -> String {
+/// The shell script that runs the plan, by what `init.sh` has for it.
+fn script(plan: &Plan) -> String {
+    let seconds = plan::PATIENCE.as_secs();
     let mut script = String::new();
-    for job in jobs {
-        let module = plan::without(&job.binary);
-        if let Some(module) = module {
-            script += &format!("hide {module}\n");
-        }
-        for test in &job.tests {
-            let seconds = plan::PATIENCE.as_secs();
-            script += &format!("run {} {test} {seconds}\n", job.binary);
-        }
-        if module.is_some() {
-            script += "unhide\n";
-        }
+    for test in &plan.tests {
+        let run = format!("run {test} {seconds}\n");
+        script += &match plan::without(test) {
+            Some(module) => format!("hide {module}\n{run}unhide\n"),
+            None => run,
+        };
     }
     script
 }

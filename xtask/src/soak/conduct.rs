@@ -10,8 +10,8 @@ use fastrand::Rng;
 
 use super::report::{Done, Report, Sample};
 use super::traffic::{BLOCKED, CHANGING, FREE, Traffic, address};
-use crate::footprint::Footprint;
-use crate::lab::{Connection, Daemon, Listener, Pair, Programs, poll};
+use crate::hosts::{Connection, Daemon, Listener, Pair, Programs, poll};
+use crate::kernel_objects::KernelObjects;
 
 /// Time limit of operations that normally take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -301,7 +301,7 @@ impl Conductor {
     }
 
     fn sample(&self) -> Result<Sample> {
-        let footprint = Footprint::of(&self.daemon)?;
+        let footprint = KernelObjects::of(&self.daemon)?;
         let pid = self.daemon.pid().context("the daemon runs")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let memory = status

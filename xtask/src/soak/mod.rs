@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{self, say, search_path};
 use crate::demo::{clean_up_on_signals, programs as find_programs};
-use crate::{build, lab, setup};
+use crate::{build, hosts, setup};
 
 const TASK: &str = "soak";
 
@@ -64,7 +64,7 @@ pub(crate) fn run(how: How, programs: Option<PathBuf>) -> Result<()> {
     say(TASK, &format!("{} minutes, --seed {seed}", how.minutes));
     let time = Duration::from_secs(60) * how.minutes;
     let outcome = conduct::conduct(&find_programs(&directory)?, time, seed);
-    lab::clean_up();
+    hosts::clean_up();
     let report = outcome.with_context(|| format!("--seed {seed}"))?;
     anstream::print!("\n{}", report.table());
     let path = build::target_directory().join("soak.json");

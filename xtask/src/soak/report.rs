@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::traffic::Totals;
-use crate::footprint::Footprint;
+use crate::kernel_objects::KernelObjects;
 
 /// Tolerance of open descriptors, which vary with requests.
 const SOME_DESCRIPTORS: usize = 4;
@@ -39,7 +39,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    pub(super) fn new(seconds: u64, memory_kb: u64, footprint: &Footprint) -> Self {
+    pub(super) fn new(seconds: u64, memory_kb: u64, footprint: &KernelObjects) -> Self {
         Self {
             seconds,
             memory_kb,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::lab::{Pair, poll};
+use crate::hosts::{Pair, poll};
 
 /// Remotes whose rules change.
 pub(super) const CHANGING: usize = 8;

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::build::target_directory;
 use crate::command::{line, run, say};
-use crate::lab::{Namespace, poll};
+use crate::hosts::{Namespace, poll};
 
 use super::TASK;
 

@@ -17,7 +17,7 @@ use clap::Args;
 use crate::build::target_directory;
 use crate::command::{self, cargo, run as run_command, say, workspace};
 use crate::package::{self, Built};
-use crate::{demo, lab};
+use crate::{demo, hosts};
 use story::Plot;
 
 const TASK: &str = "test-package";
@@ -57,7 +57,7 @@ pub(crate) fn run(how: How) -> Result<()> {
     let plot = plot(built)?;
     demo::clean_up_on_signals()?;
     let result = story::tell(&plot);
-    lab::clean_up();
+    hosts::clean_up();
     result
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::TASK;
 use crate::command::say;
-use crate::lab::{Pair, poll};
+use crate::hosts::{Pair, poll};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

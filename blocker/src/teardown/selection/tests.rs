@@ -40,7 +40,7 @@ impl<'a> Force<'a> {
         let devices = |rule: &Rule| {
             let named = [("eth0", ETH0), ("veth7", VETH7)].into_iter();
             let named = named.filter(|(name, _)| rule.covers_interface(name));
-            (!rule.interfaces.is_empty()).then(|| named.map(|(_, index)| index).collect())
+            (!rule.matching.interfaces.is_empty()).then(|| named.map(|(_, index)| index).collect())
         };
         let rules = self.killing.iter().chain(self.others);
         let inputs: Vec<_> = (0..)

@@ -14,7 +14,7 @@ use super::TASK;
 use super::machine::Machine;
 use super::wire::Wire;
 use crate::command::say;
-use crate::lab::{Pair, poll};
+use crate::hosts::{Pair, poll};
 use crate::package::Built;
 
 const PATIENCE: Duration = Duration::from_secs(30);

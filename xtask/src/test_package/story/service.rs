@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::{PATIENCE, Story, UNREACHABLE};
-use crate::lab::poll;
+use crate::hosts::poll;
 
 impl Story {
     pub(super) fn who_may(&mut self) -> Result<()> {

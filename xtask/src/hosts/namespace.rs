@@ -1,0 +1,134 @@
+//! A network namespace, and being in it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
+
+use super::leftovers::{self, Leftover, NAMESPACES};
+
+/// A named network namespace of our own: deleted when dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes one that does not forward, with its loopback up and IPv6 addresses usable at once. `label`
+    /// is for people.
+    ///
+    /// # Errors
+    /// We are not root, or `ip` is missing.
+    pub fn new(label: &str) -> Result<Self> {
+        let name = leftovers::unique(label);
+        leftovers::made(Leftover::Namespace(name.clone()));
+        let namespace = Self { name };
+        let output = Command::new("ip")
+            .args(["netns", "add", &namespace.name])
+            .output()
+            .context("`ip` (package iproute2) cannot be started")?;
+        if !output.status.success() {
+            bail!(
+                "`ip netns add {}` failed: {}",
+                namespace.name,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        // A new namespace has the IPv4 settings of the first one (`devconf_inherit_init_net`), where
+        // Docker turns forwarding on and distributions filter by reverse path.
+        namespace.sysctl("net/ipv4/ip_forward", "0")?;
+        for device in ["all", "default"] {
+            namespace.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+        }
+        // Duplicate address detection would keep an address unusable for a second or two.
+        for device in ["all", "default"] {
+            namespace.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0")?;
+        }
+        namespace.run(&["ip", "link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name, as `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        Path::new(NAMESPACES).join(&self.name)
+    }
+
+    /// Does something in it, on a thread of its own: sockets that are opened there, and processes
+    /// that are started there, stay there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn enter<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T> {
+        let path = self.path();
+        let file =
+            File::open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+        let result = std::thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                setns(&file, CloneFlags::CLONE_NEWNET)?;
+                Ok::<_, nix::Error>(act())
+            });
+            inside.join()
+        });
+        match result {
+            Ok(entered) => entered.with_context(|| format!("{} cannot be entered", self.name)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Starts a process in it. The terminal's Ctrl-C does not reach it: its guard ends it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        use std::os::unix::process::CommandExt;
+        command.process_group(0);
+        let program = command.get_program().to_string_lossy().into_owned();
+        self.enter(|| command.spawn())?
+            .with_context(|| format!("`{program}` cannot be started"))
+    }
+
+    /// Runs a command in it and gives its output.
+    ///
+    /// # Errors
+    /// It cannot be started, or fails: then with what it said.
+    pub fn run(&self, words: &[&str]) -> Result<String> {
+        let (program, arguments) = words.split_first().ok_or_else(|| anyhow!("no command"))?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        let output = self
+            .enter(|| command.output())?
+            .with_context(|| format!("`{program}` cannot be started"))?;
+        if !output.status.success() {
+            bail!(
+                "`{}` in {} failed: {}",
+                words.join(" "),
+                self.name,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Sets a sysctl of the network; `name` is its path under `/proc/sys`.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(name);
+        self.enter(|| fs::write(&path, value))?
+            .with_context(|| format!("{} cannot be set to {value}", path.display()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        leftovers::undo(&Leftover::Namespace(self.name.clone()));
+    }
+}
