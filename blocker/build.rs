@@ -10,10 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-#[path = "build/toolchain.rs"]
-mod toolchain;
-
-use toolchain::Toolchain;
+use blocker_ebpf::toolchain::{self, Toolchain};
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -44,7 +41,6 @@ fn build() -> Result<(), String> {
         "Cargo.lock",
         "rust-toolchain.toml",
         "blocker/build.rs",
-        "blocker/build",
     ] {
         println!(
             "cargo::rerun-if-changed={}",

@@ -8,7 +8,10 @@
 //! Byte order: addresses are in network order, as bytes; every integer is in host order.
 //! Times are nanoseconds of `CLOCK_BOOTTIME` (`bpf_ktime_get_boot_ns`).
 
-#![no_std]
+#![cfg_attr(not(feature = "toolchain"), no_std)]
+
+#[cfg(feature = "toolchain")]
+pub mod toolchain;
 
 #[macro_use]
 mod plain;

@@ -19,8 +19,6 @@ mod setup;
 mod soak;
 mod test;
 mod test_package;
-#[path = "../../blocker/build/toolchain.rs"]
-mod toolchain;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

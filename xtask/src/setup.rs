@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use blocker_ebpf::toolchain::{self, BPF_LINKER, Missing};
 
 use crate::command::{self, cargo, find, line, rustc, say};
 use crate::python;
-use crate::toolchain::{self, BPF_LINKER, Missing};
 
 const TASK: &str = "setup";
 

@@ -10,36 +10,36 @@ use std::process::Command;
 
 /// The bpf-linker that the datapath is built and tested with. Later ones need an LLVM development
 /// package that Debian 12 lacks.
-pub(crate) const BPF_LINKER: &str = "0.10.1";
+pub const BPF_LINKER: &str = "0.10.1";
 
 /// The LLVM version whose bitcode this bpf-linker reads. It may misread another version's.
-pub(crate) const LLVM_MAJOR: u32 = 22;
+pub const LLVM_MAJOR: u32 = 22;
 
 /// Everything that is needed to build the eBPF object.
 #[derive(Debug)]
-pub(crate) struct Toolchain {
+pub struct Toolchain {
     /// The compiler.
-    pub(crate) compiler: Compiler,
+    pub compiler: Compiler,
     /// The linker.
-    pub(crate) linker: PathBuf,
+    pub linker: PathBuf,
     /// The directory of the `libLLVM` that the linker loads.
-    pub(crate) llvm: PathBuf,
+    pub llvm: PathBuf,
 }
 
 /// A compiler that can build `core`.
 #[derive(Debug)]
-pub(crate) struct Compiler {
+pub struct Compiler {
     /// The path of `rustc` itself, not of rustup's proxy.
-    pub(crate) rustc: PathBuf,
+    pub rustc: PathBuf,
     /// The `cargo` of the same toolchain.
-    pub(crate) cargo: PathBuf,
+    pub cargo: PathBuf,
     /// The directory of its libraries and their source.
-    pub(crate) sysroot: PathBuf,
+    pub sysroot: PathBuf,
 }
 
 /// A missing part of the toolchain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Missing {
+pub enum Missing {
     /// No compiler with the right LLVM version has the source of `core`.
     CoreSource,
     /// There is no bpf-linker of the right version.
@@ -68,7 +68,7 @@ impl fmt::Display for Missing {
 ///
 /// # Errors
 /// The missing parts.
-pub(crate) fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
+pub fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
     match (compiler(rustc), linker(), llvm(rustc)) {
         (Some(compiler), Some(linker), Some(llvm)) => Ok(Toolchain {
             compiler,
@@ -89,7 +89,7 @@ pub(crate) fn locate(rustc: &Path) -> Result<Toolchain, Vec<Missing>> {
 
 /// Finds a compiler: the workspace's own if it has `rust-src`, else the distribution's.
 #[must_use]
-pub(crate) fn compiler(rustc: &Path) -> Option<Compiler> {
+pub fn compiler(rustc: &Path) -> Option<Compiler> {
     let candidates = [sysroot(rustc), Some(PathBuf::from("/usr"))];
     candidates.into_iter().flatten().find_map(|sysroot| {
         let compiler = Compiler {
@@ -106,7 +106,7 @@ pub(crate) fn compiler(rustc: &Path) -> Option<Compiler> {
 /// Finds bpf-linker: in the cache that `cargo xtask setup` fills, in Cargo's own directory, on
 /// the PATH.
 #[must_use]
-pub(crate) fn linker() -> Option<PathBuf> {
+pub fn linker() -> Option<PathBuf> {
     let named = |directory: PathBuf| directory.join("bpf-linker");
     let cache = cache().map(|root| named(root.join("bin")));
     let cargo = cargo_home().map(|home| named(home.join("bin")));
@@ -122,7 +122,7 @@ pub(crate) fn linker() -> Option<PathBuf> {
 
 /// Where `cargo xtask setup` installs bpf-linker.
 #[must_use]
-pub(crate) fn cache() -> Option<PathBuf> {
+pub fn cache() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.filter(|path| path.is_absolute());
     let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
@@ -135,7 +135,7 @@ pub(crate) fn cache() -> Option<PathBuf> {
 
 /// Finds the directory whose `libLLVM` bpf-linker is to load: it carries none of its own.
 #[must_use]
-pub(crate) fn llvm(rustc: &Path) -> Option<PathBuf> {
+pub fn llvm(rustc: &Path) -> Option<PathBuf> {
     let directory = sysroot(rustc)?.join("lib");
     let ours = |name: &str| {
         let version = name
