@@ -1,6 +1,7 @@
 //! Types that are plain memory: map keys, map values and packet headers.
 
-/// A type that any bytes are a value of: C's layout, no padding, no invalid value, no pointer.
+/// A type that any bytes are a value of: C's layout, no padding, no invalid value, no pointer. To the
+/// daemon (feature `user`) each that is declared by [`plain!`](crate::plain) is aya's `Pod`, too.
 ///
 /// # Safety
 /// The type is as said above.
@@ -38,5 +39,8 @@ macro_rules! plain {
         };
         // SAFETY: C's layout, and just above: every field is plain, and nothing is between them.
         unsafe impl $crate::Plain for $name {}
+        // SAFETY: `Plain` says the same.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
     )*};
 }

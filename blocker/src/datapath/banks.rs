@@ -14,11 +14,11 @@ use aya::maps::{HashMap, LpmTrie, MapData};
 use blocker_ebpf::{self as abi, Bank, IndexEntry, PortSet, Rule, RuleList, State, V6Node, maps};
 use ipnet::{IpNet, Ipv6Net};
 
+use super::Error;
 use super::grace::Grace;
 use super::load::Object;
 use super::memory::Mapped;
 use super::tags::Tags;
-use super::{Error, Plain};
 use crate::compile::{Limits, Snapshot, is_named_v4, search_v4, walk_v6};
 use crate::matching::Tried;
 
@@ -32,8 +32,8 @@ pub struct Banks {
     rules: Mapped<Rule>,
     port_sets: Mapped<PortSet>,
     v6_nodes: Mapped<V6Node>,
-    interfaces: HashMap<MapData, Plain<abi::InterfaceKey>, u8>,
-    locals: LpmTrie<MapData, Plain<abi::LocalKey>, u8>,
+    interfaces: HashMap<MapData, abi::InterfaceKey, u8>,
+    locals: LpmTrie<MapData, abi::LocalKey, u8>,
     grace: Arc<Grace>,
     settling: Option<JoinHandle<std::io::Result<()>>>,
     generation: u64,
@@ -226,7 +226,7 @@ impl Banks {
     fn members(&self, set: u32) -> Result<Vec<u32>, Error> {
         let mut members = Vec::new();
         for key in self.interfaces.keys() {
-            let Plain(key) = key.map_err(|source| Error::Map {
+            let key = key.map_err(|source| Error::Map {
                 map: maps::INTERFACES,
                 source,
             })?;
@@ -247,7 +247,7 @@ impl Banks {
                 map: maps::LOCALS,
                 source,
             })?;
-            let Plain(abi::LocalKey { set, address }) = key.data();
+            let abi::LocalKey { set, address } = key.data();
             let (address, bits) = (
                 Ipv6Addr::from(address),
                 key.prefix_len() - abi::LOCAL_SET_BITS,
@@ -327,15 +327,15 @@ impl Banks {
             .keys()
             .collect::<Result<_, _>>()
             .map_err(error)?;
-        for key in old.into_iter().filter(|key| key.0.set & (1 << 31) == bank) {
+        for key in old.into_iter().filter(|key| key.set & (1 << 31) == bank) {
             self.interfaces.remove(&key).map_err(error)?;
         }
         for (set, members) in (0_u32..).zip(&snapshot.interface_sets) {
             for ifindex in members {
-                let key = Plain(abi::InterfaceKey {
+                let key = abi::InterfaceKey {
                     set: bank | set,
                     ifindex: *ifindex,
-                });
+                };
                 self.interfaces.insert(key, 1, 0).map_err(error)?;
             }
         }
@@ -353,7 +353,7 @@ impl Banks {
             .keys()
             .collect::<Result<_, _>>()
             .map_err(error)?;
-        let of_bank = |key: &Key<Plain<abi::LocalKey>>| u32::from(key.data().0.set[0] >> 7) == bank;
+        let of_bank = |key: &Key<abi::LocalKey>| u32::from(key.data().set[0] >> 7) == bank;
         for key in old.into_iter().filter(of_bank) {
             self.locals.remove(&key).map_err(error)?;
         }
@@ -376,13 +376,13 @@ impl Drop for Banks {
     }
 }
 
-fn locals(object: &mut Object) -> Result<LpmTrie<MapData, Plain<abi::LocalKey>, u8>, Error> {
+fn locals(object: &mut Object) -> Result<LpmTrie<MapData, abi::LocalKey, u8>, Error> {
     let map = maps::LOCALS;
     LpmTrie::try_from(object.map(map)?).map_err(|source| Error::Map { map, source })
 }
 
 /// A prefix of a local address set: the set's number and the bits of the prefix count.
-fn local_key(bank: u32, set: u16, net: IpNet) -> Key<Plain<abi::LocalKey>> {
+fn local_key(bank: u32, set: u16, net: IpNet) -> Key<abi::LocalKey> {
     let (v6, address, bits) = match net {
         IpNet::V4(net) => (false, net.network().to_ipv6_mapped(), 96),
         IpNet::V6(net) => (true, net.network(), 0),
@@ -392,5 +392,5 @@ fn local_key(bank: u32, set: u16, net: IpNet) -> Key<Plain<abi::LocalKey>> {
         address: address.octets(),
     };
     let length = abi::LOCAL_SET_BITS + bits + u32::from(net.prefix_len());
-    Key::new(length, Plain(key))
+    Key::new(length, key)
 }

@@ -5,9 +5,9 @@ use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use blocker_ebpf::{self as abi, Hook, hook_slot, maps};
 
+use super::Error;
 use super::load::Object;
 use super::tags::Tags;
-use super::{Error, Plain};
 use crate::rule::RuleId;
 
 /// A rule's two directions.
@@ -33,21 +33,17 @@ pub struct Totals {
 }
 
 /// Sets a place of a map on all CPUs.
-fn set_all<T: Copy>(
-    map: &mut PerCpuArray<MapData, Plain<T>>,
+fn set_all<T: Pod>(
+    map: &mut PerCpuArray<MapData, T>,
     name: &'static str,
     place: u32,
     value: T,
     cpus: usize,
-) -> Result<(), Error>
-where
-    Plain<T>: Pod,
-{
-    let values =
-        PerCpuValues::try_from(vec![Plain(value); cpus]).map_err(|source| Error::Cpus {
-            file: "possible CPUs".to_owned(),
-            source,
-        })?;
+) -> Result<(), Error> {
+    let values = PerCpuValues::try_from(vec![value; cpus]).map_err(|source| Error::Cpus {
+        file: "possible CPUs".to_owned(),
+        source,
+    })?;
     map.set(place, values, 0)
         .map_err(|source| Error::Map { map: name, source })
 }
@@ -74,9 +70,9 @@ pub struct HookTotals {
 
 /// The counter maps.
 pub struct CounterMaps {
-    rules: PerCpuArray<MapData, Plain<abi::Counters>>,
-    names: Array<MapData, Plain<abi::RuleName>>,
-    hooks: PerCpuArray<MapData, Plain<abi::HookCounters>>,
+    rules: PerCpuArray<MapData, abi::Counters>,
+    names: Array<MapData, abi::RuleName>,
+    hooks: PerCpuArray<MapData, abi::HookCounters>,
     tags: Tags,
     /// The rules that had a slot when the maps were taken.
     counted: Vec<(RuleId, u32)>,
@@ -111,7 +107,7 @@ impl CounterMaps {
             })?,
         };
         for slot in 0..counters.names.len() {
-            let Plain(name) = counters.names.get(&slot, 0).map_err(names_error)?;
+            let name = counters.names.get(&slot, 0).map_err(names_error)?;
             counters.tags.set(slot, name.incarnation as u16);
             let id = name.id.split(|byte| *byte == 0).next().unwrap_or_default();
             let id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
@@ -137,10 +133,10 @@ impl CounterMaps {
             source,
         })?;
         Ok(values.iter().fold(Totals::default(), |sum, value| Totals {
-            packets: sum.packets + value.0.packets,
-            bytes: sum.bytes + value.0.bytes,
-            replies: sum.replies + value.0.replies,
-            suppressed: sum.suppressed + value.0.suppressed,
+            packets: sum.packets + value.packets,
+            bytes: sum.bytes + value.bytes,
+            replies: sum.replies + value.replies,
+            suppressed: sum.suppressed + value.suppressed,
         }))
     }
 
@@ -177,7 +173,7 @@ impl CounterMaps {
 
     fn name(&mut self, slot: u32, id: [u8; 64]) -> Result<(), Error> {
         let incarnation = u32::from(self.tags.incarnation(slot));
-        let name = Plain(abi::RuleName { id, incarnation });
+        let name = abi::RuleName { id, incarnation };
         self.names.set(slot, name, 0).map_err(names_error)
     }
 
@@ -240,10 +236,10 @@ impl CounterMaps {
         Ok(values
             .iter()
             .fold(HookTotals::default(), |sum, value| HookTotals {
-                seen: sum.seen + value.0.seen,
-                passed: sum.passed + value.0.passed,
-                malformed: sum.malformed + value.0.malformed,
-                own: sum.own + value.0.own,
+                seen: sum.seen + value.seen,
+                passed: sum.passed + value.passed,
+                malformed: sum.malformed + value.malformed,
+                own: sum.own + value.own,
             }))
     }
 }

@@ -9,11 +9,11 @@ use aya::maps::{HashMap, IterableMap, MapData, MapError};
 use blocker_ebpf::{FlowKey, maps};
 
 use super::load::Object;
-use super::{Error, Plain, batch};
+use super::{Error, batch};
 use crate::teardown;
 
 /// The map of flows under teardown.
-pub struct Kills(Mutex<HashMap<MapData, Plain<FlowKey>, u32>>);
+pub struct Kills(Mutex<HashMap<MapData, FlowKey, u32>>);
 
 impl Kills {
     /// Takes the map from a loaded object.
@@ -31,7 +31,7 @@ impl Kills {
 
     fn locked<T>(
         &self,
-        act: impl FnOnce(&mut HashMap<MapData, Plain<FlowKey>, u32>) -> Result<T, MapError>,
+        act: impl FnOnce(&mut HashMap<MapData, FlowKey, u32>) -> Result<T, MapError>,
     ) -> io::Result<T> {
         // A panic elsewhere leaves the map itself whole: it is in the kernel.
         let mut map = self
@@ -52,7 +52,7 @@ const NO_FLOW: FlowKey = FlowKey {
 };
 
 /// The map of established flows that were blocked and are to be killed when their rule ends.
-pub struct Recorded(HashMap<MapData, Plain<FlowKey>, u32>);
+pub struct Recorded(HashMap<MapData, FlowKey, u32>);
 
 impl Recorded {
     /// Takes the map from a loaded object.
@@ -86,12 +86,10 @@ impl Recorded {
     /// # Errors
     /// If the map can't be written. A flow that went meanwhile is no error.
     pub fn forget(&mut self, flows: &[FlowKey]) -> Result<(), Error> {
-        flows
-            .iter()
-            .try_for_each(|flow| match self.0.remove(&Plain(*flow)) {
-                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-                Err(error) => Err(flows_error(error)),
-            })
+        flows.iter().try_for_each(|flow| match self.0.remove(flow) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(flows_error(error)),
+        })
     }
 }
 
@@ -104,18 +102,14 @@ const fn flows_error(source: MapError) -> Error {
 
 impl teardown::Evidence for Kills {
     fn watch(&self, flows: &[FlowKey]) -> io::Result<()> {
-        self.locked(|map| {
-            flows
-                .iter()
-                .try_for_each(|flow| map.insert(Plain(*flow), 0, 0))
-        })
+        self.locked(|map| flows.iter().try_for_each(|flow| map.insert(*flow, 0, 0)))
     }
 
     fn seen(&self, flows: &[FlowKey]) -> io::Result<Vec<u32>> {
         self.locked(|map| {
             flows
                 .iter()
-                .map(|flow| match map.get(&Plain(*flow), 0) {
+                .map(|flow| match map.get(flow, 0) {
                     Err(MapError::KeyNotFound) => Ok(0),
                     seen => seen,
                 })
@@ -125,12 +119,10 @@ impl teardown::Evidence for Kills {
 
     fn forget(&self, flows: &[FlowKey]) -> io::Result<()> {
         self.locked(|map| {
-            flows
-                .iter()
-                .try_for_each(|flow| match map.remove(&Plain(*flow)) {
-                    Err(MapError::KeyNotFound) => Ok(()),
-                    removed => removed,
-                })
+            flows.iter().try_for_each(|flow| match map.remove(flow) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                removed => removed,
+            })
         })
     }
 }

@@ -235,26 +235,6 @@ impl Error {
     }
 }
 
-/// An ABI type as aya takes it: plain bytes both ways.
-#[derive(Debug, Clone, Copy)]
-#[repr(transparent)]
-struct Plain<T>(T);
-
-// SAFETY: the ABI's types are `repr(C)`, integers throughout, without padding; the ABI asserts it.
-unsafe impl aya::Pod for Plain<blocker_ebpf::Counters> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::HookCounters> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::RuleName> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<FlowKey> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::Tally> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::InterfaceKey> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Plain<blocker_ebpf::LocalKey> {}
-
 /// The loaded datapath.
 pub struct Datapath {
     object: Object,

@@ -12,7 +12,7 @@ use blocker_ebpf::{Event, FLOW_V6, FlowHigh, FlowId, FlowRecord, FlowSlot, State
 
 use super::load::Object;
 use super::memory::Mapped;
-use super::{Error, Plain, kept};
+use super::{Error, kept};
 
 /// In the place of what an IPv4 flow does not have.
 const NO_HIGH: FlowHigh = FlowHigh {
@@ -69,7 +69,7 @@ impl Flows {
 pub struct Seen {
     flows: Flows,
     recording: bool,
-    tally: PerCpuArray<MapData, Plain<Tally>>,
+    tally: PerCpuArray<MapData, Tally>,
     ring: Mutex<RingBuf<MapData>>,
     /// The same memory as the banks'; only the word that says whether anybody watches is written.
     state: Mutex<Mapped<State>>,
@@ -123,7 +123,7 @@ impl Seen {
             not_recorded: 0,
             lost: 0,
         };
-        Ok(values.iter().fold(none, |sum, Plain(tally)| Tally {
+        Ok(values.iter().fold(none, |sum, tally| Tally {
             created: sum.created + tally.created,
             not_recorded: sum.not_recorded + tally.not_recorded,
             lost: sum.lost + tally.lost,

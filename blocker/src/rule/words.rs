@@ -22,19 +22,15 @@ words! {
 
 words! {
     /// Which way a packet must go, seen from this host.
+    #[derive(Default)]
     Direction, "direction", "both, ingress or egress", {
         /// Either way.
+        #[default]
         Both = "both",
         /// From the remote.
         Ingress = "ingress",
         /// To the remote.
         Egress = "egress",
-    }
-}
-
-impl Default for Direction {
-    fn default() -> Self {
-        Self::Both
     }
 }
 
