@@ -5,6 +5,8 @@
 //! read is [`Unreadable`]; `docs/packet-flow.md` says what is done with each malformed packet. All
 //! integers here are in host order.
 
+use core::mem::offset_of;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use blocker_ebpf::headers::{
@@ -102,17 +104,15 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
             })
         }
         ethertype::IPV6 => {
-            let header = read::<_, Ipv6>(source, offset)?;
-            if header.version() != 6 {
+            if read::<_, u8>(source, offset)? >> 4 != 6 {
                 return Err(Unreadable::Malformed);
             }
+            // Both addresses, so that a header cut short is found here.
+            let from = read(source, offset + offset_of!(Ipv6, source) as u32)?;
+            let to = read(source, offset + offset_of!(Ipv6, destination) as u32)?;
             Ok(Network {
                 offset,
-                remote: Address::V6(if at_source {
-                    header.source
-                } else {
-                    header.destination
-                }),
+                remote: Address::V6(if at_source { from } else { to }),
             })
         }
         _ => Err(Unreadable::NotIp),
