@@ -4,10 +4,10 @@
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use blocker_ebpf::headers::{Vlan, tcp};
-use blocker_ebpf::{ALWAYS, Hook, Rule, flag, mode, verdict as number};
+use blocker_ebpf::{Hook, flag, mode, verdict as number};
 
 use crate::buffer::Buffer;
-use crate::packet::{self, Packet, Unreadable};
+use crate::packet::{self, Unreadable};
 use crate::record::record;
 use crate::reply::{self, Reply, Sent};
 use crate::source::{self, Link, Source};
@@ -41,7 +41,7 @@ pub fn xdp(ctx: &XdpContext) -> u32 {
         return XDP_PASS;
     };
     let rule = match matches::decide(ctx, packet, &named, Hook::Xdp, ifindex) {
-        Ok(Some(rule)) if settles(rule, packet) => rule,
+        Ok(Some(rule)) if rule.settles_at_xdp() && !packet.is_neighbour_discovery() => rule,
         Ok(_) => return pass(ifindex, false),
         Err(unreadable) => return pass(ifindex, unreadable == Unreadable::Malformed),
     };
@@ -68,17 +68,6 @@ fn pass(ifindex: u32, malformed: bool) -> u32 {
         hook.malformed += u64::from(malformed);
     });
     XDP_PASS
-}
-
-/// Whether XDP may drop a packet: the rule sends no reply and samples nothing, and the packet is
-/// surely not a reply of ours.
-#[inline(always)]
-fn settles(rule: &Rule, packet: &Packet) -> bool {
-    rule.mode == mode::DROP
-        && rule.percent == ALWAYS
-        && rule.flags & flag::AT_TC == 0
-        && !packet.is_neighbour_discovery()
-        && !(rule.flags & flag::PASS_RST != 0 && packet.has(tcp::RST))
 }
 
 /// A TC program.

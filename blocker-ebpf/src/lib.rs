@@ -457,6 +457,15 @@ plain! {
     }
 }
 
+impl Rule {
+    /// Whether XDP drops what the rule takes, instead of leaving it to TC. Neighbour discovery passes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn settles_at_xdp(&self) -> bool {
+        self.flags & flag::AT_XDP != 0
+    }
+}
+
 impl FlowSlot {
     /// The flow that the slot has, and its record.
     #[must_use]
@@ -551,11 +560,12 @@ pub mod flag {
     pub const PER_FLOW: u16 = 2;
     /// The established TCP flows that it blocks are noted: they are to be killed when it ends.
     pub const RECORD: u16 = 4;
-    /// Every packet that comes in is dropped, until the deadline, whatever is behind its addresses;
-    /// nothing else of the rule needs a look.
+    /// Every incoming packet of the address is dropped until the deadline: the rule's other fields
+    /// need not be compared. Only with [`AT_XDP`].
     pub const PLAIN: u16 = 8;
-    /// XDP leaves what it drops to TC, which knows a reply of blocker's own from the peer's packet.
-    pub const AT_TC: u16 = 16;
+    /// XDP may drop what the rule takes: no reply is sent, no sample is drawn, and blocker's own
+    /// replies do not pass there. TC decides all other packets.
+    pub const AT_XDP: u16 = 16;
 }
 
 /// Bits of a [`maps::KILLS`] value.

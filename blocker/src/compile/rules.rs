@@ -20,9 +20,10 @@ pub(super) struct Compiled {
 
 pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, CompileError> {
     let inputs = input.rules;
-    // Which replies meet which rules, only packets tell.
+    // Generic XDP cannot tell blocker's own replies from the peer's packets. Which drop rule a reply
+    // will meet is not known at compile time, so any rule that replies moves all drops to TC.
     let replies = |input: &RuleInput<'_>| matches!(input.rule.mode, Mode::Reset | Mode::Reject);
-    let at_tc = input.generic_xdp && inputs.iter().any(replies);
+    let drops_at_tc = input.generic_xdp && inputs.iter().any(replies);
     let port_limit = limits.port_sets.min(abi::MAX_PORT_SETS);
     let mut ports = PortSets::new(port_limit);
     let mut interfaces = Sets::<u32>::default();
@@ -60,8 +61,8 @@ pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, Co
             mode: mode(rule.mode),
             directions: directions(rule.matching.direction),
         };
-        if at_tc {
-            compiled.flags |= abi::flag::AT_TC;
+        if !drops_at_tc && compiled.mode == abi::mode::DROP && compiled.percent == abi::ALWAYS {
+            compiled.flags |= abi::flag::AT_XDP;
         }
         if is_plain(&compiled) {
             compiled.flags |= abi::flag::PLAIN;
@@ -87,8 +88,8 @@ fn threshold(percent: u8) -> u32 {
 fn protocol(protocol: Protocol) -> u16 {
     match protocol {
         Protocol::Any => abi::ANY_PROTOCOL,
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
+        Protocol::Tcp => u16::from(abi::headers::protocol::TCP),
+        Protocol::Udp => u16::from(abi::headers::protocol::UDP),
         Protocol::Icmp => abi::ICMP_PROTOCOL,
         Protocol::Number(number) => u16::from(number),
     }
@@ -129,10 +130,8 @@ fn flags(rule: &Rule) -> u16 {
 
 /// Whether a rule is what [`abi::flag::PLAIN`] says.
 fn is_plain(rule: &abi::Rule) -> bool {
-    rule.mode == abi::mode::DROP
-        && rule.flags == 0
+    rule.flags == abi::flag::AT_XDP
         && rule.directions & abi::direction::INGRESS != 0
-        && rule.percent == abi::ALWAYS
         && rule.protocol == abi::ANY_PROTOCOL
         && rule.ports & rule.local_ports & rule.remote_ports == abi::ANY_PORTS
         && rule.interfaces == abi::ANY_INTERFACES
@@ -188,7 +187,9 @@ impl<T: Clone + Ord + Hash> Sets<T> {
 mod tests {
     use super::*;
     use crate::compile::tests::{LIMITS, inputs, rule};
-    use crate::matching::settles_at_xdp;
+
+    /// The flags of a rule that drops everything.
+    const PLAIN: u16 = abi::flag::PLAIN | abi::flag::AT_XDP;
 
     fn compiled(fields: &str) -> abi::Rule {
         let rule = rule("a", "10.0.0.1", fields);
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn generic_xdp_drops_nothing_beside_rules_that_reply() {
+    fn generic_xdp_drops_nothing_while_a_rule_replies() {
         for (other, generic, left) in [
             ("{mode: reject}", true, true),
             ("{mode: reset}", true, true),
@@ -228,13 +229,9 @@ mod tests {
         ] {
             let rules = ["{mode: drop}", other].map(|fields| rule("r", "10.0.0.1", fields));
             let drop = all(&inputs(&rules), generic)[0];
-            let flags = if left {
-                abi::flag::AT_TC
-            } else {
-                abi::flag::PLAIN
-            };
+            let flags = if left { 0 } else { PLAIN };
             assert_eq!(drop.flags, flags, "{other}, generic: {generic}");
-            assert_eq!(settles_at_xdp(&drop), !left, "{other}, generic: {generic}");
+            assert_eq!(drop.settles_at_xdp(), !left, "{other}, generic: {generic}");
         }
     }
 
@@ -252,7 +249,7 @@ mod tests {
                 remote_ports: abi::ANY_PORTS,
                 interfaces: abi::ANY_INTERFACES,
                 locals: abi::ANY_LOCALS,
-                flags: abi::flag::PLAIN,
+                flags: PLAIN,
                 mode: abi::mode::DROP,
                 directions: abi::direction::INGRESS | abi::direction::EGRESS,
             }
@@ -293,10 +290,14 @@ mod tests {
     #[test]
     fn flags_follow_from_what_becomes_of_flows() {
         for (fields, flags) in [
-            ("{mode: drop}", abi::flag::PLAIN),
-            ("{mode: drop, established: kill}", abi::flag::PLAIN),
+            ("{mode: drop}", PLAIN),
+            ("{mode: drop, established: kill}", PLAIN),
             ("{mode: reject, established: kill}", 0),
-            ("{mode: drop, on_lift: reset}", abi::flag::RECORD),
+            (
+                "{mode: drop, on_lift: reset}",
+                abi::flag::RECORD | abi::flag::AT_XDP,
+            ),
+            ("{mode: drop, protocol: tcp}", abi::flag::AT_XDP),
             ("{mode: reject, on_lift: reset}", abi::flag::RECORD),
             ("{mode: reset, on_lift: reset}", abi::flag::PASS_RST),
             ("{mode: reset}", abi::flag::PASS_RST),
@@ -309,6 +310,19 @@ mod tests {
             ("{mode: audit}", 0),
         ] {
             assert_eq!(compiled(fields).flags, flags, "{fields}");
+        }
+    }
+
+    #[test]
+    fn xdp_settles_what_needs_no_reply_and_no_sample() {
+        for (fields, settles) in [
+            ("{mode: drop}", true),
+            ("{mode: drop, percent: 99}", false),
+            ("{mode: reset}", false),
+            ("{mode: reject}", false),
+            ("{mode: audit}", false),
+        ] {
+            assert_eq!(compiled(fields).settles_at_xdp(), settles, "{fields}");
         }
     }
 

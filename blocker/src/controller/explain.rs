@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use blocker_ebpf::headers::protocol::{ICMP, ICMPV6, TCP, UDP};
 use blocker_ebpf::{Hook, flag};
 
 use super::live::{Live, boot_time};
 use super::{Controller, Error};
 use crate::datapath::attach::{Attached, hook_name};
-use crate::matching::packet::{ICMP, ICMPV6, TCP, UDP};
 use crate::matching::{self, Decider, Miss, Packet, PacketPorts, Tried, Unknown};
 use crate::rule::{
     Direction, Mode, Ports, Protocol, Rule, RuleError, RuleId, Target, interface_matches,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use blocker_ebpf::headers::protocol;
 use blocker_ebpf::{Hook, verdict};
 use jiff::Timestamp;
 
@@ -103,13 +104,16 @@ pub(super) fn address(bytes: [u8; 16]) -> IpAddr {
 
 /// A protocol by its number in the datapath.
 pub(super) fn protocol(number: u32) -> String {
+    const UNKNOWN: u32 = blocker_ebpf::UNKNOWN_PROTOCOL as u32;
     match number {
-        1 => "icmp".to_owned(),
-        6 => "tcp".to_owned(),
-        17 => "udp".to_owned(),
-        58 => "icmpv6".to_owned(),
-        0xffff => "unknown".to_owned(),
-        number => number.to_string(),
+        UNKNOWN => "unknown".to_owned(),
+        number => match u8::try_from(number) {
+            Ok(protocol::ICMP) => "icmp".to_owned(),
+            Ok(protocol::TCP) => "tcp".to_owned(),
+            Ok(protocol::UDP) => "udp".to_owned(),
+            Ok(protocol::ICMPV6) => "icmpv6".to_owned(),
+            _ => number.to_string(),
+        },
     }
 }
 

@@ -6,7 +6,7 @@
 use blocker_ebpf::{self as abi, Hook};
 
 use super::packet::Packet;
-use super::tried::{Fit, Holds, Miss, Tried, Unknown, settles_at_xdp};
+use super::tried::{Fit, Holds, Miss, Tried, Unknown};
 
 /// The compiled rules that are tried on packets of one remote, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Decider {
             let may_decide = !matches!(outcome, Outcome::Not(_) | Outcome::Shadowed(_));
             let hook = match packet.hook {
                 Hook::Egress => Hook::Egress,
-                _ if xdp && settles_at_xdp(&tried.rule) => Hook::Xdp,
+                _ if xdp && tried.rule.settles_at_xdp() => Hook::Xdp,
                 _ => Hook::Ingress,
             };
             // XDP takes no random sample: it leaves such packets to TC, for the next rules, too.

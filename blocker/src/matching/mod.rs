@@ -7,7 +7,7 @@
 //! ([`with_match`]).
 
 mod decider;
-pub(crate) mod packet;
+mod packet;
 mod percent;
 mod tried;
 
@@ -17,7 +17,7 @@ use serde::ser::{SerializeMap as _, Serializer};
 pub use decider::{Decider, Outcome, Trial};
 pub use packet::{Packet, PacketPorts};
 pub use percent::Percent;
-pub use tried::{Fit, Holds, Miss, Tried, Unknown, settles_at_xdp};
+pub use tried::{Fit, Holds, Miss, Tried, Unknown};
 
 use crate::rule::RuleError;
 pub use crate::rule::{Direction, Ports, Protocol, Target};

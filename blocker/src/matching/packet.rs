@@ -6,11 +6,6 @@ use std::net::IpAddr;
 
 use blocker_ebpf::Hook;
 
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const ICMPV6: u8 = 58;
-
 /// What is known of a packet, besides its remote's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {

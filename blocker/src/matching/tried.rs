@@ -1,10 +1,11 @@
 //! Whether one compiled rule takes a packet, of which only a part may be known: the same as
 //! `matches` of `blocker-ebpf`'s `matches.rs`.
 
+use blocker_ebpf::headers::protocol::{ICMP, ICMPV6, TCP, UDP};
 use blocker_ebpf::{self as abi, Hook, PortSet};
 use ipnet::IpNet;
 
-use super::packet::{ICMP, ICMPV6, Packet, PacketPorts, TCP, UDP};
+use super::packet::{Packet, PacketPorts};
 
 /// A compiled rule and the sets that it names; `None`: any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,15 +228,6 @@ impl Holds {
     pub(super) fn or(self, other: Self) -> Self {
         if self == other { self } else { Self::Sometimes }
     }
-}
-
-/// Whether XDP ends what a rule takes, as `settles` there says; if not, TC does. Neighbour
-/// discovery, which passes, is left to the caller.
-#[must_use]
-pub const fn settles_at_xdp(rule: &abi::Rule) -> bool {
-    rule.mode == abi::mode::DROP
-        && rule.percent == abi::ALWAYS
-        && rule.flags & abi::flag::AT_TC == 0
 }
 
 /// The bits of a [`PortSet`].
@@ -498,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn xdp_ends_what_needs_no_reply_and_no_die() {
+    fn xdp_ends_what_needs_no_reply_and_no_sample() {
         for (fields, settles) in [
             ("{mode: drop}", true),
             ("{mode: drop, percent: 99}", false),
@@ -507,7 +499,7 @@ mod tests {
             ("{mode: audit}", false),
         ] {
             let tried = tried(fields, abi::NEVER, None);
-            assert_eq!(settles_at_xdp(&tried.rule), settles, "{fields}");
+            assert_eq!(tried.rule.settles_at_xdp(), settles, "{fields}");
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use blocker_ebpf::FlowKey;
+pub(crate) use blocker_ebpf::headers::protocol::{TCP, UDP};
 
 use crate::wire::LiveFlow;
 
@@ -93,11 +94,6 @@ fn protocol_name(protocol: u8) -> String {
         number => number.to_string(),
     }
 }
-
-/// TCP's protocol number (IANA).
-pub(crate) const TCP: u8 = 6;
-/// UDP's protocol number (IANA).
-pub(crate) const UDP: u8 = 17;
 
 /// States of a TCP socket, after `include/net/tcp_states.h`; UDP borrows the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
