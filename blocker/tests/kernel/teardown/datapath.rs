@@ -366,7 +366,7 @@ fn a_container_behind_nat_is_cut_from_the_remote() -> Result<()> {
     // The addresses are this test's own: the teardown reaches every namespace on this machine.
     for config in ["", "namespaces: all\n"] {
         let [_, _, high, low] = std::process::id().to_be_bytes();
-        let remote = IpAddr::from([198, 19, high, low]);
+        let remote = IpAddr::from([198, 17, high, low]);
         let hosts = Routed::new()?;
         let address = remote.to_string();
         hosts
