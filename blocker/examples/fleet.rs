@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use blocker::config::Config;
-use blocker::controller::Replaced;
 use blocker::fleet::board::Board;
 use blocker::fleet::client::FleetClient;
 use blocker::fleet::held::Told;
 use blocker::fleet::link::Link;
-use blocker::fleet::source::{Follower, Host};
-use blocker::fleet::value::{VERSION, Value};
+use blocker::fleet::source::Follower;
+use blocker::fleet::{Host, Replaced};
 use blocker::rule::{RuleId, RuleSpec};
+use blocker::wire::fleet::value::{VERSION, Value};
 use blocker::wire::{Account, FleetState};
 use clap::Parser;
 use jiff::{SignedDuration, Timestamp};
@@ -129,7 +129,7 @@ async fn main() -> Result<()> {
     let mut boards = Vec::new();
     for number in 0..arguments.hosts {
         let board = Board::default();
-        let fleet = blocker::config::Fleet {
+        let fleet = blocker::fleet::form::Fleet {
             name: format!("host{number}"),
             ..fleet.clone()
         };
@@ -287,7 +287,7 @@ async fn wait(what: &str, so: impl Fn() -> bool) -> Result<()> {
 }
 
 /// Which endpoint is the leader's.
-async fn leader(fleet: &blocker::config::Fleet) -> Result<usize> {
+async fn leader(fleet: &blocker::fleet::form::Fleet) -> Result<usize> {
     for (number, endpoint) in fleet.endpoints.iter().enumerate() {
         let mut link = Link::open(fleet, endpoint).await?;
         let status = link.client.status().await?;
@@ -299,7 +299,7 @@ async fn leader(fleet: &blocker::config::Fleet) -> Result<usize> {
 }
 
 /// The size of the first member's database, in MiB.
-async fn database(fleet: &blocker::config::Fleet) -> Result<f64> {
+async fn database(fleet: &blocker::fleet::form::Fleet) -> Result<f64> {
     let mut link = Link::open(fleet, &fleet.endpoints[0]).await?;
     Ok(link.client.status().await?.db_size() as f64 / f64::from(1 << 20))
 }

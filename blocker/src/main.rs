@@ -176,7 +176,12 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     let serving = server::serve(socket, control, controller.clone(), metrics, stopped);
     let serving = tokio::spawn(serving);
     #[cfg(feature = "fleet")]
-    let mut fleet = Following::start(controller.clone()).await;
+    let mut fleet = Following::start(
+        controller.clone(),
+        controller.fleet_board(),
+        controller.fleet_config(),
+    )
+    .await;
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
@@ -209,7 +214,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
                 _ = hangup.recv() => {
                     reload(&controller).await;
                     #[cfg(feature = "fleet")]
-                    fleet.adapt().await;
+                    fleet.adapt(controller.fleet_config()).await;
                 }
                 _ = hand_over.recv() => break Ok(Ending::HandOver),
                 _ = terminate.recv() => break Ok(Ending::AsConfigured),

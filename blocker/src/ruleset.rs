@@ -119,7 +119,7 @@ pub fn free_counters(current: &Ruleset) -> impl Iterator<Item = u32> + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compile::tests::rule;
+    use crate::rule::sample::rule;
 
     fn entry(id: &str, fields: &str, owner: Owner, counter: u32) -> (RuleId, Entry) {
         let rule = rule(id, "10.0.0.1", fields);

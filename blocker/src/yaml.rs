@@ -1,10 +1,12 @@
-//! Errors of YAML files that people write: file, line, column, what was found, what is expected, and
-//! the lines around.
+//! What all YAML files that people write have in common: errors that name the file, the line and the
+//! column, what was found and what is expected, and show the lines around; and absolute paths.
 //!
-//! Owns the words and the form; what a file may say is its own module's.
+//! What a file may say is defined by its own module.
 
 use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 
+use serde::{Deserialize, Deserializer, de};
 use serde_yaml::{Error as YamlError, Location, MessageFormatter as _, UserMessageFormatter};
 
 /// What is wrong at one place of a file.
@@ -163,6 +165,25 @@ impl Source<'_> {
         );
         snippet
     }
+}
+
+/// Reads an absolute path: a relative one would depend on the daemon's working directory.
+pub(crate) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let path = PathBuf::from(&text);
+    if !path.is_absolute() {
+        return Err(de::Error::custom(format!(
+            "path {text:?} is not valid: expected an absolute path, beginning with /"
+        )));
+    }
+    Ok(path)
+}
+
+/// As [`absolute`], or nothing.
+pub(crate) fn absolute_if_any<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    absolute(deserializer).map(Some)
 }
 
 /// Text that moves no cursor: control characters become blanks.

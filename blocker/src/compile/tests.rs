@@ -5,7 +5,8 @@ mod oracle;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::rule::{Defaults, RuleSpec, Target, Targets};
+pub(crate) use crate::rule::sample::rule;
+use crate::rule::{Target, Targets};
 
 pub(crate) const LIMITS: Limits = Limits {
     prefixes: 3_000_000,
@@ -15,17 +16,6 @@ pub(crate) const LIMITS: Limits = Limits {
     range_blocks: 100,
     v6_leaves: 1_000,
 };
-
-/// A rule on targets (separated by blanks), with the other fields as YAML.
-pub(crate) fn rule(id: &str, targets: &str, fields: &str) -> Rule {
-    let mut spec: serde_json::Value = serde_yaml::from_str(fields).unwrap();
-    let fields = spec.as_object_mut().unwrap();
-    fields.insert("targets".into(), targets.split(' ').collect());
-    let spec: RuleSpec = serde_json::from_value(spec).unwrap();
-    let now = "2026-01-01T00:00:00Z".parse().unwrap();
-    spec.resolve(|| id.parse().unwrap(), Defaults::default(), now)
-        .unwrap()
-}
 
 /// Single addresses as targets.
 fn hosts(addresses: impl Iterator<Item = u32>) -> Targets {

@@ -5,7 +5,6 @@
 //! line and the column, what was found there and what is expected.
 
 mod error;
-mod fleet;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -18,12 +17,16 @@ use serde::{Deserialize, Serialize};
 use serde_yaml::Spanned;
 
 pub use error::ConfigError;
-pub use fleet::{Fleet, OnLoss, Tls};
-pub use values::{DeviceName, HookChoice, Interfaces, Namespaces, OnStop, ReadAccess, SocketMode};
+pub use values::{DeviceName, Interfaces, OnStop, ReadAccess, SocketMode};
+
+pub use crate::datapath::attach::HookChoice;
+pub use crate::teardown::Namespaces;
 
 use crate::feeds::feed::Feed;
 use crate::feeds::source as feeds;
+use crate::fleet::form::Fleet;
 use crate::rule::{Defaults, RuleSpec, Target};
+use crate::yaml;
 use error::Source;
 
 /// Where the configuration is looked for if nothing else is said.
@@ -67,7 +70,7 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
     /// Path of the socket. Absolute.
-    #[serde(deserialize_with = "values::absolute")]
+    #[serde(deserialize_with = "yaml::absolute")]
     pub socket: PathBuf,
     /// The group that owns the socket and, as root, may write; `None`: root alone.
     pub group: Option<String>,
@@ -166,9 +169,9 @@ struct Document {
     namespaces: Namespaces,
     control: Control,
     metrics: Metrics,
-    #[serde(deserialize_with = "values::absolute")]
+    #[serde(deserialize_with = "yaml::absolute")]
     state_dir: PathBuf,
-    #[serde(deserialize_with = "values::absolute")]
+    #[serde(deserialize_with = "yaml::absolute")]
     pin_dir: PathBuf,
     on_stop: OnStop,
     limits: Limits,

@@ -5,6 +5,7 @@ mod feeds;
 use std::path::Path;
 
 use super::*;
+use crate::fleet::form::OnLoss;
 use crate::rule::{Mode, Rule};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -66,7 +67,7 @@ fn the_annotated_example_is_valid_and_shows_every_key() {
 #[test]
 fn the_documentation_names_every_key_and_its_examples_are_valid() {
     let text = include_str!("../../../docs/configuration.md");
-    let examples = crate::yaml::examples(text);
+    let examples = yaml::examples(text);
     assert_eq!(examples.len(), 1);
     for example in examples {
         parse(example).unwrap_or_else(|error| panic!("{error}"));

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -115,30 +114,6 @@ macro_rules! choice {
 }
 
 choice! {
-    /// Which hooks serve the devices.
-    HookChoice {
-        /// The best that the device has: XDP in its driver in front of TC, else TC alone.
-        Auto,
-        /// TC alone.
-        Tc,
-        /// As `Auto`, but a device whose driver lacks XDP is logged as an error.
-        XdpNative,
-        /// XDP in the kernel's generic path, and TC.
-        XdpGeneric,
-    }
-}
-
-choice! {
-    /// Whose sockets teardown reaches.
-    Namespaces {
-        /// Those of the daemon's own network namespace.
-        Own,
-        /// Those of every network namespace on the host.
-        All,
-    }
-}
-
-choice! {
     /// What becomes of the rules when the daemon is stopped.
     OnStop {
         /// They are lifted.
@@ -196,25 +171,6 @@ impl<'de> Deserialize<'de> for SocketMode {
                 ))
             })
     }
-}
-
-/// Reads an absolute path: the daemon's working directory is nobody's business.
-pub(super) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let path = PathBuf::from(&text);
-    if !path.is_absolute() {
-        return Err(de::Error::custom(format!(
-            "path {text:?} is not valid: expected an absolute path, beginning with /"
-        )));
-    }
-    Ok(path)
-}
-
-/// As [`absolute`], or nothing.
-pub(super) fn absolute_if_any<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<PathBuf>, D::Error> {
-    absolute(deserializer).map(Some)
 }
 
 /// Reads an address and a port to listen on, or nothing: what is printed is read again.

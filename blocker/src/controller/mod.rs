@@ -51,7 +51,7 @@ pub use dataplane::{Dataplane, Observer};
 pub use error::Error;
 pub use events::Watcher;
 pub use lease::Lease;
-pub use owned::{Owned, Replaced};
+pub use owned::Owned;
 
 /// Who asks, and how much they insist.
 #[derive(Debug, Clone, Default)]

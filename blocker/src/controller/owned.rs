@@ -8,15 +8,15 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::task::JoinHandle;
 
 use super::live::{Wanted, WantedRules};
 use super::requests::{facts, finished};
 use super::writer::Writer;
 use super::{Asking, Controller, Error, Who, journal, status};
-use crate::config::{Config, Fleet};
+use crate::config::Config;
 use crate::fleet::board::Board;
-use crate::fleet::held;
+use crate::fleet::form::Fleet;
+use crate::fleet::{Host, Replaced, held};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec};
 use crate::ruleset;
 use crate::safety::{self, HostFacts};
@@ -31,16 +31,22 @@ pub struct Owned {
     pub force: bool,
 }
 
-/// What came of replacing an owner's rules.
-pub struct Replaced {
-    /// How many are in force.
-    pub in_force: usize,
-    /// Those that started.
-    pub started: Vec<RuleId>,
-    /// Those that may not be here, and why.
-    pub refused: Vec<(RuleId, String)>,
-    /// The account of the flows that were established, once they are killed.
-    pub teardown: JoinHandle<Account>,
+impl Host for Controller {
+    async fn enforce(&self, told: Vec<held::Told>) -> Result<Replaced, String> {
+        let rules = told.into_iter().map(|told| Owned {
+            rule: told.rule,
+            force: told.force,
+        });
+        let replaced = self.replace_owned(Owner::Fleet, rules.collect()).await;
+        replaced.map_err(|error| error.to_string())
+    }
+
+    async fn flows(&self, rule: RuleSpec, force: bool) -> Result<u64, String> {
+        match self.try_rule(rule, force).await {
+            Ok(answer) => Ok(answer.would_kill.map_or(0, |flows| flows.len() as u64)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 impl Controller {

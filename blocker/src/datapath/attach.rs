@@ -15,12 +15,26 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, XdpMode};
 use blocker_ebpf::{Hook, programs};
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::devices::{Device, LinkKind};
 use super::load::Object;
 use super::qdisc::Qdiscs;
-use crate::config::HookChoice;
+
+/// Which hooks serve the devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookChoice {
+    /// The best that the device has: XDP in its driver in front of TC, else TC alone.
+    Auto,
+    /// TC alone.
+    Tc,
+    /// As `Auto`, but a device whose driver lacks XDP is logged as an error.
+    XdpNative,
+    /// XDP in the kernel's generic path, and TC.
+    XdpGeneric,
+}
 
 /// Everything that is attached.
 pub struct Attachments {

@@ -39,10 +39,9 @@ pub use load::{Object, Settings};
 pub use seen::Seen;
 
 use crate::compile::Snapshot;
-use crate::config::HookChoice;
 use crate::matching::Tried;
 use crate::rule::RuleId;
-use attach::Attachments;
+use attach::{Attachments, HookChoice};
 use devices::Device;
 
 /// What went wrong between us and the kernel.

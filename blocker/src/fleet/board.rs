@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use crate::config::Fleet;
+use super::form::Fleet;
 use crate::wire::{FleetState, FleetStatus};
 
 /// The board. Cheap to clone; all clones are one. Empty where no fleet is configured.

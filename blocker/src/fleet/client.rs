@@ -11,11 +11,11 @@ use jiff::SignedDuration;
 use tokio::task::JoinHandle;
 
 use super::Keys;
+use super::form::Fleet;
 use super::link::{LARGEST, Link, LinkError};
-use super::report::{Answer, HostReport};
-use super::value::{self, Value, ValueError};
-use crate::config::Fleet;
 use crate::rule::RuleId;
+use crate::wire::fleet::report::{Answer, HostReport};
+use crate::wire::fleet::value::{self, Value, ValueError};
 
 /// How much longer than a rule its key is there: hosts go by the deadline in it.
 const BEHIND: SignedDuration = SignedDuration::from_secs(30);

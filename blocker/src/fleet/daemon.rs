@@ -4,33 +4,16 @@ use std::path::PathBuf;
 
 use tokio::task::JoinHandle;
 
-use super::held::{Held, Told};
-use super::source::{Follower, Goodbye, Host};
-use crate::config::Fleet;
-use crate::controller::{Controller, Owned, Replaced};
-use crate::rule::{Owner, RuleSpec};
-
-impl Host for Controller {
-    async fn enforce(&self, told: Vec<Told>) -> Result<Replaced, String> {
-        let rules = told.into_iter().map(|told| Owned {
-            rule: told.rule,
-            force: told.force,
-        });
-        let replaced = self.replace_owned(Owner::Fleet, rules.collect()).await;
-        replaced.map_err(|error| error.to_string())
-    }
-
-    async fn flows(&self, rule: RuleSpec, force: bool) -> Result<u64, String> {
-        match self.try_rule(rule, force).await {
-            Ok(answer) => Ok(answer.would_kill.map_or(0, |flows| flows.len() as u64)),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
+use super::Host;
+use super::board::Board;
+use super::form::Fleet;
+use super::held::Held;
+use super::source::{Follower, Goodbye};
 
 /// What follows the fleet now.
-pub struct Following {
-    controller: Controller,
+pub struct Following<H> {
+    host: H,
+    board: Board,
     running: Option<Running>,
 }
 
@@ -50,21 +33,25 @@ impl Running {
     }
 }
 
-impl Following {
-    /// Begins to follow what the configuration in force names.
-    pub async fn start(controller: Controller) -> Self {
+impl<H: Host> Following<H> {
+    /// Begins to follow a configuration's fleet; state is saved in `directory`.
+    pub async fn start(
+        host: H,
+        board: Board,
+        (fleet, directory): (Option<Fleet>, PathBuf),
+    ) -> Self {
         let mut following = Self {
-            controller,
+            host,
+            board,
             running: None,
         };
-        following.adapt().await;
+        following.adapt((fleet, directory)).await;
         following
     }
 
-    /// Follows the configuration that is in force since a reload. A fleet that it does not name any
-    /// more has no rules here.
-    pub async fn adapt(&mut self) {
-        let (fleet, directory) = self.controller.fleet_config();
+    /// Follows the fleet of the configuration since a reload. If it names none, the rules of the
+    /// fleet before are lifted.
+    pub async fn adapt(&mut self, (fleet, directory): (Option<Fleet>, PathBuf)) {
         if self.running.as_ref().map(|running| &running.fleet) == fleet.as_ref() {
             return;
         }
@@ -76,11 +63,10 @@ impl Following {
             }
         }
         let Some(fleet) = fleet else { return };
-        let board = self.controller.fleet_board();
         let follower = Follower::new(
             fleet.clone(),
-            self.controller.clone(),
-            board,
+            self.host.clone(),
+            self.board.clone(),
             Some(directory.clone()),
         );
         self.running = Some(Running {
@@ -92,12 +78,8 @@ impl Following {
     }
 
     async fn leave(&self, directory: &std::path::Path) {
-        self.controller.fleet_board().begin(None);
-        if let Err(error) = self
-            .controller
-            .replace_owned(Owner::Fleet, Vec::new())
-            .await
-        {
+        self.board.begin(None);
+        if let Err(error) = self.host.enforce(Vec::new()).await {
             tracing::error!("the rules of the fleet that is left stay in force: {error}");
         }
         if let Err(error) = Held::forget(directory) {

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::selector::Identity;
-use super::value::{self, Value, ValueError};
-use crate::config::Fleet;
+use super::form::Fleet;
 use crate::rule::{Rule, RuleId};
 use crate::state;
 use crate::wire::FleetRefusal;
+use crate::wire::fleet::selector::Identity;
+use crate::wire::fleet::value::{self, Value, ValueError};
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "fleet.json";

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions};
 
-use crate::config::{Fleet, Tls};
+use super::form::{Fleet, Tls};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);

@@ -2,19 +2,18 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`selector`] | which hosts are meant; pure |
-//! | [`value`] | what is stored, its version and deadline; pure |
-//! | [`held`] | what etcd said last, what of it is this host's, the same on disk |
-//! | [`report`] | what a host tells of itself; pure |
+//! | [`form`] | the key `fleet` of the configuration |
+//! | [`held`] | the rules that etcd had last, which of them are this host's, the same on disk |
 //! | [`board`] | how a host follows etcd, for `status` |
+//! | [`Host`] | what enforces the rules |
 //! | `link` | connections to etcd |
 //! | `source` | following etcd: list, watch, lose, come back |
 //! | `reporter` | telling etcd of this host, at a bounded rate |
 //! | `daemon` | all of it in the daemon, and over its reloads |
 //! | `client` | what `blockctl fleet` asks of etcd |
 //!
-//! The lower five are there with the Cargo feature `fleet`. What a rule may touch on a host is
-//! [`crate::safety`]'s to say, how it is enforced [`crate::controller`]'s.
+//! The lower five are compiled with the Cargo feature `fleet`. What is stored in etcd is defined in
+//! [`crate::wire::fleet`].
 //!
 //! ```text
 //! PREFIX/rules/ID               a rule                      hosts read, operators write
@@ -28,16 +27,17 @@ pub mod board;
 pub mod client;
 #[cfg(feature = "fleet")]
 pub mod daemon;
+pub mod form;
 pub mod held;
+mod host;
 #[cfg(feature = "fleet")]
 pub mod link;
-pub mod report;
 #[cfg(feature = "fleet")]
 mod reporter;
-pub mod selector;
 #[cfg(feature = "fleet")]
 pub mod source;
-pub mod value;
+
+pub use host::{Host, Replaced};
 
 /// The keys under a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 use super::Keys;
 use super::board::Board;
 use super::link::{Link, LinkError};
-use super::report::HostReport;
+use crate::wire::fleet::report::HostReport;
 
 /// Time to live of the lease, in seconds: so long a dead host's report is there.
 const TTL: i64 = 60;

@@ -21,17 +21,15 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::Keys;
 use super::board::Board;
-use super::held::{Came, Held, Told};
+use super::form::{Fleet, OnLoss};
+use super::held::{Came, Held};
 use super::link::{LARGEST, Link, LinkError};
-use super::report::{self, Answer, HostReport};
 use super::reporter::{self, Reports};
-use super::selector::Identity;
-use super::value::Value;
-use crate::config::{Fleet, OnLoss};
-use crate::controller::Replaced;
-use crate::rule::RuleSpec;
+use super::{Host, Keys, Replaced};
+use crate::wire::fleet::report::{self, Answer, HostReport};
+use crate::wire::fleet::selector::Identity;
+use crate::wire::fleet::value::Value;
 use crate::wire::{FleetRefusal, FleetState};
 
 /// How often a sign of life is asked for while nothing happens.
@@ -53,18 +51,6 @@ const RULES: i64 = 1;
 const ASKS: i64 = 2;
 /// How long an answer is there, in seconds.
 const ANSWERED: i64 = 60;
-
-/// What enforces.
-pub trait Host: Clone + Send + Sync + 'static {
-    /// Makes these rules all that the fleet has here.
-    fn enforce(&self, told: Vec<Told>) -> impl Future<Output = Result<Replaced, String>> + Send;
-    /// Counts the live flows that a rule would hit, or says why it would be refused.
-    fn flows(
-        &self,
-        rule: RuleSpec,
-        force: bool,
-    ) -> impl Future<Output = Result<u64, String>> + Send;
-}
 
 /// Follows etcd for one host.
 pub struct Follower<H> {

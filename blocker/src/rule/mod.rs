@@ -7,6 +7,8 @@
 
 mod error;
 mod parts;
+#[cfg(test)]
+pub(crate) mod sample;
 mod schema;
 mod target;
 mod targets;

@@ -1,7 +1,7 @@
 //! Refusals and carve-outs, case by case.
 
 use super::*;
-use crate::compile::tests::rule;
+use crate::rule::sample::rule;
 
 fn facts() -> HostFacts {
     HostFacts {

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::compile::tests::rule;
 use crate::rule::Target;
+use crate::rule::sample::rule;
 
 const NOW: &str = "2026-06-01T12:00:00Z";
 

@@ -48,14 +48,24 @@ use std::io;
 
 use blocker_ebpf::FlowKey;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use serde::{Deserialize, Serialize};
 
-use crate::config::Namespaces;
 use crate::matching::Holds;
 use crate::netlink::Conversation;
 use crate::rule::Rule;
 use crate::wire::{Account, LiveFlow};
 pub use flow::Tuple;
 pub use selection::{Candidates, Rules, Selection};
+
+/// Whose sockets teardown reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Namespaces {
+    /// Those of the daemon's own network namespace.
+    Own,
+    /// Those of every network namespace on the host.
+    All,
+}
 
 /// What a teardown needs to know beside its rules.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,7 @@
 mod commas;
 pub mod event;
 mod explain;
-mod fleet;
+pub mod fleet;
 mod flow;
 mod lease;
 mod schema;

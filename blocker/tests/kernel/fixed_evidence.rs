@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use blocker::compile::{Input, Limits, RuleInput, compile};
-use blocker::config::Namespaces;
 use blocker::rule::{Defaults, Rule, RuleSpec};
+use blocker::teardown::Namespaces;
 use blocker::teardown::{self, Candidates, Evidence, Listing, Progress, Settings};
 use blocker::wire::Account;
 use blocker_ebpf::{FlowKey, NEVER, kill as bits};

@@ -196,7 +196,7 @@ fn a_feeds_rules_are_told_from_those_of_another() {
 fn the_documentation_names_every_key_and_its_examples_are_valid() {
     let dir = files();
     let text = include_str!("../../../../docs/feeds.md");
-    let examples = crate::yaml::examples(text);
+    let examples = yaml::examples(text);
     assert!(!examples.is_empty());
     for example in examples {
         let example = example.replace("/etc/blocker/crowdsec.key", "key");

@@ -1,8 +1,8 @@
 //! Verdicts, reasons and hooks, over compiled rules; no datapath.
 
 use super::*;
-use crate::compile::tests::rule;
 use crate::compile::{Input, Limits, RuleInput, compile};
+use crate::rule::sample::rule;
 
 const NOW: u64 = 1_000;
 const ETH0: u32 = 2;

@@ -89,7 +89,7 @@ fn beyond(rule: &Rule, others: &[&Rule]) -> Vec<Target> {
 mod tests {
     use super::super::super::live::WantedRules;
     use super::*;
-    use crate::compile::tests::rule;
+    use crate::rule::sample::rule;
 
     fn replaced(before: &[(&str, &[&str])], after: &[(&str, &[&str])], rest: &str) -> Change {
         let make = |rules: &[(&str, &[&str])]| -> Vec<Rule> {

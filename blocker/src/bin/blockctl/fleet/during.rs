@@ -3,8 +3,8 @@
 //! The rule goes with a lease of etcd's that this program keeps: should it die, etcd deletes the rule
 //! some seconds later, and should etcd be gone as well, each host ends it at its deadline.
 
-use blocker::config::Fleet;
 use blocker::fleet::client::FleetClient;
+use blocker::fleet::form::Fleet;
 use jiff::Timestamp;
 use tokio::time::Instant;
 

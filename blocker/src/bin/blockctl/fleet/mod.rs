@@ -16,13 +16,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use blocker::config::{Config, Fleet};
+use blocker::config::Config;
 use blocker::fleet::client::{At, FleetClient, FleetError, News, Stored};
-use blocker::fleet::report::{Answer, HostReport};
-use blocker::fleet::selector::Selector;
-use blocker::fleet::value::{VERSION, Value};
+use blocker::fleet::form::Fleet;
 use blocker::rule::{Mode, RuleId};
 use blocker::wire::FleetRefusal;
+use blocker::wire::fleet::report::{Answer, HostReport};
+use blocker::wire::fleet::selector::Selector;
+use blocker::wire::fleet::value::{VERSION, Value};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};

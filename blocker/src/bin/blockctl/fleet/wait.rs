@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, stderr};
 use std::time::Duration;
 
-use blocker::config::Fleet;
 use blocker::fleet::client::{FleetClient, News};
-use blocker::fleet::report::{HostReport, Killed, Outcome};
+use blocker::fleet::form::Fleet;
+use blocker::wire::fleet::report::{HostReport, Killed, Outcome};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout_at};

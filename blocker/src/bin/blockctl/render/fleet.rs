@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use blocker::fleet::client::News;
-use blocker::fleet::report::{HostReport, Killed};
-use blocker::fleet::value::Value;
+use blocker::wire::fleet::report::{HostReport, Killed};
+use blocker::wire::fleet::value::Value;
 use comfy_table::Color;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -175,7 +175,7 @@ const TRIED: &[Column] = &[
 
 /// What a rule would do.
 pub(crate) fn tried(tried: &FleetTried, value: &Value, view: View) -> String {
-    let row = |(host, answer): (&String, &Option<blocker::fleet::report::Answer>)| {
+    let row = |(host, answer): (&String, &Option<blocker::wire::fleet::report::Answer>)| {
         let (flows, refused) = match answer {
             None => ("no answer".to_owned(), String::new()),
             Some(answer) => (

@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::FleetRefusal;
 use super::selector::Identity;
-use crate::wire::{Account, FleetRefusal, TeardownTotals};
+use crate::wire::{Account, TeardownTotals};
 
 /// Version of the form of reports and answers.
 pub const VERSION: u64 = 1;

@@ -1,4 +1,9 @@
-//! What a host tells of the fleet: to `status`, and to the fleet itself.
+//! What travels in the fleet: the values in etcd ([`value`]) and the hosts that they are for
+//! ([`selector`]), the reports of hosts ([`report`]), and how a host follows etcd, for `status`.
+
+pub mod report;
+pub mod selector;
+pub mod value;
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
-//! The key `fleet`: which etcd a host takes rules from, who it is there, and what becomes of its
-//! rules when etcd is gone.
+//! The key `fleet` of the configuration: which etcd a host takes rules from, its name and labels, and
+//! what is done with its rules when etcd cannot be reached.
 //!
-//! Nothing here opens a file or asks whether an endpoint answers: certificates are read at each
-//! connection, so that a renewed one is taken without a reload.
+//! No file is opened and no endpoint contacted here: certificates are read at each connection, so that
+//! a renewed one is used without a reload.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
-use super::values::{absolute, absolute_if_any};
-use crate::fleet::selector::{Identity, label_key, label_value};
 use crate::rule::Lifetime;
+use crate::wire::fleet::selector::{Identity, label_key, label_value};
+use crate::yaml::{absolute, absolute_if_any};
 
 /// Rules through etcd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ impl Fleet {
     }
 
     /// What only the whole section can tell.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if !cfg!(feature = "fleet") {
             return Err(
                 "this blocker was built without the fleet: use the package's, or build it with `--features fleet`"
