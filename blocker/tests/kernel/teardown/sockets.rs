@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use blocker::config::Namespaces;
 use blocker::rule::Rule;
+use blocker::teardown::Namespaces;
 use blocker::teardown::{Evidence, Listing, Settings};
 use blocker::wire::{Account, LiveFlow};
 use blocker_ebpf::FlowKey;

@@ -253,8 +253,9 @@ impl Case<'_> {
         };
         let answer = selection.selects(&tuple, || Some(self.bench.ifindex));
         // Of what a sample decided, it does not follow what the rules behind it would.
-        let sampled =
-            |rule: &Option<usize>| rule.is_some_and(|rule| self.rules[rule].percent < 100);
+        let sampled = |rule: &Option<usize>| {
+            rule.is_some_and(|rule| !self.rules[rule].matching.percent.is_all())
+        };
         if !decided.iter().any(sampled) {
             let dies = decided.iter().flatten().any(|rule| self.killing[*rule]);
             ensure!(

@@ -29,6 +29,16 @@ const BATCH: u32 = 500;
 /// Batches under one ruleset.
 const BATCHES: u32 = 8;
 
+/// A number from the environment.
+fn number(name: &str, default: u64) -> Result<u64> {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{name} is no number: {text:?}")),
+        Err(_) => Ok(default),
+    }
+}
+
 /// What a batch is run with.
 struct Batch<'a> {
     program: Program,
