@@ -62,19 +62,19 @@ pub mod maps {
     pub const LOCALS: &str = "LOCALS";
     /// `PERCPU_ARRAY` of [`Counters`](crate::Counters), two a slot: ingress, egress.
     pub const COUNTERS: &str = "COUNTERS";
-    /// `ARRAY` of [`RuleName`](crate::RuleName): whose counters a slot has. The daemon's own; no
-    /// program reads it.
+    /// `ARRAY` of [`RuleName`](crate::RuleName): the rule whose counters a slot has. Only the daemon
+    /// reads it.
     pub const RULE_NAMES: &str = "RULE_NAMES";
     /// `PERCPU_ARRAY` of [`HookCounters`](crate::HookCounters), see [`hook_slot`](crate::hook_slot).
     pub const HOOKS: &str = "HOOKS";
     /// `PERCPU_ARRAY` of [`Bucket`](crate::Bucket)s, see [`bucket`](crate::bucket).
     pub const BUCKETS: &str = "BUCKETS";
     /// `HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`kill`](crate::kill) bits): flows under
-    /// teardown, put there by the daemon; the datapath notes which ends it saw a RST go to.
+    /// teardown. The daemon inserts them; the datapath sets which ends it saw a RST go to.
     pub const KILLS: &str = "KILLS";
     /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`Rule::counter`](crate::Rule::counter)):
     /// established TCP flows that rules with [`flag::RECORD`](crate::flag::RECORD) blocked. Apart
-    /// from [`FLOWS`], so that no flood of other packets makes it forget one.
+    /// from [`FLOWS`], so that no flood of other packets evicts one.
     pub const ESTABLISHED: &str = "ESTABLISHED";
     /// `ARRAY` of [`FlowSlot`](crate::FlowSlot), mmapable: every flow that a rule decided. A power of
     /// two of them, in sets of [`FLOW_WAYS`](crate::FLOW_WAYS).
@@ -87,11 +87,11 @@ pub mod maps {
     /// `PERCPU_ARRAY` of [`KNOWN_BLOCKS`](crate::KNOWN_BLOCKS) [`KnownBlock`](crate::KnownBlock)s,
     /// private to the datapath.
     pub const KNOWN: &str = "KNOWN";
-    /// `RINGBUF` of [`Event`](crate::Event)s: packets that rules decided, while somebody watches.
+    /// `RINGBUF` of [`Event`](crate::Event)s: packets that rules decided, while a client watches.
     pub const EVENTS: &str = "EVENTS";
     /// `PERCPU_ARRAY` of one [`Unnamed`](crate::Unnamed), private to the datapath.
     pub const UNNAMED: &str = "UNNAMED";
-    /// `PERCPU_ARRAY` of one [`Tally`](crate::Tally): what was recorded, and what was not.
+    /// `PERCPU_ARRAY` of one [`Tally`](crate::Tally): how much was recorded, and how much was not.
     pub const TALLY: &str = "TALLY";
     /// `PERCPU_ARRAY` of one [`Tick`](crate::Tick), private to the datapath.
     pub const TICK: &str = "TICK";
@@ -158,7 +158,7 @@ pub const V6_FANOUT: usize = 8;
 /// The most levels of the IPv6 tree: 8^8 ranges.
 pub const V6_LEVELS: usize = 8;
 
-/// Slots that a flow's record may be in, side by side in [`maps::FLOWS`].
+/// Slots of a set in [`maps::FLOWS`]: those that a flow's record may be in.
 pub const FLOW_WAYS: u32 = 8;
 /// Sets that flows are recorded in at once: as many as there may be CPUs.
 pub const FLOW_SETS_AT_ONCE: u32 = 1_024;
@@ -167,15 +167,15 @@ pub const FLOW_V6: u32 = 1 << 31;
 
 /// Blocks of [`maps::KNOWN`], on each CPU.
 pub const KNOWN_BLOCKS: u32 = 32;
-/// Words of a block: with its counter, 4 KiB, since a value on each CPU may not be larger than 32 KiB.
+/// Words of a block: with its counter 4 KiB. A per-CPU value may not be larger than 32 KiB.
 pub const KNOWN_WORDS: usize = 511;
 
 plain! {
-    /// The one word that makes a change atomic, and what describes each bank.
+    /// The word that makes a change atomic, and the description of each bank.
     pub struct State {
         /// The bank that the datapath reads: 0 or 1. Written last, alone.
         pub active: u32,
-        /// Whether anybody watches events: 0 or 1.
+        /// Whether a client watches events: 0 or 1.
         pub watching: u32,
         /// The two banks.
         pub banks: [Bank; 2],
@@ -191,18 +191,17 @@ plain! {
         pub v6_first: [u32; V6_LEVELS],
         /// Number of the snapshot that the bank holds.
         pub generation: u64,
-        /// A bit for each 4,096th of IPv4, set where any of its addresses has a list: see
-        /// [`v4_named`].
+        /// One bit per /12, set where any of its addresses has a list: see [`v4_named`].
         pub v4_named: [u64; V4_NAMED_WORDS],
     }
 
     /// An entry of the IPv4 index: all addresses that share their top 16 bits.
     ///
-    /// Such a bucket is cut into ranges, each from its first address (of which the low 16 bits are
-    /// kept, host order: its start) up to the next one's. What follows stands in the bank's range
-    /// blocks from word `first` on. Where two lists take turns, as with prefixes of one rule and what
-    /// lies between, the number of the other list, then the starts: half the memory, which is half
-    /// the cache. Elsewhere, each start and behind it its list.
+    /// Such a bucket is cut into ranges, each from its start (the low 16 bits of its first address,
+    /// host order) up to the next one's. They are in the bank's range blocks from word `first` on.
+    /// Where two lists alternate, as with prefixes of one rule and the gaps between them: the number
+    /// of the other list, then the starts, which takes half the memory and cache. Elsewhere: each
+    /// start, followed by its list.
     pub struct IndexEntry {
         /// Number of the bucket's first word in the bank's ranges, and [`ALTERNATES`].
         pub first: u32,
@@ -214,10 +213,10 @@ plain! {
 
     /// A node of the IPv6 tree: two cache lines, of up to eight children (of a leaf: ranges).
     ///
-    /// Child `i` begins behind the bound `i`, so that it is child `i` that covers an address if
-    /// `i` is the last whose bound is less than the address. That of child 0 would be the
-    /// node's own: in its place a leaf has the lists of its ranges ([`v6_list`]), so that
-    /// they cost no further cache line. Bounds of children that are not there are the highest address.
+    /// Child `i` begins after the bound `i`, so the child that covers an address is the last whose
+    /// bound is less than the address. The bound of child 0 would be the node's own: a leaf has the
+    /// lists of its ranges there instead ([`v6_list`]), so that they cost no further cache line.
+    /// Bounds of absent children are the highest address.
     pub struct V6Node {
         /// The upper halves of the bounds (host order).
         pub high: [u64; V6_FANOUT],
@@ -295,9 +294,9 @@ plain! {
         pub suppressed: u64,
     }
 
-    /// Whose counters a slot has.
+    /// The rule whose counters a slot has.
     pub struct RuleName {
-        /// The rule's id, and zeros behind it; zeros alone where the slot is nobody's.
+        /// The rule's id, padded with zeros; all zeros where the slot is free.
         pub id: [u8; 64],
         /// How many rules had the slot before, modulo 2^16; see [`tag`].
         pub incarnation: u32,
@@ -323,7 +322,7 @@ plain! {
         pub tokens: u64,
     }
 
-    /// What the clock said in the current tick of the kernel's timer, on one CPU.
+    /// The time in the current tick of the kernel's timer, on one CPU.
     pub struct Tick {
         /// The tick's number.
         pub jiffies: u64,
@@ -331,13 +330,13 @@ plain! {
         pub time: u64,
     }
 
-    /// What was recorded of what rules decided, on one CPU.
+    /// How much was recorded of the packets that rules decided, on one CPU.
     pub struct Tally {
         /// Flows recorded anew.
         pub created: u64,
         /// Packets of flows that were not recorded: over the rate of new ones.
         pub not_recorded: u64,
-        /// Events lost: over their rate, or since nobody made room in the ring buffer.
+        /// Events lost: over their rate, or because the ring buffer was full.
         pub lost: u64,
     }
 
@@ -365,7 +364,7 @@ plain! {
         pub rule: u32,
     }
 
-    /// What is kept of a flow that a rule decided.
+    /// The record of a flow that a rule decided.
     pub struct FlowRecord {
         /// Its packets. A GSO packet is one.
         pub packets: u64,
@@ -377,7 +376,7 @@ plain! {
         pub last_seen: u64,
         /// The device that the last one was on.
         pub ifindex: u32,
-        /// What became of the last one: a [`verdict`] number.
+        /// The verdict on the last one: a number of [`verdict`].
         pub verdict: u8,
         /// The [`Hook`] that decided the last one.
         pub hook: u8,
@@ -402,7 +401,7 @@ plain! {
         pub local_port: u16,
         /// IP protocol number, and [`FLOW_V6`].
         pub kind: u32,
-        /// What is kept of it.
+        /// Its record.
         pub record: FlowRecord,
     }
 
@@ -414,9 +413,9 @@ plain! {
         pub local: [u32; 3],
     }
 
-    /// A part of what a CPU remembers of the flows that have a record.
+    /// A block of a CPU's Bloom filter of the flows that have a record.
     pub struct KnownBlock {
-        /// Flows that were remembered in it.
+        /// Flows that were added to it.
         pub learnt: u64,
         /// Two generations of bits, and the number of the younger one, each.
         pub words: [u64; KNOWN_WORDS],
@@ -442,7 +441,7 @@ plain! {
         pub flags: u8,
         /// The [`Hook`] that decided it.
         pub hook: u8,
-        /// What became of it: a [`verdict`] number.
+        /// A number of [`verdict`].
         pub verdict: u8,
         /// First byte of an ICMP message: its type.
         pub icmp_type: u8,
@@ -493,9 +492,9 @@ impl FlowSlot {
     }
 }
 
-/// What became of a packet that a rule decided, as [`FlowRecord::verdict`] and [`Event::verdict`].
+/// What the datapath did with a packet that a rule decided: [`FlowRecord::verdict`], [`Event::verdict`].
 pub mod verdict {
-    /// Dropped in silence: by the rule's mode, or because no reply was due.
+    /// Dropped without a reply: by the rule's mode, or because none was due.
     pub const DROPPED: u8 = 0;
     /// Answered as `reset` does: RSTs, or an ICMP port unreachable.
     pub const RESET: u8 = 1;
@@ -520,7 +519,7 @@ pub mod bucket {
 }
 
 /// [`Rule::counter`] of a rule: its slot, and how many rules had that slot before it (modulo
-/// 2^16), so that what is recorded of one rule is not taken for another's.
+/// 2^16), so that records of one rule are not mistaken for another's.
 #[inline(always)]
 pub const fn tag(slot: u32, incarnation: u16) -> u32 {
     slot & 0xffff | (incarnation as u32) << 16
@@ -558,7 +557,7 @@ pub mod flag {
     pub const PASS_RST: u16 = 1;
     /// `percent` is decided per flow, not per packet.
     pub const PER_FLOW: u16 = 2;
-    /// The established TCP flows that it blocks are noted: they are to be killed when it ends.
+    /// The established TCP flows that it blocks are recorded, and killed when it ends.
     pub const RECORD: u16 = 4;
     /// Every incoming packet of the address is dropped until the deadline: the rule's other fields
     /// need not be compared. Only with [`AT_XDP`].
@@ -578,7 +577,7 @@ pub mod kill {
 
 /// Words in a block of ranges: 1 MiB.
 pub const WORDS_PER_BLOCK: usize = 524_288;
-/// Set in [`IndexEntry::first`] of a bucket in which two lists take turns.
+/// Set in [`IndexEntry::first`] of a bucket in which two lists alternate.
 pub const ALTERNATES: u32 = 1 << 31;
 /// Buckets of the IPv4 index: one for each upper half of an address.
 pub const BUCKETS: usize = 65_536;
@@ -591,12 +590,12 @@ pub struct Index(pub [IndexEntry; BUCKETS]);
 #[repr(C)]
 pub struct RangeBlock(pub [u16; WORDS_PER_BLOCK]);
 
-/// Addresses that a CPU remembers.
+/// Entries of [`Unnamed`].
 pub const UNNAMED: usize = 256;
 
-/// IPv4 addresses of which a CPU has lately found that no list names them, one value of
-/// [`maps::UNNAMED`]: each in the upper half of its word (host order), and in the lower the number
-/// of the snapshot ([`Bank::generation`], cut off) of which that is true.
+/// A cache of IPv4 addresses that no list names, on one CPU, one value of [`maps::UNNAMED`]: each in
+/// the upper half of its word (host order), and in the lower half the number of the snapshot of which
+/// that is true ([`Bank::generation`], truncated).
 #[repr(C)]
 pub struct Unnamed(pub [u64; UNNAMED]);
 

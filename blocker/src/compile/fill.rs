@@ -1,23 +1,23 @@
-//! How full a bank is: what a snapshot takes of what there is room for.
+//! How full a bank is: how much of its limits a snapshot uses.
 
 use blocker_ebpf::{self as abi, maps};
 
 use super::{Limits, Snapshot};
 
-/// What a snapshot takes. The snapshot itself need not be kept for it.
+/// What a snapshot uses, readable after the snapshot is dropped.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fill {
     /// Prefixes: targets, exceptions and local addresses of all rules, and protected ones.
     pub prefixes: u64,
     /// IPv6 ones among those that are looked up by the remote's address.
     pub prefixes_v6: u64,
-    /// By a map's name: entries that the snapshot takes, and entries that one bank has (of
+    /// By map name: entries that the snapshot uses, and entries of one bank (of
     /// [`maps::V4_RANGES`], words). The IPv4 index is always full, and not among them.
     pub entries: Vec<(&'static str, u64, u64)>,
 }
 
 impl Snapshot {
-    /// What of these limits the snapshot takes.
+    /// How much of these limits the snapshot uses.
     #[must_use]
     pub fn fill(&self, limits: &Limits) -> Fill {
         let words: usize = self.v4.ranges.iter().map(Vec::len).sum();

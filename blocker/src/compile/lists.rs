@@ -1,4 +1,4 @@
-//! The rule lists of a snapshot, each kept once.
+//! The rule lists of a snapshot, equal ones stored once.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::{CompileError, NAMED, RuleInput};
 /// Gives states their list numbers.
 pub(super) struct Lists<'a> {
     rules: &'a [RuleInput<'a>],
-    /// Rule numbers by place in trial order.
+    /// Rule numbers by position in trial order.
     order: &'a [u16],
     limit: u32,
     lists: Vec<abi::RuleList>,
@@ -33,7 +33,7 @@ impl<'a> Lists<'a> {
         self.lists
     }
 
-    /// The number of the list of these rules (places in trial order), which apply at `address`.
+    /// The number of the list of these rules (positions in trial order), which apply at `address`.
     fn number(&mut self, places: &[u16], address: IpAddr) -> Result<u16, CompileError> {
         if let Some(number) = self.numbers.get(places) {
             return Ok(*number);
@@ -89,7 +89,7 @@ impl<'l, 'a> Numbered<'l, 'a> {
         }
     }
 
-    /// The number of a state's list; `address` is one where it applies.
+    /// The number of a state's list; `address` is one that it applies to.
     pub(super) fn of(&mut self, state: StateId, address: IpAddr) -> Result<u16, CompileError> {
         let known = &mut self.known[States::index(state)];
         if let Some(number) = known {

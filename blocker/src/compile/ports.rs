@@ -1,4 +1,4 @@
-//! Port lists to bit sets, equal sets kept once.
+//! Port lists as bit sets, equal sets stored once.
 
 use std::collections::HashMap;
 
@@ -38,8 +38,8 @@ impl PortSets {
         }
     }
 
-    /// The number of the set that a list means; [`abi::ANY_PORTS`] if it is empty. `None` if the
-    /// set is one too many.
+    /// The number of the set of a list's ports; [`abi::ANY_PORTS`] if it is empty. `None` if there are
+    /// too many sets.
     pub(super) fn number(&mut self, list: &[Ports]) -> Option<u16> {
         if list.is_empty() {
             return Some(abi::ANY_PORTS);

@@ -1,4 +1,4 @@
-//! What applies inside a prefix: which rules, in which order, and which are kept out.
+//! What applies inside a prefix: which rules, in which order, and which are excepted.
 //!
 //! A state follows from the state around the prefix and from what the prefix itself claims. Few
 //! pairs of these occur, however many prefixes there are, so each is computed once.
@@ -13,18 +13,18 @@ use super::sweep::What;
 pub(super) struct StateId(u32);
 
 impl StateId {
-    /// Nothing applies, nothing is kept out: the state around all prefixes.
+    /// Nothing applies, nothing is excepted: the state outside of all prefixes.
     pub(super) const OUTSIDE: Self = Self(0);
     /// Nothing applies, nor does anything nested.
     pub(super) const PROTECTED: Self = Self(1);
 }
 
-/// Rules are named by their place in the trial order of [`mod@super::rank`].
+/// Rules are named by their position in the trial order of [`mod@super::rank`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 struct State {
-    /// The rules that apply, most specific prefix first, then by place.
+    /// The rules that apply, most specific prefix first, then by position.
     active: Rc<[u16]>,
-    /// The rules that an exception keeps out, here and in all that is nested. Sorted.
+    /// The rules that an exception excludes, here and in all nested prefixes. Sorted.
     excepted: Rc<[u16]>,
 }
 
@@ -34,9 +34,9 @@ pub(super) type Step = (What, u16);
 pub(super) struct States {
     states: Vec<State>,
     ids: HashMap<State, StateId>,
-    /// Steps by one claim, which nearly all are.
+    /// Steps by one claim: nearly all of them.
     single: HashMap<(StateId, Step), StateId>,
-    /// The step taken last: neighbours mostly take the same.
+    /// The last step: neighbouring prefixes mostly take the same one.
     last: (StateId, Step, StateId),
     /// Steps by several claims on one prefix.
     several: HashMap<(StateId, Box<[Step]>), StateId>,

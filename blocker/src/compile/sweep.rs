@@ -61,7 +61,7 @@ pub(super) enum What {
     Target,
 }
 
-/// A prefix that a rule (by its place in trial order) or `protect` claims.
+/// A prefix that a rule (by its position in trial order) or `protect` claims.
 ///
 /// The order of the fields is that of the sweep: by prefix, the wider before what is nested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,8 +86,8 @@ pub(super) struct Start<A> {
     pub(super) value: u16,
 }
 
-/// Where the list changes, in order of address; neighbours have different lists. Before the first
-/// there is none.
+/// The addresses at which the list changes, in order; neighbours have different lists. Below the first
+/// there is no list.
 pub(super) fn starts<A: Address>(
     claims: Vec<Claim<A>>,
     lists: &mut Lists<'_>,
@@ -110,14 +110,14 @@ pub(super) fn starts<A: Address>(
     Ok(starts)
 }
 
-/// Sweeps over all claims in order of address: gives the segments, sorted, without gaps, none of
-/// them empty. Takes time in proportion to the claims' number, sorting aside; sorting is cheap, too,
-/// where rules bring their targets sorted.
+/// Sweeps over all claims in order of address, and returns the segments: sorted, without gaps, none
+/// empty. Linear in the number of claims but for the sort, which is cheap where rules have their
+/// targets sorted.
 ///
-/// Stops behind a segment with more rules than a list can hold: such a ruleset is refused once
-/// its lists are made, and the states behind might each repeat thousands of rules.
+/// Stops after a segment with more rules than a list can hold: such a ruleset is refused when its
+/// lists are made, and each of the remaining states might repeat thousands of rules.
 fn sweep<A: Address>(mut claims: Vec<Claim<A>>, states: &mut States) -> Vec<Segment<A>> {
-    // The stable sort finds and merges sorted runs.
+    // Stable sort: merges runs that are sorted already.
     claims.sort();
     claims.dedup();
     let mut swept = Swept {
@@ -170,7 +170,7 @@ impl<A: Address> Swept<A> {
         }
     }
 
-    /// Leaves the innermost open prefixes that are `over`.
+    /// Leaves the innermost open prefixes that have ended.
     fn close(&mut self, open: &mut Vec<(A, StateId)>, over: impl Fn(A) -> bool, states: &States) {
         while let Some((last, _)) = open.pop_if(|(last, _)| over(*last)) {
             if let Some(next) = last.next() {

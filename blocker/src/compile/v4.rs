@@ -5,10 +5,10 @@
 //! at the bucket's start and where the starts of the ranges strictly inside the bucket lie; the
 //! largest start that is not above the address's low bits gives the range.
 //!
-//! What a lookup costs among many prefixes is what it touches that is in no cache and no TLB, not the
-//! steps of its search: behind wider indexes (17 to 20 bits) buckets are smaller, and each lookup
-//! dearer. So the index is as narrow as 16-bit starts allow, and lists are left out where two take
-//! turns (`docs/performance.md` has the figures).
+//! Among many prefixes a lookup costs what it misses in the caches and the TLB, not the steps of its
+//! search: with a wider index (17 to 20 bits) buckets are smaller, but each lookup takes longer. So the
+//! index is as narrow as 16-bit starts allow, and list numbers are not stored where two lists alternate
+//! (`docs/performance.md` has the figures).
 
 use std::net::Ipv4Addr;
 
@@ -26,7 +26,7 @@ pub struct V4Table {
     /// The words of the ranges, block by block, at most [`abi::WORDS_PER_BLOCK`] in each. An index
     /// entry's `first` counts as if every block but the last were full.
     pub ranges: Vec<Vec<u16>>,
-    /// A bit for each 4,096th of the addresses: whether any of them has a list.
+    /// One bit per /12: whether any of its addresses has a list.
     pub named: [u64; abi::V4_NAMED_WORDS],
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn search(entry: abi::IndexEntry, address: u32, word: impl Fn(usize) 
     }
 }
 
-/// Range blocks that suffice for this many prefixes, however they lie.
+/// Range blocks that suffice for any set of this many prefixes.
 ///
 /// Each prefix begins a range and ends one, and a range takes two words at most. A bucket that does
 /// not fit a block begins the next one, so that each but the last holds at least what is left of a

@@ -1,10 +1,10 @@
-//! The IPv6 tree: the sorted starts of ranges, eight to a node, node upon node.
+//! The IPv6 tree: the sorted starts of ranges, eight to a node.
 //!
 //! A static search tree (an implicit B+ tree). Level 0 are the leaves; each level above holds, in
-//! the same order, where the nodes below begin. Nothing points anywhere: child `i` of the node
-//! `n` is node `8 n + i` of the level below. A lookup takes as many steps as there are levels,
-//! wherever the address lies, which a direct index as IPv4's can't promise: real IPv6 lists share
-//! their top bits.
+//! the same order, the first addresses of the nodes below. There are no pointers: child `i` of the
+//! node `n` is node `8 n + i` of the level below. Every lookup takes as many steps as there are
+//! levels; a direct index, as for IPv4, would not bound them, since real IPv6 lists share their top
+//! bits.
 
 use std::net::Ipv6Addr;
 
@@ -36,7 +36,8 @@ impl V6Table {
     }
 }
 
-/// Walks from the root to the range that an address is in: gives its list. There is a level.
+/// Walks from the root to the range that an address is in, and returns its list. The tree has at least
+/// one level.
 pub(crate) fn walk(
     address: Ipv6Addr,
     levels: u32,
@@ -69,8 +70,7 @@ fn bound(node: &V6Node, child: usize) -> u128 {
     u128::from(node.high[child]) << 64 | u128::from(node.low[child])
 }
 
-/// Leaves that a bank needs for this many prefixes, however they lie: each begins a range and ends
-/// one.
+/// Leaves that a bank needs for any set of this many prefixes: each begins a range and ends one.
 pub(super) fn leaves(prefixes: u32) -> u32 {
     let ranges = 2 * u64::from(prefixes) + 1;
     u32::try_from(ranges.div_ceil(V6_FANOUT as u64)).unwrap_or(u32::MAX)
@@ -133,7 +133,7 @@ pub(super) fn compile(
     Ok(table)
 }
 
-/// Writes the lists of a leaf's ranges in the place of its first bound.
+/// Writes the lists of a leaf's ranges in place of its first bound, which no lookup reads.
 fn give_lists(leaf: &mut V6Node, ranges: &[Start<u128>]) {
     (leaf.high[0], leaf.low[0]) = (0, 0);
     for (child, range) in ranges.iter().enumerate() {
