@@ -23,11 +23,11 @@ pub struct Named {
 /// Finds the rules that name a packet's address; `None` if there are none.
 #[inline(always)]
 pub fn find<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Option<Named>, Unreadable> {
-    let network = packet::network(source, hook, link)?;
+    let (network, remote) = packet::network(source, hook, link)?;
     let Some((bank, about)) = maps::active_bank() else {
         return Ok(None);
     };
-    let number = table::lookup(&network.remote, bank, about);
+    let number = table::lookup(&remote, bank, about);
     if number == 0 {
         return Ok(None);
     }

@@ -62,15 +62,21 @@ pub enum Address {
     V6(Words),
 }
 
-/// Where the network header is, and the remote's address in it.
+/// Where the network header is, and whose.
+///
+/// Without the address, which only the lookup needs: the stack has no room for it after that.
 pub struct Network {
     pub offset: u32,
-    pub remote: Address,
+    pub v6: bool,
 }
 
 /// Finds the network header, and in it the source (ingress) or destination (egress).
 #[inline(always)]
-pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network, Unreadable> {
+pub fn network<S: Source>(
+    source: &S,
+    hook: Hook,
+    link: Link,
+) -> Result<(Network, Address), Unreadable> {
     let (ethertype, offset) = match link {
         Link::None => (source.ethertype(), 0),
         Link::Ethernet => {
@@ -98,10 +104,7 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
             } else {
                 header.destination
             };
-            Ok(Network {
-                offset,
-                remote: Address::V4(address.get()),
-            })
+            Ok((Network { offset, v6: false }, Address::V4(address.get())))
         }
         ethertype::IPV6 => {
             if read::<_, u8>(source, offset)? >> 4 != 6 {
@@ -110,10 +113,8 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
             // Both addresses, so that a header cut short is found here.
             let from = read(source, offset + offset_of!(Ipv6, source) as u32)?;
             let to = read(source, offset + offset_of!(Ipv6, destination) as u32)?;
-            Ok(Network {
-                offset,
-                remote: Address::V6(if at_source { from } else { to }),
-            })
+            let address = Address::V6(if at_source { from } else { to });
+            Ok((Network { offset, v6: true }, address))
         }
         _ => Err(Unreadable::NotIp),
     }
@@ -124,13 +125,14 @@ pub fn network<S: Source>(source: &S, hook: Hook, link: Link) -> Result<Network,
 /// drops it. A hop limit of 255 is rare but for neighbour discovery.
 #[inline(always)]
 pub fn is_settled_by_address<S: Source>(source: &S, network: &Network) -> bool {
-    match network.remote {
-        Address::V4(_) => source
-            .read::<Ipv4>(network.offset)
-            .is_some_and(|header| length_v4(&header, source, network.offset).is_ok()),
-        Address::V6(_) => source
+    if network.v6 {
+        source
             .read::<Ipv6>(network.offset)
-            .is_some_and(|header| header.hop_limit != HOP_LIMIT_OF_THE_LINK),
+            .is_some_and(|header| header.hop_limit != HOP_LIMIT_OF_THE_LINK)
+    } else {
+        source
+            .read::<Ipv4>(network.offset)
+            .is_some_and(|header| length_v4(&header, source, network.offset).is_ok())
     }
 }
 
@@ -217,7 +219,7 @@ impl Packet {
         self.clear();
         self.l3 = network.offset;
         self.protocol = UNKNOWN_PROTOCOL;
-        self.v6 = matches!(network.remote, Address::V6(_));
+        self.v6 = network.v6;
         if self.v6 {
             self.read_v6(source)?
         } else {
@@ -286,7 +288,10 @@ impl Packet {
         } else {
             length + HEADER
         };
-        self.write_addresses(halves(&header.source), halves(&header.destination));
+        // Read from the header above, both addresses would be held on the stack until here.
+        let from = read(source, self.l3 + offset_of!(Ipv6, source) as u32)?;
+        let to = read(source, self.l3 + offset_of!(Ipv6, destination) as u32)?;
+        self.write_addresses(halves(&from), halves(&to));
         self.hop_limit = header.hop_limit;
         let mut next = header.next;
         let mut offset = self.l3 + HEADER;
