@@ -281,19 +281,20 @@ impl Packet {
     fn read_v6<S: Source>(&mut self, source: &S) -> Result<(), Unreadable> {
         const HEADER: u32 = size_of::<Ipv6>() as u32;
         let present = source.len().saturating_sub(self.l3);
-        let header = read::<_, Ipv6>(source, self.l3)?;
-        let length = u32::from(header.length.get());
+        // Field by field: read as one header, its addresses take stack that the TC programs lack, or the
+        // verifier of Linux 5.10 takes too many steps.
+        let length: Be16 = read(source, self.l3 + offset_of!(Ipv6, length) as u32)?;
+        let length = u32::from(length.get());
         self.length = if source.is_gso() || length == 0 || length + HEADER > present {
             present
         } else {
             length + HEADER
         };
-        // Read from the header above, both addresses would be held on the stack until here.
         let from = read(source, self.l3 + offset_of!(Ipv6, source) as u32)?;
         let to = read(source, self.l3 + offset_of!(Ipv6, destination) as u32)?;
         self.write_addresses(halves(&from), halves(&to));
-        self.hop_limit = header.hop_limit;
-        let mut next = header.next;
+        let [mut next, hop_limit] = read(source, self.l3 + offset_of!(Ipv6, next) as u32)?;
+        self.hop_limit = hop_limit;
         let mut offset = self.l3 + HEADER;
         // RFC 8200 section 4. What is not an extension header ends the walk.
         for _ in 0..MAX_EXTENSIONS {
