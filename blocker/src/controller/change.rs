@@ -6,7 +6,7 @@
 //! flows that are dropped already cannot be killed.
 
 use std::panic::resume_unwind;
-use std::thread;
+use std::{mem, thread};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -14,6 +14,7 @@ use super::in_force::InForce;
 use super::live::{Wanted, WantedRules};
 use super::writer::Writer;
 use super::{Error, kept, status};
+use crate::config::Config;
 use crate::rule::{Established, Mode, Owner, Rule};
 use crate::teardown;
 use crate::wire::Account;
@@ -30,14 +31,22 @@ impl Writer {
     /// writer.
     pub(super) async fn change(
         &mut self,
-        change: Change,
+        mut change: Change,
         now: Timestamp,
     ) -> Result<Account, Error> {
         let before = self.live().wanted();
         let differs = kept(&before) != kept(&change.wanted);
         let ends = change.ending.iter().any(Rule::lifts_by_reset);
+        let config = change.config.take();
+        let config = config.map(|new| mem::replace(&mut self.live_mut().config, new));
         let result = self.carry_out(change, differs, now).await;
         self.learn_names();
+        if result.is_err()
+            && let Some(config) = config
+        {
+            // First of all, as what rules compile to depends on it.
+            self.live_mut().config = config;
+        }
         match &result {
             // Saving failed before anything was put in force, and the file is as it was.
             Err(Error::State(_)) if !ends => {}
@@ -65,6 +74,7 @@ impl Writer {
             ending,
             starting,
             wanted,
+            config: _,
         } = change;
         let mut account = Account::default();
         if ending.iter().any(Rule::lifts_by_reset) {
@@ -74,42 +84,33 @@ impl Writer {
             .into_iter()
             .filter(|rule| rule.kills() && rule.mode != Mode::Reset)
             .collect();
+        let save = differs.then_some(&wanted);
         if killing.is_empty() {
-            self.keep_and_put(&wanted, wanted.clone(), differs, now)?;
+            self.save_and_put(save, wanted.clone(), now)?;
             return Ok(account);
         }
-        let rules: Vec<Rule> = killing
-            .iter()
-            .map(|rule| as_reset(rule, rule.expires))
-            .collect();
-        let mut interim = wanted.clone();
-        for rule in &rules {
-            if let Some(wanted) = interim.get_mut(&rule.id) {
-                wanted.rule = rule.clone();
-            }
-        }
-        self.keep_and_put(&wanted, interim, differs, now)?;
+        let resets = killing.iter().map(|rule| as_reset(rule, rule.expires));
+        let rules = self.put_resets(&wanted, resets.collect(), save, now)?;
         account = status::sum(account, self.kill(rules).await);
         self.put(wanted, now)?;
         Ok(account)
     }
 
-    /// Makes exactly the rules of `next` the ones in force, after the wanted ones are saved if they
-    /// differ from those on disk. Saving and compiling take equally long, so they run in parallel.
-    fn keep_and_put(
+    /// Makes exactly the rules of `next` the ones in force, after saving `save` if there is something to
+    /// save. Saving and compiling take equally long, so they run in parallel.
+    fn save_and_put(
         &mut self,
-        wanted: &WantedRules,
+        save: Option<&WantedRules>,
         next: WantedRules,
-        differs: bool,
         now: Timestamp,
     ) -> Result<(), Error> {
-        if !differs {
+        let Some(save) = save else {
             return self.put(next, now);
-        }
+        };
         let plan = self.live().plan(next, now)?;
         let store = &mut *self.store;
         let (saved, compiled) = thread::scope(|scope| {
-            let saving = scope.spawn(|| store.save(kept(wanted)));
+            let saving = scope.spawn(|| store.save(kept(save)));
             let compiled = plan.compile();
             let saved = saving.join();
             (saved.unwrap_or_else(|panic| resume_unwind(panic)), compiled)
@@ -118,49 +119,55 @@ impl Writer {
         self.live_mut().enforce(compiled?)
     }
 
-    /// The rules before a change with the ending ones made `reset` rules, and those.
-    fn resetting(
-        &self,
-        before: WantedRules,
-        ending: &[Rule],
+    /// Puts rules in force of which some, or some of whose targets, are `reset` rules meanwhile. Returns
+    /// those, under which flows can be killed.
+    fn put_resets(
+        &mut self,
+        rules: &WantedRules,
+        resets: Vec<Rule>,
+        save: Option<&WantedRules>,
         now: Timestamp,
-    ) -> (WantedRules, Vec<Rule>) {
-        let expires = now.checked_add(LIFTING).ok();
-        let mut interim = before;
-        let mut rules = Vec::new();
-        for ending in ending {
-            let mut rule = as_reset(ending, expires);
-            match interim.get_mut(&ending.id) {
-                Some(whole) if whole.rule.targets == ending.targets => whole.rule = rule.clone(),
-                part => {
-                    // A part of a rule becomes a rule of its own meanwhile; so does a rule that
-                    // ended while no daemon was running.
-                    if let Some(part) = part {
-                        part.rule.targets = part
-                            .rule
-                            .targets
-                            .only(|target| !ending.targets.have(*target));
-                        rule.id = self.fresh_id();
-                    }
-                    interim.extend([Wanted::entry(rule.clone(), &Owner::Api, now)]);
+    ) -> Result<Vec<Rule>, Error> {
+        let (mut interim, mut apart) = (rules.clone(), resets.clone());
+        for reset in &mut apart {
+            if let Some(Wanted { rule, .. }) = interim.get_mut(&reset.id) {
+                if rule.targets == reset.targets {
+                    *rule = reset.clone();
+                    continue;
                 }
+                rule.targets = rule.targets.only(|target| !reset.targets.have(*target));
+                reset.id = self.fresh_id();
             }
-            rules.push(rule);
+            // A part of a rule becomes a rule of its own; so does a rule that ended while no daemon
+            // was running.
+            interim.extend([Wanted::entry(reset.clone(), &Owner::Api, now)]);
         }
-        (interim, rules)
+        match self.save_and_put(save, interim, now) {
+            // There is no room for more rules, so those of the parts reset as a whole.
+            Err(Error::Compile(_) | Error::TooManyRules { .. }) if apart != resets => {
+                let mut interim = rules.clone();
+                for reset in &resets {
+                    if let Some(Wanted { rule, .. }) = interim.get_mut(&reset.id) {
+                        *rule = as_reset(rule, reset.expires);
+                    }
+                }
+                self.save_and_put(save, interim, now).map(|()| resets)
+            }
+            put => put.map(|()| apart),
+        }
     }
 
     /// Kills the flows of those ending rules that ask for it. They are `reset` rules after that.
     pub(super) async fn end(&mut self, ending: &[Rule], now: Timestamp) -> Result<Account, Error> {
-        let ending: Vec<Rule> = ending
-            .iter()
-            .filter(|rule| rule.lifts_by_reset())
-            .cloned()
-            .collect();
-        let before = self.live().wanted();
-        let (interim, rules) = self.resetting(before, &ending, now);
-        let slots = self.live().slots(&ending);
-        self.put(interim, now)?;
+        let ending = ending.iter().filter(|rule| rule.lifts_by_reset());
+        let ending: Vec<Rule> = ending.cloned().collect();
+        let expires = now.checked_add(LIFTING).ok();
+        let resets = ending.iter().map(|rule| as_reset(rule, expires)).collect();
+        let (before, slots) = {
+            let live = self.live();
+            (live.wanted(), live.slots(&ending))
+        };
+        let rules = self.put_resets(&before, resets, None, now)?;
         let blocked = self.live().datapath.recorded(&slots)?;
         let recorded = teardown::recorded(&rules, &InForce::new(self, &rules), blocked);
         self.live_mut().datapath.forget_recorded(&recorded)?;
@@ -180,6 +187,8 @@ pub(super) struct Change {
     pub(super) starting: Vec<Rule>,
     /// All rules that are to be.
     pub(super) wanted: WantedRules,
+    /// The configuration that is in force with it, if it is another.
+    pub(super) config: Option<Config>,
 }
 
 impl Change {
@@ -189,6 +198,7 @@ impl Change {
             ending: Vec::new(),
             starting: Vec::new(),
             wanted,
+            config: None,
         }
     }
 }

@@ -5,7 +5,6 @@
 //! each time.
 
 mod held;
-mod replace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::change::Change;
+use super::replace::Replacement;
 use super::requests::facts;
 use super::writer::Writer;
 use super::{Asking, Controller, Error, lock};
@@ -23,11 +22,8 @@ use crate::feeds::content::{Made, With};
 use crate::feeds::feed::{Feed, FeedName};
 use crate::feeds::kept::{self, Kept};
 use crate::feeds::{FeedError, Host, Told, blocking};
-use crate::rule::{Owner, Rule};
-use crate::ruleset::{self, Diff};
 use crate::wire::FeedStatus;
 pub(super) use held::{Held, take_up};
-use replace::{replace, tell};
 
 /// All feeds, and who is told when they are others.
 pub(super) struct Feeds {
@@ -118,8 +114,12 @@ impl Controller {
             Made::of(feed, &kept.content, &with)?
         };
         let owner = feed.name.owner();
-        let starting = writer.replace_feed(&owner, made.rules.clone(), now).await;
-        let starting = starting.map_err(|error| FeedError::Refused(error.into()))?;
+        let refused = |error: Error| FeedError::Refused(error.into());
+        let (replacement, _) = self
+            .replacement(&owner, made.rules.clone(), now)
+            .map_err(refused)?;
+        let replaced = writer.replace(replacement, None, now).await;
+        let (_, starting) = replaced.map_err(refused)?;
         {
             let mut feeds = lock(&self.0.feeds);
             if let Some(held) = feeds.held.iter_mut().find(|held| held.feed == *feed) {
@@ -133,15 +133,14 @@ impl Controller {
         Ok(true)
     }
 
-    /// Puts the feeds of a new configuration into a change; gives what differs, by owner. Those that
-    /// are no more have no rules.
+    /// Puts the rules of the feeds of a new configuration into a replacement. A feed that the
+    /// configuration no longer has loses its rules.
     pub(super) fn replace_feeds(
         &self,
-        change: &mut Change,
+        replacement: &mut Replacement,
         held: &[Held],
         now: Timestamp,
-    ) -> Result<Vec<(Owner, Diff)>, Error> {
-        let mut diffs = Vec::new();
+    ) -> Result<(), Error> {
         let names: Vec<FeedName> = {
             let feeds = lock(&self.0.feeds);
             let gone = feeds.held.iter().map(|held| &held.feed.name);
@@ -153,13 +152,9 @@ impl Controller {
             .iter()
             .filter_map(|held| Some((held.feed.name.owner(), held.rules.clone()?)));
         for (owner, rules) in gone.chain(made) {
-            let diff = ruleset::diff(self.live().ruleset(), &owner, &rules)?;
-            if !diff.is_empty() {
-                replace(change, &diff, rules, &owner, now);
-                diffs.push((owner, diff));
-            }
+            replacement.put(&self.live(), &owner, rules, now)?;
         }
-        Ok(diffs)
+        Ok(())
     }
 
     /// What the feeds there are gave.
@@ -169,30 +164,9 @@ impl Controller {
 }
 
 impl Writer {
-    /// Makes these rules all of a feed's. Returns those whose flows are
-    /// yet to be killed.
-    async fn replace_feed(
-        &mut self,
-        owner: &Owner,
-        rules: Vec<Rule>,
-        now: Timestamp,
-    ) -> Result<Vec<Rule>, Error> {
-        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
-        if diff.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut change = Change::to(self.live().wanted());
-        replace(&mut change, &diff, rules, owner, now);
-        let starting = change.starting.clone();
-        self.change(change, now).await?;
-        self.0.events.replaced(&diff, owner, None);
-        tell(owner, &diff);
-        Ok(starting)
-    }
-
     /// Takes note of feeds whose rules are in force, keeps what is yet to be kept, and tells those
     /// who follow them.
-    pub(super) fn settle_feeds(&mut self, mut held: Vec<Held>, diffs: &[(Owner, Diff)]) {
+    pub(super) fn settle_feeds(&mut self, mut held: Vec<Held>) {
         let state_dir = self.state_dir();
         for held in &mut held {
             // It is in force, and in the content.
@@ -204,10 +178,6 @@ impl Writer {
             {
                 tracing::error!(feed = %name, "it is in force, but not kept: {error}");
             }
-        }
-        for (owner, diff) in diffs {
-            self.0.events.replaced(diff, owner, None);
-            tell(owner, diff);
         }
         let feeds: Vec<Feed> = held.iter().map(|held| held.feed.clone()).collect();
         let names: Vec<FeedName> = feeds.iter().map(|feed| feed.name.clone()).collect();

@@ -1,13 +1,14 @@
-//! What the log is told of changes: who asked, what changed, and why (the rule's comment). One
-//! line a rule, so that whatever became of a rule is found by its id.
+//! Log lines on changes: who asked, what changed, and why (the rule's comment). One line per rule, so
+//! that the history of a rule is found by its id.
 
 use super::Who;
+use super::replace::targets_changed;
 use crate::datapath::attach::{Attached, hook_name};
-use crate::rule::{Rule, RuleId};
+use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::Diff;
 use crate::wire::{Account, Left};
 
-/// A line on a rule.
+/// Logs a line on a rule.
 macro_rules! tell {
     ($who:expr, $rule:expr, $what:expr $(, $field:ident = $value:expr)*) => {{
         let (who, rule): (Who, &Rule) = ($who, $rule);
@@ -19,7 +20,7 @@ macro_rules! tell {
     }};
 }
 
-/// A rule was added, or found there already.
+/// A rule was added, or was in force already.
 pub(super) fn added(who: Who, rule: &Rule, created: bool) {
     tell!(who, rule, "rule added", created = created);
 }
@@ -47,8 +48,21 @@ pub(super) fn expired(rules: &[Rule]) {
     }
 }
 
-/// All rules of an owner were replaced.
-pub(super) fn replaced(who: Who, diff: &Diff) {
+/// All rules of an owner were replaced. A feed has too many for a line each.
+pub(super) fn replaced(owner: &Owner, who: Who, diff: &Diff) {
+    if let Owner::Feed(_) = owner {
+        let (targets_added, targets_lifted) = targets_changed(diff);
+        tracing::info!(
+            owner = %owner,
+            targets_added,
+            targets_lifted,
+            rules_added = diff.added.len(),
+            rules_removed = diff.removed.len(),
+            rules_changed = diff.changed.len(),
+            "feed changed"
+        );
+        return;
+    }
     for rule in &diff.removed {
         tell!(who, rule, "rule lifted");
     }
@@ -60,10 +74,10 @@ pub(super) fn replaced(who: Who, diff: &Diff) {
     }
 }
 
-/// How many flows that a teardown left are named one by one.
+/// How many of the flows that a teardown left have a line each.
 const NAMED: usize = 50;
 
-/// What a teardown came to.
+/// A teardown ended.
 pub(super) fn killed(account: &Account) {
     if account.found == 0 && account.left.is_empty() {
         return;
@@ -93,7 +107,7 @@ pub(super) fn killed(account: &Account) {
     }
 }
 
-/// The attached devices changed: says which came, how they are attached and why so, and which went.
+/// The attached devices changed: logs which came, how they are attached and why, and which went.
 pub(super) fn devices(before: &[(u32, String)], now: &[&Attached]) {
     let was_there = |index| before.iter().any(|(other, _)| *other == index);
     for attached in now

@@ -1,9 +1,9 @@
-//! The sole owner of state: puts rules in force, kills what they kill, lifts them, follows
-//! devices, deadlines and the configuration file.
+//! The sole owner of state: puts rules in force, kills the flows that they are to kill, lifts them, and
+//! follows devices, deadlines and the configuration file.
 //!
-//! One writer at a time. A change is safe, compiled, kept on disk and switched to, in this order,
-//! or refused with nothing changed; then established flows are killed, beside other callers'
-//! reads. Clients may vanish: what they began is finished.
+//! One change at a time, by the [`Writer`](writer::Writer). A change is checked for safety, compiled,
+//! saved and switched to, in this order, or refused with nothing changed. Then established flows are
+//! killed; reads go on meanwhile. A change that has begun is finished even if its client goes away.
 
 mod add;
 mod alive;
@@ -21,6 +21,7 @@ mod lift;
 mod live;
 mod names;
 mod owned;
+mod replace;
 mod requests;
 mod status;
 mod watch;
@@ -38,7 +39,6 @@ use crate::config::{Config, OnStop};
 use crate::datapath::devices;
 use crate::fleet::board::Board;
 use crate::rule::{Owner, Rule};
-use crate::ruleset;
 use crate::state::{Store, Stored};
 use crate::teardown::{self, Evidence, Progress};
 use crate::wire::{Reload, TeardownTotals};
@@ -53,20 +53,20 @@ pub use events::Watcher;
 pub use lease::Lease;
 pub use owned::Owned;
 
-/// Who asks, and how much they insist.
+/// Who asks for a change, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Asking {
     /// The caller's process and its user.
     pub who: Who,
-    /// `SSH_CONNECTION` as the client gave it.
+    /// `SSH_CONNECTION` as the client sent it.
     pub ssh_connection: Option<String>,
-    /// Whether refusals that may be overridden are.
+    /// Whether to override refusals that can be overridden.
     pub force: bool,
     /// Whether only to say what would happen.
     pub dry_run: bool,
 }
 
-/// Who is at the other end of the control socket, as far as the kernel says it.
+/// The peer of a connection to the control socket, as far as the kernel knows it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Who {
     /// The user.
@@ -88,7 +88,7 @@ impl fmt::Display for Who {
     }
 }
 
-/// The controller. Cheap to clone; all clones are one.
+/// The controller. Cheap to clone; all clones share its state.
 #[derive(Clone)]
 pub struct Controller(Arc<Inner>);
 
@@ -107,18 +107,18 @@ struct Inner {
     started: Instant,
     started_at: Timestamp,
     last_reload: Mutex<Reload>,
-    /// How far the teardown that runs now has come.
+    /// Progress of the teardown that is running.
     teardown: Mutex<Option<Progress>>,
-    /// What all teardowns since the start came to.
+    /// Totals of all teardowns since the start.
     killed: Mutex<TeardownTotals>,
-    /// How the fleet is followed.
+    /// How following the fleet is going.
     fleet: Board,
     lacks: Vec<String>,
 }
 
 impl Controller {
-    /// Puts the configuration's and the kept rules in force on a freshly loaded datapath, then
-    /// attaches it.
+    /// Puts the rules of the configuration and those saved before in force on a freshly loaded datapath,
+    /// then attaches it.
     ///
     /// # Errors
     /// If the configuration's rules are wrong or do not fit, or nothing can be attached to.
@@ -188,7 +188,7 @@ impl Controller {
                 held.give_up(&error, now);
             }
         }
-        writer.settle_feeds(held, &[]);
+        writer.settle_feeds(held);
         let rules = wanted.len();
         let killing = wanted.into_values().map(|wanted| wanted.rule);
         let killing: Vec<Rule> = killing.filter(Rule::kills).collect();
@@ -207,7 +207,7 @@ impl Controller {
         Ok(controller)
     }
 
-    /// Follows devices and deadlines until it is dropped by its task's end.
+    /// Follows devices and deadlines; returns only if that fails.
     ///
     /// # Errors
     /// If devices can't be followed.
@@ -234,7 +234,7 @@ impl Controller {
         }
     }
 
-    /// Follows devices that came or went, and tells what could not be done about them.
+    /// Follows devices that came or went. Returns what failed.
     async fn meet_devices(&self) -> Vec<Error> {
         let mut writer = self.writer().await;
         let errors = match devices::list().await {
@@ -248,7 +248,7 @@ impl Controller {
     /// Reads the configuration file again and puts its rules in force as one change.
     ///
     /// # Errors
-    /// What is wrong with it; the one before stays in force.
+    /// What is wrong with it; the configuration before stays in force.
     pub async fn reload(&self) -> Result<(), Error> {
         let result = self.reload_now().await;
         let error = result.as_ref().err().map(ToString::to_string);
@@ -275,23 +275,17 @@ impl Controller {
             });
         }
         let rules = config.rules(now)?;
-        let diff = ruleset::diff(self.live().ruleset(), &Owner::Config, &rules)?;
-        let mut change = self.replacement(&diff, rules, &Owner::Config, now);
+        let (mut replacement, diff) = self.replacement(&Owner::Config, rules, now)?;
         let held = feeds::take_up(&config, &self.held_feeds(), now);
-        let feeds = self.replace_feeds(&mut change, &held, now)?;
-        let starting = change.starting.clone();
+        self.replace_feeds(&mut replacement, &held, now)?;
         let devices = devices::list().await?;
-        writer.live_mut().config = config;
-        if let Err(error) = writer.change(change, now).await {
-            writer.live_mut().config = old;
-            return Err(error);
-        }
+        replacement.change.config = Some(config);
+        let (_, starting) = writer.replace(replacement, None, now).await?;
         for error in writer.follow_devices(&devices, now) {
             tracing::error!("{error}");
         }
         self.tell_devices();
-        self.0.events.replaced(&diff, &Owner::Config, None);
-        writer.settle_feeds(held, &feeds);
+        writer.settle_feeds(held);
         tracing::info!(
             added = diff.added.len(),
             removed = diff.removed.len(),
@@ -299,14 +293,13 @@ impl Controller {
             unchanged = diff.unchanged.len(),
             "configuration reloaded"
         );
-        journal::replaced(Who::default(), &diff);
         // Teardown needs no turn, and changes should not wait for it.
         drop(writer);
         self.kill_resets(starting).await;
         Ok(())
     }
 
-    /// Ends: lifts everything and detaches, or leaves all in force, as the configuration says.
+    /// Lifts all rules and detaches, or leaves them in force, as the configuration says.
     pub async fn stop(&self) {
         if self.live().config.on_stop == OnStop::Keep {
             return self.hand_over().await;
@@ -329,7 +322,7 @@ impl Controller {
         tracing::info!("stopped: all rules are lifted");
     }
 
-    /// Ends, and leaves all in force for the daemon that comes next, whatever the configuration says.
+    /// Leaves all rules in force for the next daemon, whatever the configuration says.
     pub async fn hand_over(&self) {
         let mut writer = self.writer().await;
         writer.live_mut().datapath.leave();
@@ -338,25 +331,25 @@ impl Controller {
     }
 }
 
-/// What could not be done about devices, as when descriptors had run out: it is tried again, and is
-/// no reason to end.
+/// What failed about devices, for example because descriptors had run out. It is retried, and does not
+/// end the daemon.
 #[derive(Default)]
 struct Trouble {
-    /// What was said of it, so that it is said once.
-    said: Vec<String>,
+    /// The errors that were logged, so that each is logged once.
+    logged: Vec<String>,
     again: Option<Instant>,
 }
 
 impl Trouble {
     fn note(&mut self, errors: &[Error]) {
-        /// How long until it is tried again.
+        /// Time until the next attempt.
         const RESPITE: Duration = Duration::from_secs(2);
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        for error in errors.iter().filter(|error| !self.said.contains(error)) {
+        for error in errors.iter().filter(|error| !self.logged.contains(error)) {
             tracing::error!("{error}; it is tried again every {} s", RESPITE.as_secs());
         }
         self.again = (!errors.is_empty()).then(|| Instant::now() + RESPITE);
-        self.said = errors;
+        self.logged = errors;
     }
 
     fn is_due(&self) -> bool {
@@ -364,7 +357,8 @@ impl Trouble {
     }
 }
 
-/// Does what may wait for a lock or the kernel on a thread that may: those that serve must go on.
+/// Runs work that may wait for a lock or the kernel on a thread for that, so that those that serve
+/// requests go on.
 ///
 /// # Errors
 /// Those of the work, or that it panicked.
@@ -376,7 +370,7 @@ pub async fn beside<T: Send + 'static>(
         .map_err(|error| Error::Inside(error.to_string()))?
 }
 
-/// The keys that differ and that a running daemon can't change.
+/// The keys that differ and that only a restart can change.
 fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("hook", old.hook == new.hook),
@@ -392,13 +386,13 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         .collect()
 }
 
-/// The rules that are kept on disk.
+/// The rules that are saved on disk.
 fn kept(wanted: &WantedRules) -> Vec<(&Rule, Timestamp)> {
     let api = wanted.values().filter(|wanted| wanted.owner == Owner::Api);
     api.map(|wanted| (&wanted.rule, wanted.created)).collect()
 }
 
-/// State is changed by assignment of whole values, so a panic elsewhere leaves none half made.
+/// State is changed by assigning whole values, so a poisoned lock guards a consistent value.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

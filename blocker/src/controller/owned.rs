@@ -1,8 +1,7 @@
-//! All rules of an owner that is neither a person nor the configuration, replaced as one change.
+//! The rules of a remote owner (the fleet), replaced as one change.
 //!
-//! Nobody waits for the answer who could mend a rule, so each rule stands for itself: one that may
-//! not be here, or for which there is no room, is refused and told of, and the others are put in
-//! force together.
+//! Nobody is waiting who could correct a rule, so rules are independent: one that is refused here, or
+//! for which there is no room, is reported, and the others are put in force together.
 
 use std::path::Path;
 
@@ -10,24 +9,24 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::live::{Wanted, WantedRules};
+use super::replace::Replacement;
 use super::requests::{facts, finished};
-use super::writer::Writer;
-use super::{Asking, Controller, Error, Who, journal, status};
+use super::{Asking, Controller, Error, status};
 use crate::config::Config;
 use crate::fleet::board::Board;
 use crate::fleet::form::Fleet;
 use crate::fleet::{Host, Replaced, held};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec};
-use crate::ruleset;
+use crate::ruleset::Diff;
 use crate::safety::{self, HostFacts};
 use crate::wire::{Account, AddResponse};
 
-/// A rule that an owner has.
+/// A rule of such an owner.
 #[derive(Debug, Clone)]
 pub struct Owned {
     /// The rule.
     pub rule: Rule,
-    /// Whether refusals that may be overridden are.
+    /// Whether to override refusals that can be overridden.
     pub force: bool,
 }
 
@@ -53,7 +52,7 @@ impl Controller {
     /// Makes these rules all that an owner has.
     ///
     /// # Errors
-    /// See [`Error`]. A rule that is refused is none.
+    /// See [`Error`]. A refused rule is not an error.
     pub async fn replace_owned(&self, owner: Owner, rules: Vec<Owned>) -> Result<Replaced, Error> {
         let this = self.clone();
         finished(async move { this.replace_owned_now(&owner, rules).await }).await
@@ -77,18 +76,24 @@ impl Controller {
         };
         let (rules, mut refused) = admit(rules, taken, &facts, &protect, now);
         let mut accepted = rules;
-        let account = match writer.replace_with(owner, accepted.clone(), now).await {
+        let (replacement, mut diff) = self.replacement(owner, accepted.clone(), now)?;
+        let replaced = match writer.replace(replacement, None, now).await {
             Err(Error::Compile(_) | Error::TooManyRules { .. }) => {
                 let (fitting, too_much) = self.fitting(owner, accepted, now);
                 refused.extend(too_much);
                 accepted = fitting;
-                writer.replace_with(owner, accepted.clone(), now).await
+                let replacement;
+                (replacement, diff) = self.replacement(owner, accepted.clone(), now)?;
+                writer.replace(replacement, None, now).await
             }
             done => done,
         };
-        let (account, starting) = account?;
+        let (account, starting) = replaced?;
         drop(writer);
-        let started = starting.iter().map(|rule| rule.id.clone()).collect();
+        let changed = diff.changed.iter();
+        let changed = changed.filter(|(before, after)| !before.same_effect(after));
+        let started = diff.added.iter().chain(changed.map(|(_, after)| after));
+        let started = started.map(|rule| rule.id.clone()).collect();
         let this = self.clone();
         let teardown =
             tokio::spawn(async move { status::sum(account, this.kill_resets(starting).await) });
@@ -100,8 +105,21 @@ impl Controller {
         })
     }
 
-    /// Those of an owner's rules that there is room for: what is in force first, then one by one in
-    /// their order.
+    /// The replacement of all rules of an owner by these, and what it changes.
+    pub(super) fn replacement(
+        &self,
+        owner: &Owner,
+        rules: Vec<Rule>,
+        now: Timestamp,
+    ) -> Result<(Replacement, Diff), Error> {
+        let live = self.live();
+        let mut replacement = Replacement::new(&live);
+        let diff = replacement.put(&live, owner, rules, now)?;
+        Ok((replacement, diff))
+    }
+
+    /// Those of an owner's rules for which there is room: rules in force first, then the others in their
+    /// order. And those for which there is none, and why.
     fn fitting(
         &self,
         owner: &Owner,
@@ -132,7 +150,7 @@ impl Controller {
         (fitting, refused)
     }
 
-    /// Says what adding a rule would do here, whoever it comes from.
+    /// Says what adding a rule would do on this host.
     ///
     /// # Errors
     /// See [`Error`].
@@ -145,7 +163,7 @@ impl Controller {
         self.add(spec, asking).await
     }
 
-    /// Where it is told how the fleet is followed.
+    /// Where whoever follows the fleet reports how that goes.
     #[must_use]
     pub fn fleet_board(&self) -> Board {
         self.0.fleet.clone()
@@ -159,30 +177,8 @@ impl Controller {
     }
 }
 
-impl Writer {
-    /// Makes these rules all that an owner has. Returns what was killed on the way, and the rules that
-    /// start.
-    async fn replace_with(
-        &mut self,
-        owner: &Owner,
-        rules: Vec<Rule>,
-        now: Timestamp,
-    ) -> Result<(Account, Vec<Rule>), Error> {
-        let diff = ruleset::diff(self.live().ruleset(), owner, &rules)?;
-        if diff.is_empty() {
-            return Ok((Account::default(), Vec::new()));
-        }
-        let change = self.replacement(&diff, rules, owner, now);
-        let starting = change.starting.clone();
-        let account = self.change(change, now).await?;
-        self.0.events.replaced(&diff, owner, None);
-        journal::replaced(Who::default(), &diff);
-        Ok((account, starting))
-    }
-}
-
-/// Refuses what may not be here, and carves out of the rest what is to be spared. A rule whose time
-/// is over is neither.
+/// Sorts rules into those admitted, with what they must not block carved out, and those refused. A rule
+/// that has expired is left out.
 fn admit(
     rules: Vec<Owned>,
     taken: impl Fn(&RuleId) -> Option<Owner>,
@@ -204,7 +200,7 @@ fn admit(
         match safety::review(&mut rule, facts, protect, force) {
             Ok(carved) => {
                 for carved in carved {
-                    tracing::info!(rule = %rule.id, target = %carved.target, "spared: {}", carved.why);
+                    tracing::info!(rule = %rule.id, target = %carved.target, "not blocked: {}", carved.why);
                 }
                 admitted.push(rule);
             }
@@ -214,7 +210,7 @@ fn admit(
     (admitted, refused)
 }
 
-/// The fleet's rules that a starting daemon goes by until it hears from etcd.
+/// The fleet's rules, as saved before, that are in force until etcd answers.
 pub(super) fn kept(
     fleet: &Fleet,
     config: &Config,

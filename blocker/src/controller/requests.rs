@@ -8,9 +8,8 @@ use super::events::rule_change;
 use super::live::{Wanted, WantedRules, boot_time};
 use super::{Asking, Controller, Error, journal, status};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec, Target, Targets, Unconfirmed};
-use crate::ruleset::{self, Diff};
 use crate::safety::HostFacts;
-use crate::safety::facts::{self, Caller, Places};
+use crate::safety::facts::{self, Caller, Sources};
 use crate::wire::event::RuleFate;
 use crate::wire::{Account, Carved, Changed, ConfirmResponse, DeleteResponse, RulesetResponse};
 
@@ -175,73 +174,37 @@ impl Controller {
             carved.extend(asked.carved);
             rules.push(rule);
         }
-        let diff = ruleset::diff(self.live().ruleset(), &Owner::Api, &rules)?;
+        let (replacement, diff) = self.replacement(&Owner::Api, rules, now)?;
         let mut response = RulesetResponse {
-            added: diff.added.clone(),
-            removed: diff.removed.clone(),
             changed: diff
                 .changed
-                .iter()
-                .map(|(before, after)| Changed {
-                    before: before.clone(),
-                    after: after.clone(),
-                })
+                .into_iter()
+                .map(|(before, after)| Changed { before, after })
                 .collect(),
+            added: diff.added,
+            removed: diff.removed,
             unchanged: diff.unchanged.len() as u64,
             carved,
             teardown: Account::default(),
             dry_run: asking.dry_run,
         };
-        let change = self.replacement(&diff, rules, &Owner::Api, now);
         if asking.dry_run {
-            self.check(change.wanted, now)?;
+            self.check(replacement.change.wanted, now)?;
             return Ok(response);
         }
-        let starting = change.starting.clone();
-        let account = writer.change(change, now).await?;
-        self.0.events.replaced(&diff, &Owner::Api, Some(asking.who));
+        let (account, starting) = writer.replace(replacement, Some(asking.who), now).await?;
         tracing::info!(
             uid = asking.who.uid,
             pid = asking.who.pid,
-            added = diff.added.len(),
-            removed = diff.removed.len(),
-            changed = diff.changed.len(),
-            unchanged = diff.unchanged.len(),
+            added = response.added.len(),
+            removed = response.removed.len(),
+            changed = response.changed.len(),
+            unchanged = response.unchanged,
             "ruleset replaced"
         );
-        journal::replaced(asking.who, &diff);
         drop(writer);
         response.teardown = status::sum(account, self.kill_resets(starting).await);
         Ok(response)
-    }
-
-    /// The change that replaces all rules of an owner.
-    pub(super) fn replacement(
-        &self,
-        diff: &Diff,
-        rules: Vec<Rule>,
-        owner: &Owner,
-        now: Timestamp,
-    ) -> Change {
-        let mut wanted = self.live().wanted();
-        wanted.retain(|_, wanted| wanted.owner != *owner);
-        let ours = rules.into_iter();
-        wanted.extend(ours.map(|rule| Wanted::entry(rule, owner, now)));
-        let different = |(before, after): &&(Rule, Rule)| !before.same_effect(after);
-        let changed: Vec<&(Rule, Rule)> = diff.changed.iter().filter(different).collect();
-        let ending = diff
-            .removed
-            .iter()
-            .chain(changed.iter().map(|(before, _)| before));
-        let starting = diff
-            .added
-            .iter()
-            .chain(changed.iter().map(|(_, after)| after));
-        Change {
-            ending: ending.cloned().collect(),
-            starting: starting.cloned().collect(),
-            wanted,
-        }
     }
 
     /// The rules in force and these, each in place of the one of its id.
@@ -311,7 +274,7 @@ pub(super) fn facts(asking: &Asking) -> HostFacts {
         pid: asking.who.pid,
         ssh_connection: asking.ssh_connection.as_deref(),
     };
-    let (facts, problems) = facts::gather(&Places::default(), caller);
+    let (facts, problems) = facts::gather(&Sources::default(), caller);
     for problem in problems {
         tracing::warn!("what must not be blocked is known in part only: {problem}");
     }

@@ -428,6 +428,66 @@ async fn counters_stay_with_their_rules_and_are_cleared_for_new_ones() {
     assert_eq!(scene.fake.0.lock().unwrap().cleared.len(), 3);
 }
 
+/// The sorted modes of the rules of each switch that a reload of these rules makes.
+async fn reload(scene: &Scene, rules: &str) -> Vec<Vec<u8>> {
+    scene.rewrite(rules);
+    let before = scene.fake.live().len();
+    scene.controller.reload().await.unwrap();
+    let switches = scene.fake.live().split_off(before).into_iter();
+    let modes = |rules: Vec<(u8, u32)>| {
+        let mut modes: Vec<u8> = rules.iter().map(|(mode, _)| *mode).collect();
+        modes.sort_unstable();
+        modes
+    };
+    switches.map(modes).collect()
+}
+
+#[tokio::test]
+async fn one_target_more_or_less_leaves_the_others_blocked_as_they_are() {
+    const ONE_TARGET: &str = "targets: [198.51.100.1]";
+    const TWO_TARGETS: &str = "targets: [198.51.100.1, 198.51.100.2]";
+    let rule = |targets, fields| format!("rules: [{{id: a, {targets}, {fields}}}]\n");
+    let (drop, reset) = (mode::DROP, mode::RESET);
+    // What a target more, and a target less, switches to.
+    for (fields, more, less) in [
+        (
+            "on_lift: reset",
+            vec![vec![drop]],
+            vec![vec![drop, reset], vec![drop]],
+        ),
+        (
+            "established: kill",
+            vec![vec![drop, reset], vec![drop]],
+            vec![vec![drop]],
+        ),
+        ("mode: reset", vec![vec![reset]], vec![vec![reset]]),
+    ] {
+        let scene = Scene::new(&rule(ONE_TARGET, fields)).await;
+        let came = reload(&scene, &rule(TWO_TARGETS, fields)).await;
+        assert_eq!(came, more, "{fields}");
+        let went = reload(&scene, &rule(ONE_TARGET, fields)).await;
+        assert_eq!(went, less, "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn where_a_target_finds_no_room_to_reset_apart_its_whole_rule_resets() {
+    let scene = Scene::new("").await;
+    let others: String = (11..14)
+        .map(|n| format!("  - {{id: r{n}, targets: [198.51.100.{n}], mode: audit}}\n"))
+        .collect();
+    let rules = |targets| {
+        format!("rules:\n{others}  - {{id: a, targets: [{targets}], established: kill}}\n")
+    };
+    reload(&scene, &rules("198.51.100.1")).await;
+    let switches = reload(&scene, &rules("198.51.100.1, 198.51.100.2")).await;
+    let of_a: Vec<Option<&u8>> = switches
+        .iter()
+        .map(|modes| modes.iter().find(|mode| **mode != mode::AUDIT))
+        .collect();
+    assert_eq!(of_a, [Some(&mode::RESET), Some(&mode::DROP)]);
+}
+
 /// A rule that leaves counts until the switch: its slot is cleared too early for one that comes
 /// with the same change, unless there is no other.
 #[tokio::test]
@@ -475,6 +535,8 @@ async fn a_reload_that_fails_keeps_rules_and_configuration() {
             .is_some()
     );
     // What the refused file protects is not protected.
+    let kept = "198.51.100.1".parse().unwrap();
+    assert_eq!(scene.fake.lookup(kept).unwrap().len(), 1);
     scene
         .add(r#"{"id": "one", "targets": ["198.51.100.1"], "mode": "reset"}"#)
         .await

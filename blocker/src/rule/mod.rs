@@ -246,12 +246,17 @@ impl Rule {
     /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
-        // Named one by one, so that a field that is added cannot be forgotten here; and compared
-        // in place, as a rule may have a million targets.
+        self.same_action(other) && self.except == other.except && self.targets == other.targets
+    }
+
+    /// Whether two rules do the same to packets of a remote that both cover.
+    #[must_use]
+    pub fn same_action(&self, other: &Self) -> bool {
+        // Fields are named one by one, so that the compiler finds this when one is added.
         let Self {
             id: _,
-            targets,
-            except,
+            targets: _,
+            except: _,
             mode,
             matching,
             established,
@@ -264,8 +269,6 @@ impl Rule {
             && *established == other.established
             && *on_lift == other.on_lift
             && *matching == other.matching
-            && *except == other.except
-            && *targets == other.targets
     }
 }
 

@@ -1,5 +1,5 @@
-//! Which prefixes cover which, without comparing each with each: a rule may have a million targets,
-//! and a configuration may protect thousands of prefixes.
+//! Which prefixes cover which, without comparing all pairs: a rule may have a million targets, and a
+//! configuration may protect thousands of prefixes.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ pub(super) fn around(net: IpNet) -> impl Iterator<Item = IpNet> {
 pub(super) struct Sorted<'a>(Cow<'a, [Target]>);
 
 impl<'a> Sorted<'a> {
-    /// A resolved rule's are sorted already, and are looked at where they are.
+    /// Those of a resolved rule are sorted already and are not copied.
     pub(super) fn of(list: &'a [Target]) -> Self {
         let mut list = Cow::Borrowed(list);
         if !list.is_sorted() {
@@ -40,11 +40,11 @@ impl<'a> Sorted<'a> {
 }
 
 /// Prefixes of which none covers another, sorted.
-pub(super) struct Disjoint(Vec<IpNet>);
+pub(crate) struct Disjoint(Vec<IpNet>);
 
 impl Disjoint {
     /// Those of a list that no other of it covers.
-    pub(super) fn of(list: impl Iterator<Item = IpNet>) -> Self {
+    pub(crate) fn of(list: impl Iterator<Item = IpNet>) -> Self {
         let mut list: Vec<IpNet> = list.collect();
         // By address and then by length: a prefix comes right behind what covers it.
         list.sort_unstable();
@@ -53,7 +53,7 @@ impl Disjoint {
     }
 
     /// Whether one of them covers this prefix.
-    pub(super) fn covers(&self, net: IpNet) -> bool {
+    pub(crate) fn covers(&self, net: IpNet) -> bool {
         let behind = self.0.partition_point(|other| *other <= net);
         behind > 0 && self.0[behind - 1].contains(&net)
     }

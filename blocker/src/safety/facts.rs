@@ -1,8 +1,8 @@
 //! Gathers what [`super::review`] decides by: the host's addresses, gateways and resolvers, and
 //! where the caller's SSH session comes from.
 //!
-//! The parsers are pure. What cannot be read is told, and the rest is gathered all the same:
-//! being refused too little beats being unable to block.
+//! The parsers are pure. What cannot be read is reported, and the rest is gathered all the same: it is
+//! worse to be unable to block than to lack one safety check.
 
 use std::fs;
 use std::io;
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 
 use super::HostFacts;
 
-/// Where facts are read.
+/// The files that facts are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places {
+pub struct Sources {
     /// The proc file system.
     pub proc: PathBuf,
     /// Files in the format of `resolv.conf(5)`. One that is not there names no resolver.
     pub resolv_conf: Vec<PathBuf>,
 }
 
-impl Default for Places {
+impl Default for Sources {
     fn default() -> Self {
         Self {
             proc: "/proc".into(),
@@ -39,14 +39,14 @@ impl Default for Places {
 pub struct Caller<'a> {
     /// Its process, in the daemon's pid namespace.
     pub pid: Option<i32>,
-    /// Its `SSH_CONNECTION`, where it told us.
+    /// Its `SSH_CONNECTION`, if it sent that.
     pub ssh_connection: Option<&'a str>,
 }
 
-/// Gathers the facts, as they are in the daemon's network namespace; with them, what could not
-/// be read, in words.
+/// Gathers the facts as they are in the daemon's network namespace. Returns messages on what could not
+/// be read, too.
 #[must_use]
-pub fn gather(places: &Places, caller: Caller<'_>) -> (HostFacts, Vec<String>) {
+pub fn gather(sources: &Sources, caller: Caller<'_>) -> (HostFacts, Vec<String>) {
     let mut problems = Vec::new();
     let mut read = |path: &Path| match fs::read_to_string(path) {
         Ok(text) => text,
@@ -57,10 +57,10 @@ pub fn gather(places: &Places, caller: Caller<'_>) -> (HostFacts, Vec<String>) {
             String::new()
         }
     };
-    let mut gateways = gateways_v4(&read(&places.proc.join("net/route")));
-    gateways.extend(gateways_v6(&read(&places.proc.join("net/ipv6_route"))));
+    let mut gateways = gateways_v4(&read(&sources.proc.join("net/route")));
+    gateways.extend(gateways_v6(&read(&sources.proc.join("net/ipv6_route"))));
     let mut resolvers: Vec<IpAddr> = Vec::new();
-    for path in &places.resolv_conf {
+    for path in &sources.resolv_conf {
         resolvers.extend(nameservers(&read(path)));
     }
     resolvers.sort_unstable();
@@ -70,7 +70,7 @@ pub fn gather(places: &Places, caller: Caller<'_>) -> (HostFacts, Vec<String>) {
         Vec::new()
     });
     let told = caller.ssh_connection.and_then(ssh_peer);
-    let ssh_peer = told.or_else(|| ssh_peer_of(&places.proc, caller.pid?));
+    let ssh_peer = told.or_else(|| ssh_peer_of(&sources.proc, caller.pid?));
     let facts = HostFacts {
         own,
         gateways,
@@ -157,11 +157,11 @@ fn address(text: &str) -> Option<IpAddr> {
         .map(|address| address.to_canonical())
 }
 
-/// Processes between a caller and its SSH session. More is a loop by reused pids.
+/// Most processes between a caller and its SSH session. More means a loop, by reused pids.
 const ANCESTORS: usize = 64;
 
-/// Where the SSH session comes from to which a process belongs, by its own environment or, since
-/// sudo and su clear it, that of the nearest ancestor that has one.
+/// The peer of the SSH session that a process belongs to. It is taken from the process' environment
+/// or, since sudo and su clear that, from the nearest ancestor's that has it.
 fn ssh_peer_of(proc: &Path, pid: i32) -> Option<IpAddr> {
     let mut pid = pid;
     for _ in 0..ANCESTORS {
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn what_the_caller_tells_goes_before_what_its_process_shows() {
         let root = proc(&[(50, 1, b"SSH_CONNECTION=192.0.2.7 1 10.0.0.1 22\0")]);
-        let places = Places {
+        let sources = Sources {
             proc: root.path().into(),
             resolv_conf: vec![root.path().join("resolv.conf"), root.path().into()],
         };
@@ -311,7 +311,7 @@ mod tests {
                 pid: Some(50),
                 ssh_connection,
             };
-            gather(&places, caller)
+            gather(&sources, caller)
         };
         assert_eq!(facts(None).0.ssh_peer, Some(ip("192.0.2.7")));
         let told = facts(Some("192.0.2.8 1 10.0.0.1 22"));
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(facts(Some("")).0.ssh_peer, Some(ip("192.0.2.7")));
         assert_eq!(told.0.resolvers, [ip("9.9.9.9")]);
         assert!(told.0.own.iter().all(|address| !address.is_loopback()));
-        // The second resolv.conf is a directory, which is told; the missing routes are none.
+        // The second resolv.conf is a directory, which is reported; missing routes mean no gateway.
         assert_eq!(told.1.len(), 1, "{:?}", told.1);
     }
 }

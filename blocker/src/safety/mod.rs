@@ -1,5 +1,5 @@
-//! What a rule may not touch: refusals, and carve-outs. Pure; [`facts`] gathers what the
-//! decisions rest on.
+//! What a rule may not touch: refusals, and carve-outs. Pure; [`facts`] gathers the facts that the
+//! decisions depend on.
 //!
 //! | target | without force | with force |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //!
 //! Carved out means: put into the rule's exceptions, so that neither the datapath nor teardown
 //! touches it. An address that a forced rule names itself is not carved out of the rule's other
-//! targets: an exception would undo the target. Rules that only count (`audit`) harm nobody: of
-//! all this, only the refusal of loopback holds for them, since nothing could be counted there.
+//! targets: an exception would undo the target. Rules that only count (`audit`) do no harm: only
+//! loopback is refused for them, since it is not attached and nothing would be counted.
 
 mod cover;
 pub mod facts;
@@ -23,9 +23,10 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::rule::{Mode, Rule, Target};
 use crate::wire::Carved;
-use cover::{Disjoint, Sorted, around};
+pub(crate) use cover::Disjoint;
+use cover::{Sorted, around};
 
-/// What is known of the host and the caller.
+/// Facts about the host and the caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {
     /// The host's own addresses, loopback aside.
@@ -58,25 +59,25 @@ const fn way_out(overridable: bool) -> &'static str {
     }
 }
 
-/// Something to be spared.
+/// A prefix that is not to be blocked.
 struct Spared {
     net: IpNet,
     why: String,
     firmness: Firmness,
 }
 
-/// How much force it takes.
+/// Whether `force` allows to block it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Firmness {
-    /// Never a target, always carved out.
+    /// No: it is never a target and always carved out.
     Always,
-    /// A target by force alone; carved out of wider ones all the same.
+    /// As a target only: it is carved out of wider targets in any case.
     CarvedByForceToo,
-    /// A target by force alone, which then reaches it through wider ones, too.
+    /// As a target, and within wider ones.
     Overridable,
 }
 
-/// Refuses a rule that would harm the host or the caller, or carves out of it what it is to spare.
+/// Refuses a rule that would harm the host or the caller, or carves out of it what it must not block.
 ///
 /// What was carved out is added to the rule's exceptions and returned.
 ///
@@ -111,7 +112,7 @@ pub fn review(
         }
         let reached =
             targets.cover(spared.net) && !except.cover(spared.net) && !targets.name(spared.net);
-        // An address may be several things at once; the first reason is the weightiest.
+        // An address may be there for several reasons; the first is the most important.
         if reached && !around(spared.net).any(|net| known.contains(&net)) {
             known.insert(spared.net);
             carved.push(Carved {
@@ -126,7 +127,7 @@ pub fn review(
     Ok(carved)
 }
 
-/// What targets are refused, looked up for many of them.
+/// Which targets are refused. Fast for many of them.
 pub struct Refusing {
     spared: Vec<Spared>,
     covers: Disjoint,
@@ -139,7 +140,7 @@ impl Refusing {
     #[must_use]
     pub fn new(facts: &HostFacts, protect: &[IpNet], mode: Mode) -> Self {
         let spared = spared(facts, protect);
-        // Of a million targets only those that may be a reason are looked at closely.
+        // Most of a million targets cover nothing that is spared, and are settled by one lookup.
         let covers = Disjoint::of(spared.iter().map(|spared| spared.net).chain(loopback()));
         Self {
             spared,
@@ -160,7 +161,7 @@ impl Refusing {
     }
 }
 
-/// Everything that is to be spared, the weightiest reason first.
+/// Everything that is not to be blocked, the most important reason first.
 fn spared(facts: &HostFacts, protect: &[IpNet]) -> Vec<Spared> {
     let mut spared = Vec::new();
     let mut spare = |net: IpNet, why: String, firmness| {

@@ -70,6 +70,26 @@ fn a_reload_is_one_change_and_kills_what_it_should() -> Result<()> {
 }
 
 #[test]
+fn a_target_more_or_less_leaves_the_flows_of_the_others_alone() -> Result<()> {
+    let rule = |targets| format!("rules: [{{id: a, targets: [{targets}], on_lift: reset}}]\n");
+    let (one, two) = (
+        rule(format!("{}", Pair::B)),
+        rule(format!("{}, 192.0.2.9", Pair::B)),
+    );
+    let scene = Scene::new("")?;
+    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    for config in [&one, &two, &one] {
+        assert_eq!(reload(&scene, config)?, None);
+        for end in [&flow.client, &flow.server] {
+            assert_eq!(end.state()?, "ESTABLISHED", "{config}");
+        }
+    }
+    assert_eq!(reload(&scene, "")?, None);
+    assert!(flow.wait_dead(soon())?, "{flow:?}");
+    Ok(())
+}
+
+#[test]
 fn a_bad_reload_changes_nothing_and_says_where() -> Result<()> {
     let good = format!(
         "rules:\n  - {{id: block, targets: [{}], mode: reset}}\n",

@@ -86,6 +86,26 @@ fn apply_changes_what_differs_and_says_what() -> Result<()> {
 }
 
 #[test]
+fn apply_of_a_target_more_leaves_the_flows_of_the_others_alone() -> Result<()> {
+    let rule = |targets| format!("rules: [{{id: a, targets: [{targets}], on_lift: reset}}]\n");
+    let (one, two) = (
+        rule(format!("{}", Pair::B)),
+        rule(format!("{}, 192.0.2.9", Pair::B)),
+    );
+    let scene = Scene::new("")?;
+    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    for file in [&one, &two, &one] {
+        apply(&scene, file, &[])?.success()?;
+        for end in [&flow.client, &flow.server] {
+            assert_eq!(end.state()?, "ESTABLISHED", "{file}");
+        }
+    }
+    apply(&scene, "rules: []\n", &[])?.success()?;
+    assert!(flow.wait_dead(soon())?, "{flow:?}");
+    Ok(())
+}
+
+#[test]
 fn apply_takes_all_or_nothing() -> Result<()> {
     let hosts = BlockingPair::new("rules: [{id: fixed, targets: [198.51.100.9]}]\n")?;
     let b = Pair::B.to_string();
