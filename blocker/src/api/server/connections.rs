@@ -1,46 +1,45 @@
-//! The control socket's connections: how many there are at once, how long each may take, and which
-//! goes when another one wants its place.
+//! The control socket's connections: how many are served at once, and which one ends when a new
+//! client needs its slot.
 //!
-//! A client is bounded in what it can cost others, whether it stalls or floods: a request that does
-//! not come is waited for so long; and where all places are taken, a newcomer gets that of whoever
-//! is only connected, or does not read what it asked for. A request that has arrived is never cut
-//! off for a newcomer.
+//! A semaphore, a header timeout and a 503 are not enough. Clients that stall within a body, or do not
+//! read a long answer, would fill the semaphore for longer than others can wait; and out of file
+//! descriptors, a new client can only be accepted after another connection is closed. So each
+//! connection notes since when it waits for its client, and a new client takes the slot of the one
+//! that has waited longest. A connection whose request is being worked on never ends that way.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::connect_info::ConnectInfo;
 use axum::response::Response;
-use http_body_util::BodyExt;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::access::Peer;
 use super::body::Arrivals;
 
 /// Connections at once.
-pub(super) const CONNECTIONS: usize = 256;
-/// How long a connection may take to send a request's header, the next one's included.
+const CONNECTIONS: usize = 256;
+/// How long a client may take to send a request's header, the next one's included.
 const HEADER: Duration = Duration::from_secs(30);
-/// How long a client may leave unread what it was sent before a newcomer may get its place.
+/// How long a client may leave an answer unread before its slot may be taken.
 const UNREAD: Duration = Duration::from_secs(5);
-/// How long to wait when no connection can be accepted, as when descriptors have run out: the first
-/// where some were closed, which takes but a moment.
+/// Bytes that a Unix socket's buffer surely takes, whether or not the client reads.
+const BUFFERED: usize = 64 << 10;
+/// How long to wait when no connection can be accepted: after some were closed, and otherwise.
 const RESPITE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
 /// How long fewer connections are served after that.
 const FEWER: Duration = Duration::from_secs(60);
@@ -51,7 +50,7 @@ pub(super) async fn serve(
     router: Router,
     shutdown: impl Future<Output = ()>,
 ) {
-    let table = Arc::new(Table::default());
+    let mut slots = Slots::default();
     let arrivals = Arrivals::default();
     let graceful = GracefulShutdown::new();
     let service = TowerToHyperService::new(router);
@@ -64,82 +63,69 @@ pub(super) async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                let closed = table.serve_fewer(&error);
+                let closed = slots.serve_fewer(&error);
                 tokio::select! {
-                    () = tokio::time::sleep(RESPITE[usize::from(closed == 0)]) => continue,
+                    () = tokio::time::sleep(RESPITE[usize::from(!closed)]) => continue,
                     () = &mut shutdown => break,
                 }
             }
         };
         let peer = Peer::of(&stream);
-        let Some(place) = Place::take(&table) else {
+        let most = slots.most();
+        if !slots.shrink_to(most - 1) {
             tracing::warn!(
                 uid = peer.uid,
                 pid = peer.pid,
-                "control socket: a connection was refused: {} are being served",
-                table.most()
+                "control socket: a connection was refused: {most} are being served"
             );
-            refuse(&stream, table.most());
+            refuse(&stream, most);
             continue;
-        };
-        let connection = Arc::clone(&place.connection);
+        }
+        let waiting = Arc::new(Waiting::new());
         let answering = {
-            let (connection, arrivals, service) =
-                (Arc::clone(&connection), arrivals.clone(), service.clone());
-            service_fn(move |request| answer(request, peer, &connection, &arrivals, &service))
-        };
-        let stream = Watched {
-            stream,
-            connection: Arc::clone(&connection),
+            let (waiting, arrivals, service) =
+                (Arc::clone(&waiting), arrivals.clone(), service.clone());
+            service_fn(move |request| answer(request, peer, &waiting, &arrivals, &service))
         };
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER)
             .serve_connection(TokioIo::new(stream), answering);
         let served = graceful.watch(served);
-        tokio::spawn(async move {
-            let _place = place;
-            tokio::select! {
-                served = served => if let Err(error) = served {
-                    tracing::debug!("control socket: a connection ended early: {error}");
-                },
-                () = connection.gives_way.notified() => {
-                    tracing::debug!("control socket: a connection gave way to another");
-                }
+        let task = tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::debug!("control socket: a connection ended early: {error}");
             }
         });
+        slots.taken.push((waiting, task.abort_handle()));
     }
     drop(listener);
     graceful.shutdown().await;
 }
 
-/// Answers a request, and keeps note of how far it is.
+/// Answers a request, noting when the connection waits for its client.
 fn answer(
     request: Request<Incoming>,
     peer: Peer,
-    connection: &Arc<Connection>,
+    waiting: &Arc<Waiting>,
     arrivals: &Arrivals,
     service: &TowerToHyperService<Router>,
 ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
     let (mut parts, incoming) = request.into_parts();
     parts.extensions.insert(ConnectInfo(peer));
-    let arrived = Arrived(Arc::clone(connection));
-    let body = arrivals.body(incoming, arrived);
+    let body = arrivals.body(incoming, Arrived(Arc::clone(waiting)));
     let answered = service.call(Request::from_parts(parts, body));
-    let answering = Answering(Arc::clone(connection));
+    let answering = Answering {
+        waiting: Arc::clone(waiting),
+        bytes: 0,
+    };
     async move {
-        let response = answered.await?;
-        // Until the last of it was taken: it may be a stream.
-        Ok(response.map(|body| {
-            Body::new(body.map_frame(move |frame| {
-                let _answering = &answering;
-                frame
-            }))
-        }))
+        let body = |body| Body::new(Answer { body, answering });
+        Ok(answered.await?.map(body))
     }
 }
 
-/// Says that there is no place.
+/// Says that all slots are taken.
 fn refuse(stream: &UnixStream, most: usize) {
     let detail = format!(
         "{most} connections are being served, as many as may be at once: try again, or close \
@@ -152,101 +138,122 @@ fn refuse(stream: &UnixStream, most: usize) {
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
-    // What a socket's buffer has no room for, nobody reads.
+    // It fits into the empty buffer of a new socket; a client that is gone needs no answer.
     let _sent = stream.try_write(response.as_bytes());
 }
 
-/// How far a connection is.
-#[derive(Debug, Clone, Copy)]
-struct Stage {
-    /// Whether a request has arrived and is not answered.
-    answering: bool,
-    /// When that began to be so, or not to be.
-    since: Instant,
-    /// Since when the client does not read.
-    unread: Option<Instant>,
-}
+/// From when on a connection may end for a new client; `None` while its request is worked on.
+pub(super) struct Waiting(Mutex<Option<Instant>>);
 
-pub(super) struct Connection {
-    stage: Mutex<Stage>,
-    gives_way: Notify,
-}
-
-impl Connection {
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+impl Waiting {
+    fn new() -> Self {
+        Self(Mutex::new(Some(Instant::now())))
     }
 
-    fn set(&self, answering: bool) {
-        *self.stage() = Stage {
-            answering,
-            since: Instant::now(),
-            unread: None,
-        };
+    fn set(&self, from: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = from;
     }
 
-    /// Since when it could give way, if it could; those that only wait go first.
-    fn could_give_way(&self) -> Option<(bool, Instant)> {
-        let stage = *self.stage();
-        match stage.unread {
-            _ if !stage.answering => Some((false, stage.since)),
-            Some(unread) if unread.elapsed() >= UNREAD => Some((true, unread)),
-            _ => None,
-        }
+    fn from(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// That a request has arrived, once this is dropped.
-pub(super) struct Arrived(Arc<Connection>);
+/// Dropped when a request has arrived, or will not.
+pub(super) struct Arrived(Arc<Waiting>);
 
 impl Drop for Arrived {
     fn drop(&mut self) {
-        self.0.set(true);
+        self.0.set(None);
     }
 }
 
-/// That a request is answered, once this is dropped.
-struct Answering(Arc<Connection>);
+/// Dropped when a request is answered, or will not be.
+struct Answering {
+    waiting: Arc<Waiting>,
+    /// How long the answer is so far.
+    bytes: usize,
+}
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.set(false);
+        let unread = self.bytes > BUFFERED;
+        let grace = if unread { UNREAD } else { Duration::ZERO };
+        self.waiting.set(Some(Instant::now() + grace));
     }
 }
 
+/// The body of an answer. The next part is asked for when there is room for it, that is, when the client
+/// has read enough of the parts before.
+struct Answer {
+    body: Body,
+    answering: Answering,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let from = polled.is_ready().then(|| Instant::now() + UNREAD);
+        self.answering.waiting.set(from);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.answering.bytes += frame.data_ref().map_or(0, Bytes::len);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The connections that are served.
 #[derive(Default)]
-struct Table {
-    connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
-    last: AtomicU64,
-    /// How many may be served only, and since when, where the process had no room for more.
-    fewer: Mutex<Option<(usize, Instant)>>,
+struct Slots {
+    taken: Vec<(Arc<Waiting>, AbortHandle)>,
+    /// How many may be served, and until when, since the process had no descriptors for more.
+    fewer: Option<(usize, Instant)>,
 }
 
-impl Table {
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Slots {
     /// How many may be served at once now.
     fn most(&self) -> usize {
-        match *self.fewer() {
-            Some((most, since)) if since.elapsed() < FEWER => most,
-            _ => CONNECTIONS,
+        let fewer = self.fewer.filter(|(_, until)| Instant::now() < *until);
+        fewer.map_or(CONNECTIONS, |(most, _)| most)
+    }
+
+    /// Ends connections until no more than `count` are left, those first that have waited longest for
+    /// their clients. Returns whether that succeeded.
+    fn shrink_to(&mut self, count: usize) -> bool {
+        self.taken.retain(|(_, task)| !task.is_finished());
+        while self.taken.len() > count {
+            let now = Instant::now();
+            let waiting = self.taken.iter().enumerate();
+            let from = waiting.filter_map(|(n, (waiting, _))| Some((waiting.from()?, n)));
+            let Some((_, longest)) = from.filter(|(from, _)| *from <= now).min() else {
+                return false;
+            };
+            self.taken.swap_remove(longest).1.abort();
+            tracing::debug!("control socket: a connection was closed for a new one");
         }
+        true
     }
 
-    fn fewer(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
-        self.fewer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has half as many connections as there are served from now on, so that what they ask for finds
-    /// the descriptors that it takes; says how many were closed.
-    fn serve_fewer(&self, why: &std::io::Error) -> usize {
-        let most = (self.connections().len() / 2).max(2);
-        let known = self.most();
-        *self.fewer() = Some((most.min(known), Instant::now()));
+    /// Halves how many connections are served, so that their requests find descriptors to use. Returns
+    /// whether any were closed.
+    fn serve_fewer(&mut self, why: &io::Error) -> bool {
+        self.taken.retain(|(_, task)| !task.is_finished());
+        let (known, before) = (self.most(), self.taken.len());
+        let most = (before / 2).max(2).min(known);
         if most < known {
             tracing::warn!(
                 "control socket: no connection can be accepted: {why}: {most} are served at once \
@@ -254,133 +261,8 @@ impl Table {
                 FEWER.as_secs()
             );
         }
-        let mut closed = 0;
-        while self.connections().len() > most && self.make_room() {
-            closed += 1;
-        }
-        closed
-    }
-
-    /// Ends the connection that can be spared most; says whether there is one.
-    fn make_room(&self) -> bool {
-        let mut connections = self.connections();
-        let spared = connections
-            .iter()
-            .filter_map(|(number, connection)| Some((connection.could_give_way()?, *number)))
-            .min();
-        let Some((_, number)) = spared else {
-            return false;
-        };
-        if let Some(connection) = connections.remove(&number) {
-            connection.gives_way.notify_one();
-        }
-        true
-    }
-}
-
-/// One of the places; free again when dropped.
-struct Place {
-    table: Arc<Table>,
-    number: u64,
-    connection: Arc<Connection>,
-}
-
-impl Place {
-    /// Takes a place, if need be somebody's who can be spared.
-    fn take(table: &Arc<Table>) -> Option<Self> {
-        let most = table.most();
-        while table.connections().len() >= most {
-            if !table.make_room() {
-                return None;
-            }
-        }
-        let number = table.last.fetch_add(1, Ordering::Relaxed);
-        let connection = Arc::new(Connection {
-            stage: Mutex::new(Stage {
-                answering: false,
-                since: Instant::now(),
-                unread: None,
-            }),
-            gives_way: Notify::new(),
-        });
-        table.connections().insert(number, Arc::clone(&connection));
-        Some(Self {
-            table: Arc::clone(table),
-            number,
-            connection,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.table.connections().remove(&self.number);
-    }
-}
-
-/// A stream that notes whether its client reads.
-struct Watched {
-    stream: UnixStream,
-    connection: Arc<Connection>,
-}
-
-impl Watched {
-    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
-        let mut stage = self.connection.stage();
-        if written.is_ready() {
-            stage.unread = None;
-        } else {
-            stage.unread.get_or_insert_with(Instant::now);
-        }
-        drop(stage);
-        written
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.fewer = Some((most, Instant::now() + FEWER));
+        self.shrink_to(most);
+        self.taken.len() < before
     }
 }
