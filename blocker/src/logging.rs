@@ -1,7 +1,7 @@
 //! Where the log goes and in what form: lines for people, JSON for collectors, or journald's own
 //! fields.
 //!
-//! Knows nothing of what is logged.
+//! Which events are logged is not decided here.
 
 use std::ffi::OsStr;
 use std::io;
@@ -53,7 +53,7 @@ pub fn start(level: LevelFilter, format: Format) -> Result<(), LogError> {
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
         .from_env()?
-        // It warns of messages that nobody waits for any more, which is so at every stop.
+        // It warns of messages whose receiver is gone, which happens at every stop.
         .add_directive("netlink_proto=error".parse()?);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = layer().with_writer(io::stderr).with_target(false);
@@ -91,7 +91,7 @@ fn stderr() -> Option<(u64, u64)> {
 }
 
 /// Whether a stream is the one that systemd connected to the journal: `JOURNAL_STREAM` names its
-/// device and inode, so that a stream that was redirected since is told apart (systemd.exec(5)).
+/// device and inode, which a stream that was redirected since does not have (systemd.exec(5)).
 fn is_journal(journal: Option<&OsStr>, stream: Option<(u64, u64)>) -> bool {
     let named = journal.and_then(OsStr::to_str).and_then(|journal| {
         let (device, inode) = journal.split_once(':')?;

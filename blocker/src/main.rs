@@ -1,4 +1,4 @@
-//! `blocker`: the daemon, and what is done without one.
+//! `blocker`: the daemon, and commands that need none.
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ enum Command {
     /// Runs the daemon in the foreground.
     ///
     /// SIGHUP reloads the configuration; SIGTERM and SIGINT stop (lifting all rules, or keeping
-    /// them by `on_stop: keep`); SIGUSR2 stops and keeps them in any case, for the daemon that
-    /// comes next to take over.
+    /// them by `on_stop: keep`); SIGUSR2 stops and keeps them in any case, for the next daemon
+    /// to take over.
     Run {
         /// The configuration file.
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
@@ -52,7 +52,7 @@ enum Command {
         #[arg(long, value_name = "LEVEL", default_value = "off")]
         datapath_log_level: Level,
     },
-    /// Validates a configuration file and prints what it comes to, defaults included.
+    /// Validates a configuration file and prints the effective configuration, defaults included.
     Check {
         /// The configuration file.
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
@@ -70,7 +70,7 @@ enum Command {
     /// Writes man pages and completions into a directory, for packages.
     #[command(hide = true)]
     Manual {
-        /// Where to.
+        /// The directory to write into.
         directory: PathBuf,
     },
 }
@@ -127,9 +127,9 @@ async fn main() -> ExitCode {
     }
 }
 
-/// As a shell says that a command was ended by SIGTERM; blocker.service knows what to do then.
+/// The exit status of a command that SIGTERM ended; blocker.service handles it.
 const STOPPED_WHILE_STARTING: u8 = 128 + 15;
-/// How long after the service manager has heard of the start a signal may come that it sent before.
+/// How long after the service manager has heard of the start a signal that it sent before may arrive.
 const CROSSING: Duration = Duration::from_millis(100);
 
 async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
@@ -170,7 +170,7 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     let metrics = Metrics::new(controller.clone());
     let scraped = listener.map(|listener| tokio::spawn(listener.serve(metrics.clone())));
     let stopped = async {
-        // Dropping the sender stops as sending does.
+        // The receiver stops on a dropped sender as on a message.
         let _stopped = stopping.await;
     };
     let serving = server::serve(socket, control, controller.clone(), metrics, stopped);
@@ -185,21 +185,21 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     service::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
 
-    // A service manager that has not heard that yet sends SIGTERM in any case, and can't say before
-    // whether it is for a restart: what is in force stays so, until it knows. One that was sent before
-    // may be seen after it.
+    // A service manager that stops or restarts a daemon before it is ready sends SIGTERM for both. Only
+    // the service manager knows which it is, so the rules stay in force, and blocker.service lifts them
+    // if need be. The signal may arrive shortly after the manager has heard of the start.
     let managed = service::heard().await;
     let result = if managed && timeout(CROSSING, terminate.recv()).await.is_ok() {
         Ok(Ending::WhileStarting)
     } else {
-        // A task of its own: it holds the right to change rules now and then, and must be able to
-        // go on while a reload waits for it.
+        // Runs as its own task: it is the writer now and then, and a reload that waits for the writer
+        // must not stop it.
         let following = controller.clone();
         let mut follow = tokio::spawn(async move { following.follow().await });
         let feeding = tokio::spawn(feeds::follow(controller.clone()));
         let diagnose = diagnose(diagnostics);
         tokio::pin!(diagnose);
-        // One, too: a reload that takes its time is no reason to be killed.
+        // Runs as its own task: a slow reload must not starve the watchdog.
         let watched = controller.clone();
         let watchdog = tokio::spawn(async move {
             service::watchdog(|| watched.alive()).await;
@@ -233,14 +233,14 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     if let Some(scraped) = scraped {
         scraped.abort();
     }
-    // A service manager sends SIGTERM on the heels of whatever it was told to send first.
+    // A service manager sends SIGTERM right after the signal that it was configured to send.
     let handed_over = hand_over.recv().now_or_never().is_some();
     match result {
         Ok(Ending::AsConfigured) if !handed_over => controller.stop().await,
-        // One that fails is replaced by the next, as one that crashes is.
+        // A task that failed ends the daemon; the service manager starts the next one.
         Ok(_) | Err(_) => controller.hand_over().await,
     }
-    // A client that holds its connection open must not hold up the end.
+    // A client that keeps its connection open must not delay the end.
     let grace = Duration::from_secs(2);
     if let Ok(Err(error)) = timeout(grace, serving).await {
         tracing::error!("the control socket failed inside: {error}");
@@ -249,10 +249,10 @@ async fn run(path: &Path, datapath_log_level: Level) -> Result<Ending> {
     result
 }
 
-/// What becomes of the rules at the daemon's end.
+/// What happens to the rules when the daemon ends.
 #[derive(Clone, Copy)]
 enum Ending {
-    /// What `on_stop` says.
+    /// As `on_stop` says.
     AsConfigured,
     /// They stay in force.
     HandOver,
@@ -260,7 +260,7 @@ enum Ending {
     WhileStarting,
 }
 
-/// What was begun, or nothing is left of it.
+/// Removes the pins if the start failed.
 fn or_give_up<T, E>(begun: Result<T, E>, pin_dir: &PinDir) -> Result<T, E> {
     if begun.is_err()
         && let Err(error) = pin_dir.give_up()
@@ -280,7 +280,7 @@ async fn reload(controller: &Controller) {
     service::ready();
 }
 
-/// Logs what the datapath has to say, whenever it has.
+/// Logs the diagnostics of the datapath.
 async fn diagnose(diagnostics: Option<Diagnostics>) -> Result<()> {
     match diagnostics {
         Some(diagnostics) => diagnostics
@@ -292,7 +292,7 @@ async fn diagnose(diagnostics: Option<Diagnostics>) -> Result<()> {
 }
 
 fn check(path: &Path) -> ExitCode {
-    // What is valid and still wants to be looked at goes to standard error.
+    // Warnings about a valid configuration go to standard error.
     if let Err(error) = logging::start(tracing_level(Level::Warn), Format::Text) {
         eprintln!("blocker: {error}");
         return ExitCode::FAILURE;

@@ -1,4 +1,4 @@
-//! Man pages and shell completions, made from the commands themselves, for whoever packages them.
+//! Man pages and shell completions, generated from the commands' definitions, for packages.
 
 use std::fs;
 use std::io;

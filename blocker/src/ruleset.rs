@@ -1,6 +1,6 @@
 //! All rules that are in force, and what a wanted set of rules would change. Pure.
 //!
-//! What a rule is stands in [`crate::rule`]; what the kernel is told, in [`crate::compile`].
+//! [`crate::rule`] says what a rule is, [`crate::compile`] what the kernel gets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,7 +33,7 @@ pub struct Diff {
     pub added: Vec<Rule>,
     /// Rules that are no longer wanted.
     pub removed: Vec<Rule>,
-    /// Rules that differ in whatever way: before, after.
+    /// Rules that differ in any field: before, after.
     pub changed: Vec<(Rule, Rule)>,
     /// Rules that stay as they are.
     pub unchanged: Vec<RuleId>,
@@ -46,30 +46,30 @@ impl Diff {
         self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
     }
 
-    /// The rules that are others or gone, as they were.
+    /// The changed and removed rules, as they were.
     pub fn before(&self) -> impl Iterator<Item = &Rule> {
         let changed = self.changed.iter().map(|(before, _)| before);
         self.removed.iter().chain(changed)
     }
 
-    /// The rules that are others or new, as they are.
+    /// The changed and added rules, as they will be.
     pub fn after(&self) -> impl Iterator<Item = &Rule> {
         let changed = self.changed.iter().map(|(_, after)| after);
         self.added.iter().chain(changed)
     }
 }
 
-/// Why a set of rules cannot be an owner's.
+/// Why rules cannot be the rules of an owner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RulesetError {
-    /// The id is another owner's.
+    /// The id is that of another owner's rule.
     #[error(
         "rule id {id} is taken by a rule of owner \"{owner}\": choose another id, or remove that rule first"
     )]
     Taken {
         /// The id.
         id: RuleId,
-        /// Whose it is.
+        /// The owner of that rule.
         owner: Owner,
     },
     /// Two of the wanted rules have the same id.
@@ -80,7 +80,7 @@ pub enum RulesetError {
 /// What changes if `wanted` becomes all that `owner` has. Other owners' rules stay.
 ///
 /// # Errors
-/// If an id is another owner's, or is wanted twice.
+/// If an id is that of another owner's rule, or is used twice.
 pub fn diff(current: &Ruleset, owner: &Owner, wanted: &[Rule]) -> Result<Diff, RulesetError> {
     let mut sorted: Vec<&Rule> = wanted.iter().collect();
     sorted.sort_by_key(|rule| &rule.id);
@@ -110,7 +110,7 @@ pub fn diff(current: &Ruleset, owner: &Owner, wanted: &[Rule]) -> Result<Diff, R
     Ok(diff)
 }
 
-/// Counter slots that no rule uses, the lowest first, without end.
+/// Counter slots that no rule uses, in ascending order, without end.
 pub fn free_counters(current: &Ruleset) -> impl Iterator<Item = u32> + use<> {
     let used: BTreeSet<u32> = current.values().map(|entry| entry.counter).collect();
     (0..).filter(move |slot| !used.contains(slot))

@@ -1,7 +1,6 @@
-//! The service manager, as systemd's protocols have it: what it is told, the socket it may pass,
-//! and proof that the daemon is alive.
+//! The service manager's protocols (systemd's): notification, socket activation and the watchdog.
 //!
-//! Without a service manager all of it does nothing. What is told, and when, is the daemon's.
+//! Does nothing without a service manager. The daemon decides what is notified, and when.
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -17,21 +16,21 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-/// How long is waited for the service manager to take something in, as `sd_notify(1)` does.
+/// How long to wait for the service manager to process a notification, as `sd_notify(1)` does.
 const HEARING: Duration = Duration::from_secs(5);
 
 /// Why a socket that was passed can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PassedError {
-    /// What was said of it makes no sense.
+    /// The environment variables that describe it are wrong.
     #[error("the service manager passes sockets (LISTEN_FDS) in a way that cannot be read: {0}")]
     Said(io::Error),
-    /// There is one control socket.
+    /// More than one socket was passed.
     #[error(
         "the service manager passes {0} sockets: leave one ListenStream= in blocker.socket, the control socket"
     )]
     TooMany(usize),
-    /// Something else was passed.
+    /// It is not a listening Unix stream socket with a path.
     #[error(
         "the socket that the service manager passes has no path in the file system: ListenStream= in blocker.socket must be control.socket's"
     )]
@@ -48,7 +47,7 @@ pub struct Passed {
 }
 
 /// Takes the control socket, if the service manager passes it (`sd_listen_fds(3)`). To be called
-/// once: what was passed is the caller's from then on.
+/// once, since the caller owns the socket from then on.
 ///
 /// # Errors
 /// If something else was passed.
@@ -64,7 +63,7 @@ pub fn passed_socket() -> Result<Option<Passed>, PassedError> {
     // nothing else in it takes passed descriptors.
     let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
     let listener = UnixListener::from(descriptor);
-    // Of a socket of another family there is no such address.
+    // A socket of another family has no such address.
     let address = listener.local_addr().map_err(|_| PassedError::NotUnix)?;
     let path = address.as_pathname().ok_or(PassedError::NotUnix)?;
     let path = path.to_owned();
@@ -76,8 +75,8 @@ pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// Waits until the service manager has taken in what it was told (`sd_notify_barrier(3)`), five
-/// seconds at most. Gives whether there is one.
+/// Waits until the service manager has processed all notifications (`sd_notify_barrier(3)`), five
+/// seconds at most. Returns whether there is a service manager.
 pub async fn heard() -> bool {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return false;
@@ -88,20 +87,20 @@ pub async fn heard() -> bool {
     true
 }
 
-/// Passes one end of a pipe, which the service manager closes when it comes to it.
+/// Passes one end of a pipe, which the service manager closes when it processes this message.
 async fn barrier() -> io::Result<()> {
     let (ours, theirs) = io::pipe()?;
     sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
     drop(theirs);
     let mut ours = pipe::Receiver::from_owned_fd(ours.into())?;
-    // Nobody writes: its end is what is read.
+    // Nobody writes to it: end of file says that the other end is closed.
     match timeout(HEARING, ours.read_u8()).await {
         Ok(_) => Ok(()),
         Err(late) => Err(late.into()),
     }
 }
 
-/// Says that the configuration is read again; [`ready`] ends it.
+/// Says that the configuration is being reloaded, until [`ready`] is called.
 pub fn reloading() {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         notify(&[NotifyState::Reloading, now]);
@@ -113,11 +112,11 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Tells the watchdog that the daemon is alive for as long as `alive` says so; never ends. Where
-/// no watchdog waits, nothing is asked.
+/// Tells the watchdog that the daemon is alive for as long as `alive` says so; never returns. Without a
+/// watchdog, `alive` is not called.
 ///
-/// `alive` is asked three times in the watchdog's time. What it does not answer is not told, so
-/// that a daemon that hangs is killed and replaced.
+/// `alive` is called three times in the watchdog's time. While it does not answer, nothing is sent, so
+/// the service manager kills and restarts a daemon that hangs.
 pub async fn watchdog<E: Display, F>(alive: impl Fn() -> F) -> Infallible
 where
     F: Future<Output = Result<(), E>>,

@@ -1,8 +1,7 @@
-//! Asks the daemon over its control socket: one typed method an endpoint.
+//! A client of the control socket: one typed method per endpoint.
 //!
-//! Owns the connection, the deadline of a request and the telling apart of what can go wrong
-//! between here and the daemon. Does not know flags, exit codes or rendering (`blockctl`), nor what
-//! an answer means.
+//! Owns the connection, the deadline of a request and the classification of errors. Does not know flags,
+//! exit codes or rendering (`blockctl`), nor what an answer means.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), blocker::api::client::ClientError> {
@@ -43,8 +42,8 @@ use crate::wire::{
     RuleView, RulesetRequest, RulesetResponse, SSH_CONNECTION_HEADER, Stats, Status,
 };
 
-/// How long a request may take, all in all. A teardown of ten thousands of flows takes seconds;
-/// what takes longer than this has hung.
+/// How long a request may take in total. A teardown of ten thousands of flows takes seconds; a request
+/// that takes longer than this hangs.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a change is to be made: the query of `POST /v1/rules` and `PUT /v1/ruleset`.
@@ -54,7 +53,7 @@ pub struct Change {
     pub force: bool,
     /// Says what would happen, and changes nothing.
     pub dry_run: bool,
-    /// Of the rule's targets the first few will do in the answer to `POST /v1/rules`
+    /// Asks for only the first few of the rule's targets in the answer to `POST /v1/rules`
     /// ([`AddResponse::targets_total`]).
     pub few_targets: bool,
 }
@@ -70,8 +69,7 @@ impl Change {
     }
 }
 
-/// A caller of one daemon. Makes one connection a request, so a daemon that restarts in between
-/// does no harm.
+/// A client of one daemon. Makes one connection per request, so the daemon may restart in between.
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
@@ -88,7 +86,7 @@ impl Client {
         }
     }
 
-    /// As [`Client::new`], and makes sure that somebody listens.
+    /// As [`Client::new`], and checks that a daemon listens.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`].
@@ -100,7 +98,7 @@ impl Client {
 
     /// Sends `SSH_CONNECTION`'s value along with every request (see [`SSH_CONNECTION_HEADER`]).
     ///
-    /// A value that no header can carry is no value of sshd's either, and is left out.
+    /// A value that is invalid in a header is not from sshd, and is left out.
     #[must_use]
     pub fn with_ssh_connection(mut self, value: &str) -> Self {
         self.ssh_connection = HeaderValue::from_str(value).ok();
@@ -113,7 +111,7 @@ impl Client {
         &self.path
     }
 
-    /// `POST /v1/rules`: adds a rule, or finds it there already.
+    /// `POST /v1/rules`: adds a rule, if it is not in force already.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -141,12 +139,12 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; an unknown id is a [`ClientError::Problem`] of code `not_found`.
     pub async fn rule(&self, id: &RuleId) -> Result<RuleView, ClientError> {
-        // An id's grammar leaves nothing to escape.
+        // An id has no characters that need escaping.
         self.ask(Method::GET, &format!("/v1/rules/{id}"), NOTHING)
             .await
     }
 
-    /// `POST /v1/rules/{id}/confirm`: confirms a rule that would end otherwise.
+    /// `POST /v1/rules/{id}/confirm`: confirms a rule, so that it does not end early.
     ///
     /// # Errors
     /// [`ClientError`]; an unknown id is a [`ClientError::Problem`] of code `not_found`.
@@ -231,7 +229,7 @@ impl Client {
         self.ask(Method::GET, &path, NOTHING).await
     }
 
-    /// `GET /v1/events`: what happens from now on.
+    /// `GET /v1/events`: events from now on.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -243,7 +241,7 @@ impl Client {
             .await
     }
 
-    /// `POST /v1/leases`: puts rules in force for as long as the answer lives.
+    /// `POST /v1/leases`: puts rules in force until the returned lease is dropped.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -259,7 +257,7 @@ impl Client {
             .await
     }
 
-    /// `POST /v1/explain`: what becomes of a packet. Changes nothing.
+    /// `POST /v1/explain`: what happens to a packet. Changes nothing.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -356,8 +354,8 @@ impl Client {
             let body = body.collect().await?.to_bytes();
             Ok::<_, hyper::Error>((head, body))
         };
-        // The connection must be polled for the answer to come; it may end before the answer is
-        // read, as the body is buffered by then.
+        // The answer arrives only while the connection is polled. The connection may end before the
+        // answer is read, because the body is buffered.
         let (head, body) = match select(Box::pin(answer), connection).await {
             Either::Left((answer, _)) => answer,
             Either::Right((_, answer)) => answer.await,
@@ -391,8 +389,8 @@ impl Client {
         loop {
             match UnixStream::connect(&self.path).await {
                 Ok(stream) => return Ok(stream),
-                // connect(2) of a non-blocking Unix socket fails so while the listener's queue is
-                // full: many callers at once. The caller's deadline ends this.
+                // connect(2) of a non-blocking Unix socket fails with EAGAIN while the listener's queue
+                // is full. The request's deadline ends the retries.
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }

@@ -1,6 +1,6 @@
 //! The control API: HTTP/1.1 and JSON over a Unix socket, versioned under `/v1`.
 //!
-//! [`crate::wire`] is what travels, [`server`] answers, [`client`] asks, [`openapi`] describes.
+//! [`crate::wire`] has the messages, [`server`] and [`client`] the two sides, [`openapi`] the description.
 
 pub mod client;
 pub mod openapi;

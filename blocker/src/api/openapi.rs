@@ -1,8 +1,7 @@
 //! `GET /openapi.json`: the control API as OpenAPI 3.1 (<https://spec.openapis.org/oas/v3.1.0>).
 //!
-//! What travels is described where it is defined: the schemas are those of [`crate::wire`] and of the
-//! requests' options. Here is only which operation takes and gives which of them. A test holds this
-//! against the server's routes.
+//! The schemas are generated from [`crate::wire`] and the requests' options. This file says which
+//! operation takes and returns which of them. A test compares it with the server's routes.
 
 use std::sync::LazyLock;
 
@@ -19,7 +18,7 @@ use crate::wire::{
     SSH_CONNECTION_HEADER, Stats, Status, event::Event,
 };
 
-/// The document. It is the same for the process's life.
+/// The document, made once per process.
 #[must_use]
 pub fn document() -> &'static Value {
     static DOCUMENT: LazyLock<Value> = LazyLock::new(write);
@@ -27,9 +26,9 @@ pub fn document() -> &'static Value {
 }
 
 const JSON: &str = "application/json";
-/// A stream: an object a line.
+/// A stream: one object per line.
 const NDJSON: &str = "application/x-ndjson";
-/// Where schemas stand in the document.
+/// The place of schemas in the document.
 const SCHEMAS: &str = "/components/schemas";
 
 fn write() -> Value {
@@ -73,11 +72,11 @@ struct Operation {
     route: (&'static str, &'static str),
     id: &'static str,
     summary: &'static str,
-    /// What a success is answered with.
+    /// The answer on success.
     answer: Value,
-    /// Which statuses its problems may have, besides those of all: 400, 403, 500 and 503 (busy).
+    /// The statuses of its problems, besides those of every operation: 400, 403, 500 and 503 (busy).
     fails: &'static [&'static str],
-    /// What OpenAPI has for what it takes: parameters, a body.
+    /// Parameters and body, in OpenAPI's terms.
     asks: Value,
 }
 
@@ -87,7 +86,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// What changes rules, and what lists them.
+    /// Operations that change or list rules.
     fn rules(&mut self) {
         let answer = self.content::<ListResponse>(JSON, "The rules, by id.");
         self.add(Operation {
@@ -174,7 +173,7 @@ impl Writer {
         });
     }
 
-    /// What only reads.
+    /// Operations that only read.
     fn reads(&mut self) {
         let answer = self.content::<Status>(JSON, "How the daemon fares.");
         self.add(Operation {
@@ -241,7 +240,7 @@ impl Writer {
         });
     }
 
-    /// What does not end by itself.
+    /// Streams.
     fn streams(&mut self) {
         let answer = self.content::<Event>(NDJSON, "Events, an object a line, as they happen.");
         let asks = json!({"parameters": self.query::<EventsRequest>()});
@@ -285,7 +284,7 @@ impl Writer {
             responses[status] = problem.clone();
         }
         if asks.get("requestBody").is_some() {
-            // A body that is too long, or that is not said to be JSON.
+            // A body that is too long, or whose media type is not JSON.
             responses["413"] = problem.clone();
             responses["415"] = problem.clone();
             responses["422"] = problem;
@@ -297,7 +296,7 @@ impl Writer {
         operations[method] = asks;
     }
 
-    /// Options and a body. Whatever may cut off the caller is told of the caller's SSH session.
+    /// Options and a body. A request that may block the caller names the caller's SSH session.
     fn asks<O: JsonSchema, B: JsonSchema>(&mut self) -> Value {
         let mut parameters = self.query::<O>();
         parameters.push(json!({

@@ -54,11 +54,10 @@ pub async fn serve(
     drop(file);
 }
 
-/// Streams (of events, and leases) at once: fewer than connections, so that no number of them keeps
-/// requests out.
+/// Streams (events and leases) at once: fewer than connections, so that slots for requests remain.
 const STREAMS: usize = 192;
 
-/// Room for streams.
+/// The slots for streams.
 #[derive(Clone)]
 struct Streams(Arc<Semaphore>);
 
@@ -73,10 +72,10 @@ impl Streams {
     }
 }
 
-/// What a stream of lines of JSON is.
+/// The media type of a stream of lines of JSON.
 const NDJSON: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-ndjson")];
 
-/// A question with a body, so it is a `POST`; it only reads.
+/// It only reads, but is a `POST` since it has a body.
 const EXPLAIN: &str = "/v1/explain";
 
 /// The API's routes.
@@ -104,7 +103,7 @@ fn router(controller: Controller, metrics: Metrics, control: &Control) -> Router
         .layer(middleware::from_fn_with_state(metrics, count))
 }
 
-/// Counts what is answered, refusals too.
+/// Counts answers, refusals included.
 async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let endpoint = request.extensions().get::<MatchedPath>().cloned();
@@ -117,16 +116,16 @@ async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ChangeOptions {
-    /// Does it though it may cut off the caller or the host.
+    /// Overrides refusals that protect the caller and the host.
     force: bool,
-    /// Changes nothing, and says what would be.
+    /// Changes nothing, and says what would change.
     dry_run: bool,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LeaseOptions {
-    /// Does it though it may cut off the caller or the host.
+    /// Overrides refusals that protect the caller and the host.
     force: bool,
 }
 
@@ -136,7 +135,7 @@ pub(super) struct DeleteOptions {
     /// Lifts this target only, from every rule that has exactly it.
     #[schemars(with = "Option<Target>")]
     target: Option<String>,
-    /// The configuration's rules, too, until the next reload.
+    /// Lifts the configuration's rules, too, until the next reload.
     all: bool,
 }
 
@@ -181,7 +180,7 @@ async fn flows(
     Ok(Json(controller.flows(request).await?))
 }
 
-/// Rules that hold as long as the caller's connection: what is dropped with it lifts them.
+/// Puts rules in force until the connection ends: that drops the lease, which lifts them.
 async fn hold(
     State(controller): State<Controller>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -207,7 +206,7 @@ async fn hold(
     Ok((NDJSON, Body::from_stream(lines)).into_response())
 }
 
-/// A stream without an end but the caller's or the daemon's.
+/// A stream that ends when the client or the daemon ends it.
 async fn events(
     State(controller): State<Controller>,
     Extension(streams): Extension<Streams>,
@@ -356,7 +355,7 @@ async fn no_such_method(request: Request) -> Failure {
     )
 }
 
-/// An id that can't be one names no rule.
+/// A malformed id names no rule.
 fn known_id(id: &str) -> Result<RuleId, Failure> {
     id.parse().map_err(|_| {
         Failure::from(Error::NoSuchRule {

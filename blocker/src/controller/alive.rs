@@ -1,16 +1,15 @@
-//! Whether the controller answers: what the service manager's watchdog is told.
+//! Whether the controller answers, for the service manager's watchdog.
 
 use super::{Controller, Error, beside};
 
 impl Controller {
-    /// Has what is in force, and reads a counter of the datapath. Returns late, or not at all, where
-    /// a request would.
+    /// Locks what is in force and reads a counter of the datapath, as a request would. Returns late, or
+    /// not at all, if requests are answered late or not at all.
     ///
     /// # Errors
     /// If the datapath can't be read.
     pub async fn alive(&self) -> Result<(), Error> {
         let controller = self.clone();
-        // As requests do: what is in force may be locked for a moment.
         beside(move || {
             let live = controller.live();
             let attached = live.datapath.attached();

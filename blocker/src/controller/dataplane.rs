@@ -1,5 +1,5 @@
-//! What the controller needs of a datapath. The kernel's is [`Datapath`]; the controller's own
-//! tests have one that fails when told to, for what no kernel can be made to do.
+//! What the controller needs of a datapath. [`Datapath`] is the kernel's; the controller's tests have a
+//! fake that fails on demand, which a kernel cannot be made to do.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::matching::Tried;
 use crate::rule::RuleId;
 use crate::teardown::Evidence;
 
-/// A datapath, as far as the controller is concerned. Methods do what those of [`Datapath`] do.
+/// A datapath. Methods do what those of [`Datapath`] do.
 #[expect(
     clippy::missing_errors_doc,
     reason = "the methods of `Datapath` say it"
@@ -26,9 +26,9 @@ pub trait Dataplane: Send {
     fn limits(&self) -> &Limits;
     /// The mark of our own packets.
     fn mark(&self) -> u32;
-    /// What it sees of flows under teardown.
+    /// Packets that it sees of flows under teardown.
     fn evidence(&self) -> Arc<dyn Evidence>;
-    /// Makes a snapshot live, whole, or leaves the one before it.
+    /// Makes a whole snapshot live, or leaves the one before live.
     fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error>;
     /// The rules that are tried on packets of a remote, in their order.
     fn lookup(&self, remote: IpAddr) -> Result<Vec<Tried>, Error>;
@@ -36,50 +36,50 @@ pub trait Dataplane: Send {
     fn list(&self, remote: IpAddr) -> u64;
     /// The rules that a daemon before this one counted for, and their slots.
     fn counted(&self) -> Vec<(RuleId, u32)>;
-    /// Zeroes a slot for a new rule, and makes it the rule's.
+    /// Zeroes a slot and gives it to a new rule.
     fn begin_counting(&mut self, slot: u32, rule: &RuleId) -> Result<(), Error>;
-    /// Makes a slot nobody's.
+    /// Frees a slot.
     fn end_counting(&mut self, slot: u32) -> Result<(), Error>;
-    /// What it keeps of packets that rules decided.
+    /// What it records of packets that rules decided.
     fn seen(&self) -> Arc<dyn Observer>;
-    /// How the rule of a slot is named in that.
+    /// The tag that names the rule of a slot in those records.
     fn tag(&self, slot: u32) -> u32;
-    /// What a rule did.
+    /// A rule's counters.
     fn rule_counters(&self, slot: u32) -> Result<RuleCounters, Error>;
-    /// What a hook saw on a device.
+    /// A hook's counters on a device.
     fn hook_counters(&self, hook: Hook, ifindex: u32) -> Result<HookTotals, Error>;
     /// The flows that rules with these counter slots blocked and that are to be killed.
     fn recorded(&self, slots: &[u32]) -> Result<Vec<FlowKey>, Error>;
     /// Forgets such flows.
     fn forget_recorded(&mut self, flows: &[FlowKey]) -> Result<(), Error>;
-    /// Attaches to exactly these devices, and tells what could not be.
+    /// Attaches to exactly these devices. Returns what failed.
     fn attach(&mut self, devices: &[Device]) -> Vec<Error>;
     /// The devices and their hooks.
     fn attached(&self) -> Vec<&Attached>;
-    /// Removes pins that are nobody's any more.
+    /// Removes pins that no program uses any more.
     fn sweep(&mut self) -> Result<(), Error>;
     /// Detaches everything.
     fn detach(&mut self) -> Vec<Error>;
-    /// Leaves programs where they are, beyond this process's life.
+    /// Leaves programs attached when this process ends.
     fn leave(&mut self);
     /// Its maps, by name, and the kernel memory of each, in bytes.
     fn maps(&self) -> Vec<(String, u64)>;
 }
 
-/// What a datapath keeps of packets that rules decided. Methods do what those of [`Seen`] do.
+/// What a datapath records of packets that rules decided. Methods do what those of [`Seen`] do.
 #[expect(clippy::missing_errors_doc, reason = "the methods of `Seen` say it")]
 pub trait Observer: Send + Sync {
     /// Whether flows are recorded.
     fn is_recording(&self) -> bool;
-    /// Shows every flow, and gives how many there are.
+    /// Shows every flow. Returns how many there are.
     fn flows(&self, see: &mut dyn FnMut(&FlowId, &FlowRecord)) -> u64;
-    /// What was recorded and what was not.
+    /// How many flows were recorded, and how many not.
     fn tally(&self) -> Result<Tally, Error>;
     /// Whether events are to be made.
     fn watch(&self, on: bool);
-    /// Something that is readable while there are events.
+    /// A descriptor that is readable while there are events.
     fn readiness(&self) -> io::Result<OwnedFd>;
-    /// Takes the events that are there.
+    /// Shows the events there are, and removes them.
     fn drain(&self, see: &mut dyn FnMut(&Event));
 }
 

@@ -17,7 +17,7 @@ pub enum Error {
     /// A rule of a set is wrong.
     #[error("rule {place} of {of}: {source}")]
     RuleOf {
-        /// Its place, from 1.
+        /// Its position, from 1.
         place: usize,
         /// How many there are.
         of: usize,
@@ -41,7 +41,7 @@ pub enum Error {
     /// A set of rules that can't be one owner's.
     #[error("{0}")]
     Ruleset(#[from] RulesetError),
-    /// An id that another rule has.
+    /// The id of another rule.
     #[error(
         "id {id} is taken by a rule of {owner} that does something else: delete it first, change it with `apply`, or choose another id"
     )]
@@ -51,7 +51,7 @@ pub enum Error {
         /// Whose it is.
         owner: Owner,
     },
-    /// A rule that is in force already, and can't be put there on trial.
+    /// A rule that is in force already and can't be made to depend on a confirmation.
     #[error(
         "rule {id} does this already: there is nothing to go back to unless it is confirmed; leave out confirm_within"
     )]
@@ -62,7 +62,7 @@ pub enum Error {
     /// No such rule.
     #[error("no rule {what}")]
     NoSuchRule {
-        /// Its id, or the target it was looked for by.
+        /// Its id, or a target of it.
         what: String,
     },
     /// A packet that can't be explained.
@@ -83,7 +83,7 @@ pub enum Error {
         /// The keys.
         keys: String,
     },
-    /// A task of ours ended before its time.
+    /// An internal task ended early.
     #[error("the daemon failed inside: {0}")]
     Inside(String),
 }

@@ -1,8 +1,8 @@
-//! What happens, told to whoever watches.
+//! Events, published to watchers.
 //!
-//! Nobody waits for a watcher: what is published goes into a channel of bounded length, from which
-//! each watcher takes at its own pace. One that is too slow misses the oldest, and is told how many.
-//! While nobody watches, nothing is made.
+//! Publishing never waits: events go into a bounded channel, from which each watcher reads at its own
+//! pace. A watcher that is too slow misses the oldest ones and is told how many. Without watchers no
+//! event is made.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -24,15 +24,15 @@ use crate::wire::event::{
 };
 use crate::wire::{Account, EventsRequest};
 
-/// Events that wait for the slowest watcher: more than the datapath's ring buffer holds, so that
-/// what is read from it at once is no reason to lose some.
+/// Capacity of the channel. It exceeds the datapath's ring buffer, so that reading a full buffer at once
+/// loses none.
 const WAITING: usize = 16_384;
-/// How much is written to a watcher at once, in bytes.
+/// How many bytes are written to a watcher at once.
 const WRITE: usize = 64 << 10;
 /// How many targets an event names of a rule.
 const TARGETS: usize = 8;
 
-/// An event, and its line, once somebody wanted it: it is made once for all watchers.
+/// An event and its line of JSON, which is made once, when the first watcher wants it.
 struct Published {
     event: Event,
     line: OnceLock<Bytes>,
@@ -47,7 +47,7 @@ impl Published {
 fn line(event: &Event) -> Bytes {
     let mut line = BytesMut::new().writer();
     if let Err(error) = serde_json::to_writer(&mut line, event) {
-        // Only a map whose keys are no text could do this.
+        // Unreachable: writing to memory does not fail, and all keys are strings.
         tracing::error!("an event cannot be written: {error}");
     }
     let mut line = line.into_inner();
@@ -58,16 +58,16 @@ fn line(event: &Event) -> Bytes {
 /// Devices by their index: name, hooks.
 type Devices = BTreeMap<u32, (String, Vec<String>)>;
 
-/// Where events come in and go out.
+/// The hub of events.
 pub(super) struct Events {
     /// `None` once the daemon stops.
     sender: Mutex<Option<broadcast::Sender<Arc<Published>>>>,
-    /// Somebody watches, or the daemon stops.
+    /// Signals that there is a watcher, or that the daemon stops.
     pub(super) woken: Notify,
-    /// How many events the datapath lost while somebody watched. Not only an event tells of them:
-    /// a watcher may miss that one, too.
+    /// How many events the datapath lost while there were watchers. A counter as well as an event, since
+    /// a watcher may miss the event.
     lost: Arc<AtomicU64>,
-    /// The attached devices, as they were last told.
+    /// The attached devices, as published last.
     devices: Mutex<Devices>,
     seen: Arc<dyn Observer>,
 }
@@ -83,7 +83,7 @@ impl Events {
         }
     }
 
-    /// A new watcher; none once the daemon stops. What happens from now on is told to it.
+    /// A new watcher of events from now on; none once the daemon stops.
     fn watch(&self, request: EventsRequest) -> Option<Watcher> {
         let sender = lock(&self.sender);
         let events = sender.as_ref()?.subscribe();
@@ -97,9 +97,9 @@ impl Events {
         })
     }
 
-    /// Whether anybody watches; if nobody does, the datapath is told.
+    /// Whether there are watchers. If not, stops the datapath from making events.
     pub(super) fn is_watched(&self) -> bool {
-        // Under the lock, so that nobody begins to watch in between.
+        // Under the lock, so that no watcher is added in between.
         let sender = lock(&self.sender);
         let watched = sender
             .as_ref()
@@ -113,14 +113,14 @@ impl Events {
         lock(&self.sender).is_none()
     }
 
-    /// Ends all watching: what was published before is still told.
+    /// Ends all watchers, after the events that were published before.
     pub(super) fn close(&self) {
         lock(&self.sender).take();
         self.seen.watch(false);
         self.woken.notify_one();
     }
 
-    /// Publishes what happened now, if anybody watches.
+    /// Publishes an event of now, if there are watchers.
     pub(super) fn publish(&self, what: impl FnOnce() -> What) {
         self.publish_all(|| vec![what()]);
     }
@@ -138,7 +138,7 @@ impl Events {
         };
         for event in events() {
             let line = OnceLock::new();
-            // If the last watcher went meanwhile, nobody is left to miss it.
+            // Fails only if the last watcher is gone meanwhile.
             let _nobody = sender.send(Arc::new(Published { event, line }));
         }
     }
@@ -155,7 +155,7 @@ impl Events {
         self.publish_all(|| changes.into_iter().map(What::Rule).collect());
     }
 
-    /// Publishes what a replacement of all rules of an owner changed.
+    /// Publishes the changes of a replacement of all rules of an owner.
     pub(super) fn replaced(&self, diff: &Diff, owner: &Owner, by: Option<Who>) {
         self.publish_all(|| {
             let of = |fate| move |rule: &Rule| What::Rule(rule_change(fate, rule, owner, by));
@@ -188,7 +188,7 @@ impl Events {
         });
     }
 
-    /// Takes note of the attached devices, and publishes what is new of them.
+    /// Takes note of the attached devices, and publishes which came and which went.
     pub(super) fn devices(&self, attached: &[&Attached]) {
         let now: Devices = attached
             .iter()
@@ -240,7 +240,7 @@ impl Events {
     }
 }
 
-/// What is told of a rule that changed.
+/// The event of a rule that changed.
 pub(super) fn rule_change(
     change: RuleFate,
     rule: &Rule,
@@ -261,7 +261,7 @@ pub(super) fn rule_change(
 }
 
 impl Controller {
-    /// Tells, by the log and by events, of a rule that was added, or found there already.
+    /// Logs and publishes that a rule was added, or was in force already.
     pub(super) fn tell_added(&self, who: Who, rule: &Rule, owner: &Owner, created: bool) {
         journal::added(who, rule, created);
         let fate = if created {
@@ -274,30 +274,30 @@ impl Controller {
             .rules(vec![rule_change(fate, rule, owner, Some(who))]);
     }
 
-    /// A new watcher of what happens; none once the daemon stops.
+    /// A new watcher of events; none once the daemon stops.
     #[must_use]
     pub fn watch(&self, request: EventsRequest) -> Option<Watcher> {
         self.0.events.watch(request)
     }
 
-    /// Tells of devices that were attached or detached.
+    /// Publishes which devices were attached or detached.
     pub(super) fn tell_devices(&self) {
         self.0.events.devices(&self.live().datapath.attached());
     }
 }
 
-/// Somebody who watches.
+/// A receiver of events.
 pub struct Watcher {
     events: broadcast::Receiver<Arc<Published>>,
     request: EventsRequest,
-    /// As [`Events::lost`], and how many of them this watcher knows of.
+    /// As [`Events::lost`], and how many of these this watcher was told of.
     lost: Arc<AtomicU64>,
     told: u64,
 }
 
 impl Watcher {
-    /// The next events that were asked for, a line of JSON each, as soon as there is one. `None`
-    /// once the daemon stops.
+    /// Waits for the next events that were asked for; one line of JSON each. `None` once the daemon
+    /// stops.
     pub async fn next(&mut self) -> Option<Bytes> {
         let mut lines = BytesMut::new();
         loop {
@@ -309,7 +309,7 @@ impl Watcher {
                     Err(broadcast::error::TryRecvError::Lagged(missed)) => {
                         Err(broadcast::error::RecvError::Lagged(missed))
                     }
-                    // Of its end the next call tells.
+                    // If the channel is closed, the next call returns `None`.
                     Err(_) => return Some(lines.freeze()),
                 }
             };
@@ -324,7 +324,7 @@ impl Watcher {
                 }
                 Err(broadcast::error::RecvError::Lagged(events)) => {
                     lines.extend_from_slice(&lost_line(events, LostAt::Watcher));
-                    // What told of them may be among what was missed.
+                    // The event on lost events may be among those missed.
                     self.tell_lost(&mut lines);
                 }
                 Err(broadcast::error::RecvError::Closed) => return None,
@@ -335,7 +335,7 @@ impl Watcher {
         }
     }
 
-    /// Tells of what the datapath lost since this watcher was last told.
+    /// Adds a line on the events that the datapath lost since this watcher was last told.
     fn tell_lost(&mut self, lines: &mut BytesMut) {
         let lost = self.lost.load(Ordering::Relaxed);
         let told = std::mem::replace(&mut self.told, lost);
@@ -352,7 +352,7 @@ fn lost_line(events: u64, at: LostAt) -> Bytes {
     })
 }
 
-/// Whether an event is one that was asked for.
+/// Whether an event was asked for.
 fn takes(request: &EventsRequest, what: &What) -> bool {
     let kind = what.kind();
     if kind == EventKind::Lost {

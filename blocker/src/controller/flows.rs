@@ -26,7 +26,7 @@ impl Controller {
         self.learn_names();
         let clock = self.0.wall.clock();
         let seen = &self.0.seen;
-        // Before the flows: what is recorded meanwhile is not to count as forgotten.
+        // Before the flows, so that a flow that is recorded meanwhile does not count as evicted.
         let tally = seen.tally()?;
         let tags: Option<HashSet<u32>> = (!request.rule.is_empty())
             .then(|| self.0.names.tags(&request.rule).into_iter().collect());
@@ -68,8 +68,8 @@ impl Controller {
     }
 }
 
-/// The first of many flows in an order, and how many the others are. Never holds many more than
-/// are asked for, however large the table.
+/// The first `limit` of many flows in an order, and how many others there are. Its memory is bounded by
+/// `limit`, not by the table's size.
 struct Top {
     order: FlowOrder,
     limit: usize,
@@ -107,7 +107,7 @@ impl Top {
     }
 }
 
-/// The larger first; of equal ones, always the same.
+/// Larger numbers first; ties are broken by the flow's key, so that the order is stable.
 fn compare(order: FlowOrder, a: &Flow, b: &Flow) -> Ordering {
     let number = |record: &FlowRecord| match order {
         FlowOrder::Packets => record.packets,

@@ -22,13 +22,13 @@ use crate::rule::{Owner, Rule, RuleError, RuleId, RuleSpec};
 use crate::ruleset::RulesetError;
 use crate::wire::{Carved, Held, LeaseLine};
 
-/// How far away the deadline of a lease's rules is at most.
+/// The longest time until the deadline of a lease's rules.
 const TERM: SignedDuration = SignedDuration::from_secs(30);
-/// How often it is moved.
+/// How often the deadline is moved.
 const RENEWAL: Duration = Duration::from_secs(10);
-/// How often it is looked whether the rules are still in force.
+/// How often to check that the rules are still in force.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often the client is told so.
+/// How often to tell the client that they are.
 const TELL: Duration = Duration::from_secs(1);
 
 /// A lease's rules, and the deadlines that were asked for.
@@ -40,7 +40,7 @@ pub struct Lease {
     owner: Owner,
     who: Who,
     renewal: JoinHandle<()>,
-    /// What is yet to be told.
+    /// The first line for the client, until it is sent.
     held: Option<Held>,
     look: Interval,
     told: Instant,
@@ -51,7 +51,7 @@ impl Controller {
     /// Puts rules in force for as long as the lease lives.
     ///
     /// # Errors
-    /// See [`Error`]. A rule of such an id must not be there.
+    /// See [`Error`]. A rule whose id is in use is one.
     pub async fn hold(&self, specs: Vec<RuleSpec>, asking: Asking) -> Result<Lease, Error> {
         let this = self.clone();
         finished(async move { this.hold_now(specs, &asking).await }).await
@@ -89,7 +89,7 @@ impl Controller {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let renewing = self.clone().keep_renewing(owner.clone(), limits);
-        // From here on the rules go with it, whatever becomes of the client.
+        // From here on dropping the lease lifts the rules, even if the client is gone already.
         let mut lease = Lease {
             controller: self.clone(),
             owner,
@@ -114,7 +114,7 @@ impl Controller {
         Ok(lease)
     }
 
-    /// The rules that are asked for, none of which is refused or there already.
+    /// The rules that are asked for, if none is refused or in force already.
     fn leased(
         &self,
         specs: Vec<RuleSpec>,
@@ -155,7 +155,7 @@ impl Controller {
             tokio::time::sleep(RENEWAL).await;
             let this = self.clone();
             let (owner, limits) = (owner.clone(), limits.clone());
-            // To its end once it is begun: a lease that ends meanwhile comes after it.
+            // A task of its own: if the lease ends meanwhile, the renewal is finished first.
             let renewed = async move { this.writer().await.renew(&owner, &limits).await };
             let renewed = finished(renewed).await;
             if let Err(error) = renewed {
@@ -256,7 +256,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.renewal.abort();
         let (controller, owner, who) = (self.controller.clone(), self.owner.clone(), self.who);
-        // Without a runtime the daemon has ended, and the datapath's deadline does it.
+        // Without a runtime the daemon is ending, and the datapath's deadline ends the rules.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = controller.release(&owner, who).await {

@@ -113,7 +113,7 @@ impl Controller {
         due.map(|entry| entry.rule.clone()).collect()
     }
 
-    /// What is told of rules that expire.
+    /// The events of rules that expire.
     fn expired(&self, rules: &[Rule]) -> Vec<RuleChange> {
         let live = self.live();
         let entries = rules.iter().filter_map(|rule| live.ruleset().get(&rule.id));

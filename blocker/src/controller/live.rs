@@ -20,9 +20,8 @@ use crate::datapath::devices::Device;
 use crate::rule::{Owner, Rule, RuleId};
 use crate::ruleset::{self, Entry, Ruleset};
 
-/// How long the datapath goes on behind the deadline of a rule whose flows are to be killed
-/// first. The daemon lifts such a rule at its deadline; only if it is dead or stuck does the
-/// datapath's own deadline end it.
+/// How much later the datapath's deadline is for a rule whose flows are to be killed at its end. The
+/// daemon lifts such a rule at its deadline; the datapath ends it only if the daemon is dead or stuck.
 const LIFT_MARGIN: SignedDuration = SignedDuration::from_millis(800);
 
 /// The rules in force and the datapath.
@@ -63,7 +62,7 @@ impl Wanted {
     }
 }
 
-/// A change that is yet to be compiled.
+/// A change that is not compiled yet.
 pub(super) struct Plan {
     ruleset: Ruleset,
     /// Counter slots that new rules get.
@@ -75,7 +74,7 @@ pub(super) struct Plan {
     limits: Limits,
 }
 
-/// A change that may be enforced, as long as no other was since it was planned.
+/// A change that can be enforced if no other one was enforced since it was planned.
 pub(super) struct Compiled {
     ruleset: Ruleset,
     fresh: Vec<(u32, RuleId)>,
@@ -89,8 +88,8 @@ impl Compiled {
     }
 }
 
-/// What devices that came or went ask for. The rules first: a device must not be attached before
-/// its rules know it.
+/// What to do about devices that came or went. Rules come first: a device must not be attached before
+/// the rules that name it are compiled with its index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follow {
     Hooks,
@@ -146,12 +145,12 @@ impl Live {
         &self.ruleset
     }
 
-    /// What the rules in force take of the room there is.
+    /// How much of the datapath's maps the rules in force use.
     pub(super) const fn fill(&self) -> &Fill {
         &self.fill
     }
 
-    /// The rules of all owners, as they would be wanted if nothing changed.
+    /// The rules of all owners, as a basis for a change.
     pub(super) fn wanted(&self) -> WantedRules {
         let entries = self.ruleset.values();
         entries
@@ -162,8 +161,8 @@ impl Live {
     /// What it takes to make exactly these rules the ones in force. A rule that is in force keeps its
     /// counters and its creation time.
     pub(super) fn plan(&self, wanted: WantedRules, now: Timestamp) -> Result<Plan, Error> {
-        // Read in this order: whatever holds us up in between makes deadlines early, not late. What
-        // came before (waiting for a turn, gathering facts) may have taken its time since `now`.
+        // Read in this order, so that a delay in between makes deadlines early, not late. Waiting for
+        // the writer and gathering facts may have taken long since `now`.
         let boot = boot_time();
         let wall = now.max(Timestamp::now());
         let mut free = self.free_slots(&wanted);
@@ -188,7 +187,7 @@ impl Live {
                 }
             };
             let deadline = match old {
-                // A clock that was set must not move a deadline that did not change.
+                // Setting the wall clock must not move a deadline that did not change.
                 Some(old)
                     if old.rule.expires == rule.expires
                         && old.rule.lifts_by_reset() == rule.lifts_by_reset() =>
@@ -239,7 +238,7 @@ impl Live {
         let known = known.chain(before.into_iter().map(|(id, entry)| (id, entry.counter)));
         let used: BTreeSet<u32> = self.ruleset.values().map(|entry| entry.counter).collect();
         for (_, slot) in known.filter(|(_, slot)| !used.contains(slot)) {
-            // The rules are in force. A name too many is no reason to say that they are not.
+            // The rules are in force, so this is not an error of the change.
             if let Err(error) = self.datapath.end_counting(slot) {
                 tracing::warn!("the counters of a rule that is gone stay: {error}");
             }
@@ -247,7 +246,7 @@ impl Live {
         Ok(())
     }
 
-    /// Takes note of the devices there are. Says what that asks for, if they differ for us.
+    /// Takes note of the devices there are. Returns what to do if those that are covered changed.
     pub(super) fn meet(&mut self, devices: &[Device]) -> Option<Follow> {
         let covered =
             |device: &&Device| device.is_readable() && self.config.interfaces.covers(&device.name);
@@ -264,7 +263,7 @@ impl Live {
         })
     }
 
-    /// Whether the datapath is attached to all devices that were met last.
+    /// Whether the datapath is attached to all devices noted last.
     fn is_everywhere(&self) -> bool {
         let attached = self.datapath.attached();
         let is_attached = |device: &Device| {
@@ -274,7 +273,7 @@ impl Live {
         self.devices.iter().all(is_attached)
     }
 
-    /// Attaches to the devices that were met last, and tells what could not be.
+    /// Attaches to the devices noted last. Returns what failed.
     pub(super) fn attach(&mut self) -> Vec<Error> {
         let device = |attached: &Attached| (attached.device.index, attached.device.name.clone());
         let before: Vec<_> = self.datapath.attached().into_iter().map(device).collect();
@@ -289,7 +288,7 @@ impl Live {
         entries.map(|entry| entry.counter).collect()
     }
 
-    /// What a rule did.
+    /// A rule's counters.
     pub(super) fn counters(&self, entry: &Entry) -> Result<RuleCounters, Error> {
         Ok(self.datapath.rule_counters(entry.counter)?)
     }
@@ -313,8 +312,8 @@ impl Live {
         })
     }
 
-    /// Slots for new rules: those that nobody counts in, and only then those of rules that leave
-    /// with this change, which count until the switch.
+    /// Slots for new rules: free ones first, then those of rules that this change removes, which are in
+    /// use until the switch.
     fn free_slots(&self, wanted: &WantedRules) -> impl Iterator<Item = u32> + use<> {
         let limit = self.datapath.limits().rules;
         let entries = self.ruleset.iter();

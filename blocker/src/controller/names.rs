@@ -1,4 +1,4 @@
-//! What the numbers that the datapath records are called: rules, devices, protocols, moments.
+//! Names for the numbers that the datapath records: rules, protocols, hooks, times.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,11 +15,11 @@ use crate::datapath::attach::hook_name;
 use crate::rule::{Direction, Protocol, RuleId, Target};
 use crate::wire::Decision;
 
-/// How many names are kept. Past it those of rules that are gone are forgotten.
+/// How many names are remembered. Beyond that, the names of removed rules are forgotten.
 const NAMES: usize = 2 * blocker_ebpf::MAX_RULES as usize;
 
-/// The rules' names by their tags ([`blocker_ebpf::tag`]), of rules that are gone, too: what they
-/// did is still told. Read without waiting for a change under way.
+/// The rules' names by their tags ([`blocker_ebpf::tag`]). Removed rules are included, because records
+/// of them remain. Read without waiting for a change under way.
 #[derive(Default)]
 pub(super) struct Names(Mutex<HashMap<u32, RuleId>>);
 
@@ -31,7 +31,7 @@ impl Names {
             names.clear();
         }
         for (id, entry) in live.ruleset() {
-            // A tag is never another rule's.
+            // A tag is never given to another rule.
             names.entry(tagged(entry)).or_insert_with(|| id.clone());
         }
     }
@@ -41,7 +41,7 @@ impl Names {
         lock(&self.0).get(&tag).cloned()
     }
 
-    /// The tags of rules of these names, now and before.
+    /// All tags, current and former, of the rules with these names.
     pub(super) fn tags(&self, rules: &[RuleId]) -> Vec<u32> {
         let names = lock(&self.0);
         let tagged = names.iter().filter(|(_, id)| rules.contains(id));
@@ -50,26 +50,26 @@ impl Names {
 }
 
 impl Controller {
-    /// Learns the names of all rules in force. Waits for a change under way: not on a thread that
-    /// serves requests.
+    /// Learns the names of all rules in force. May wait for a switch under way, so it must not run on a
+    /// thread that serves requests.
     pub(super) fn learn_names(&self) {
         self.0.names.learn(&self.live());
     }
 }
 
-/// How far the wall clock is from `CLOCK_BOOTTIME`, in nanoseconds.
+/// The offset of the wall clock from `CLOCK_BOOTTIME`, in nanoseconds.
 ///
-/// What is told of a moment is to be the same each time, but the two clocks can't be read at once.
-/// So the distance is kept until it is another by more than reading them takes: until the wall
-/// clock was set, or has drifted.
+/// The same moment must be reported the same each time, but the two clocks cannot be read at once. So
+/// the offset is kept until it changes by more than reading takes, that is, until the wall clock is set
+/// or has drifted.
 #[derive(Default)]
 pub(super) struct Wall(AtomicI64);
 
-/// What the distance may be off by.
+/// The error of the offset that is tolerated.
 const SLACK: i64 = 1_000_000;
 
 impl Wall {
-    /// The wall clock for moments of `CLOCK_BOOTTIME`.
+    /// A clock with the current offset.
     pub(super) fn clock(&self) -> Clock {
         let boot = i64::try_from(boot_time()).unwrap_or(0);
         let now = i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0);
@@ -86,7 +86,7 @@ impl Wall {
     }
 }
 
-/// The wall clock as it was at moments of `CLOCK_BOOTTIME`.
+/// Converts times of `CLOCK_BOOTTIME` to the wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Clock(i64);
 
@@ -117,7 +117,7 @@ pub(super) fn protocol(number: u32) -> String {
     }
 }
 
-/// Whether a protocol, as [`protocol`] names it, is one that is asked for.
+/// Whether a protocol, as [`protocol`] names it, was asked for.
 pub(super) fn is_protocol(asked: Protocol, name: &str) -> bool {
     match asked {
         Protocol::Any => true,
@@ -147,7 +147,7 @@ pub(super) const fn decision(number: u8) -> Decision {
     }
 }
 
-/// A hook by its number, and the way that it is on.
+/// A hook's name by its number, and its direction.
 pub(super) fn hook(number: u8) -> (String, Direction) {
     let (hook, direction) = match number {
         number if number == Hook::Xdp as u8 => (Hook::Xdp, Direction::Ingress),

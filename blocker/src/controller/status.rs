@@ -1,4 +1,4 @@
-//! What the controller tells of itself and its rules.
+//! Reports on rules, counters and the daemon itself.
 
 use std::fs;
 
@@ -44,7 +44,7 @@ impl Controller {
         view(&live, entry)
     }
 
-    /// How the daemon fares.
+    /// The daemon's state.
     ///
     /// # Errors
     /// If counters can't be read.
@@ -91,7 +91,7 @@ impl Controller {
             }),
             teardowns: *lock(&self.0.killed),
             fleet: self.0.fleet.read().map(|fleet| FleetStatus {
-                // Some end by their deadlines, which nobody who follows the fleet is told of.
+                // Counted here: whoever follows the fleet does not see rules expire.
                 rules: owned(&live, &Owner::Fleet),
                 ..fleet
             }),
@@ -208,7 +208,7 @@ fn resident_bytes() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// The account of two teardowns.
+/// The sum of two accounts.
 pub(super) fn sum(one: Account, other: Account) -> Account {
     Account {
         found: one.found + other.found,

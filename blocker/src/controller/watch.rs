@@ -1,4 +1,5 @@
-//! Reads packets' events from the datapath while somebody watches, and publishes them by name.
+//! Reads packet events from the datapath while there are watchers, and publishes them with names for
+//! their numbers.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -12,17 +13,17 @@ use super::Controller;
 use super::names::{self, Clock};
 use crate::wire::event::{Event, Packet, What};
 
-/// How long events may gather before they are read: each reading costs a wake-up, and nobody sees
-/// the difference.
+/// How long events may accumulate before they are read: each read costs a wake-up, and the delay is
+/// not noticeable.
 const GATHER: Duration = Duration::from_millis(5);
-/// How often it is looked whether somebody still watches, and whether events were lost.
+/// How often to check whether there are still watchers, and whether events were lost.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// TCP's flags from the lowest bit (RFC 9293 3.1).
 const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
 impl Controller {
-    /// Passes packets' events on whenever somebody watches, until the daemon stops.
+    /// Passes packet events on while there are watchers, until the daemon stops.
     pub(super) async fn pass_events_on(self) {
         let ready = self.0.seen.readiness().and_then(|fd| {
             // SAFETY: an `OwnedFd` gives the same descriptor as long as it lives, and lives inside
@@ -61,7 +62,7 @@ impl Controller {
                 }
                 sleep(GATHER).await;
             }
-            // What is left is of before somebody watches next.
+            // The next watcher must not get events from before it began.
             self.0.seen.drain(&mut |_| {});
         }
     }
@@ -77,14 +78,14 @@ impl Controller {
         }
     }
 
-    /// Publishes the events that are there.
+    /// Publishes the events that are waiting.
     async fn pass_on(&self) {
         let mut raw = Vec::new();
         self.0.seen.drain(&mut |event| raw.push(*event));
         if raw.is_empty() {
             return;
         }
-        // A rule's first packet may be here before its name.
+        // A new rule's first packet may arrive before the rule's name was learnt.
         if raw
             .iter()
             .any(|event| self.0.names.of(event.rule).is_none())

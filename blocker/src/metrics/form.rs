@@ -13,7 +13,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// OpenMetrics for whoever accepts it and no other text better (RFC 9110, 12.5.1).
+    /// OpenMetrics if the scraper accepts it and prefers no other text (RFC 9110, 12.5.1).
     pub fn of(headers: &HeaderMap) -> Self {
         let accepted = headers.get_all(header::ACCEPT).iter();
         let ranges: Vec<(&str, f32)> = accepted

@@ -1,7 +1,7 @@
-//! `/metrics` over TCP, for scrapers that reach no Unix socket. Nothing else is served there.
+//! `/metrics` over TCP, for scrapers that cannot use a Unix socket. Nothing else is served there.
 //!
-//! Whoever connects is nobody known, so what they can cost is bounded: so many connections at
-//! once, so long for a request to arrive, one scrape at a time.
+//! Clients are not authenticated, so their cost is bounded: the number of connections, the time for a
+//! request to arrive, and one scrape at a time.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,7 +30,7 @@ const REQUEST: Duration = Duration::from_secs(30);
 /// How long to wait when no connection can be accepted, as when descriptors have run out.
 const RESPITE: Duration = Duration::from_secs(1);
 
-/// The configured address can't be listened on.
+/// Listening on the configured address failed.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics.listen {address}: {source}{}", hint(.source))]
 pub struct BindError {
@@ -50,7 +50,7 @@ fn hint(source: &io::Error) -> &'static str {
 /// A bound address.
 pub struct Listener(TcpListener);
 
-/// Listens on an address, which may come later than this. Within a runtime.
+/// Listens on an address, which the host may get later. To be called within a runtime.
 ///
 /// # Errors
 /// If the port is taken.
@@ -71,10 +71,10 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // Connections that linger from before a restart are no reason not to start.
+    // Connections of the last run in TIME_WAIT must not prevent a restart.
     socket.set_reuseaddr(true)?;
-    // The daemon starts before the network: its address may come later (ip(7), IP_FREEBIND, which
-    // holds for IPv6, too).
+    // The daemon starts before the network, so the host may get the address later (ip(7), IP_FREEBIND,
+    // which applies to IPv6, too).
     setsockopt(&socket, sockopt::IpFreebind, &true)?;
     socket.bind(address)?;
     socket.listen(CONNECTIONS as u32)

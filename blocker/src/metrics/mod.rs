@@ -1,8 +1,7 @@
-//! Metrics for Prometheus: what the daemon knows of itself, in the text formats that scrapers read.
+//! Metrics for Prometheus, in the text formats that scrapers read.
 //!
-//! Owns names, units, labels and the two formats. Counts nothing itself but the API's requests:
-//! everything else is read from the controller when it is asked for, so metrics cost nothing
-//! between two scrapes. Series are bounded by `limits.rules`, the attached devices and the API's
+//! Owns names, units, labels and the two formats. Counts only the API's requests itself: everything
+//! else is read from the controller at each scrape, so metrics cost nothing between two scrapes. Series are bounded by `limits.rules`, the attached devices and the API's
 //! endpoints, never by flows or addresses.
 
 mod form;
@@ -28,7 +27,7 @@ pub use listener::{BindError, Listener, bind};
 pub struct Metrics {
     controller: Controller,
     requests: Family<Request, Counter>,
-    /// One scrape at a time: each holds up changes while it reads the counters.
+    /// Allows one scrape at a time: changes wait while it reads the counters.
     reading: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -60,7 +59,7 @@ impl Metrics {
     }
 
     /// Counts a request to the API that was answered. `endpoint` is a route's pattern, of which
-    /// there are few; whatever matched none is counted as one.
+    /// there are few; all requests that matched none are counted as "other".
     pub fn answered(&self, method: &Method, endpoint: Option<&str>, code: StatusCode) {
         let request = Request {
             method: known(method),
@@ -78,7 +77,7 @@ impl Metrics {
         let form = Form::of(headers);
         let one_at_a_time = Arc::clone(&self.reading).lock_owned().await;
         let this = self.clone();
-        // What is in force is locked as long as a change compiles: not for a thread that serves.
+        // Reading may wait for a change to be switched to: not on a thread that serves requests.
         let work = move || {
             let _reading = one_at_a_time;
             let series = Series {
@@ -113,7 +112,7 @@ impl Metrics {
     }
 }
 
-/// Methods are the caller's choice: what is none of HTTP's own must not make series.
+/// A method of HTTP itself, or "other": a client must not be able to create series.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,7 +1,7 @@
-//! The series: names, units and labels by Prometheus' conventions, values from what the
-//! controller tells.
+//! The series: names, units and labels by Prometheus' conventions, values from the
+//! controller's answers.
 //!
-//! Pure: an answer goes in, series come out.
+//! Pure.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use crate::rule::Owner;
 use crate::wire::{Counters, FeedStatus, FleetState, HookStatus, Stats, Status};
 
-/// One scrape's facts.
+/// What one scrape reads.
 #[derive(Debug)]
 pub struct Series {
     pub status: Status,
@@ -432,7 +432,7 @@ impl Out<'_> {
         write: impl Fn(MetricEncoder<'_>, T) -> fmt::Result,
     ) -> fmt::Result {
         let mut series = series.into_iter().peekable();
-        // A family without a series says nothing.
+        // A family without a series would print its help and nothing else.
         if series.peek().is_none() {
             return Ok(());
         }

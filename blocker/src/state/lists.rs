@@ -1,7 +1,7 @@
-//! Files of targets: what a rule has too many of to be written again with every change.
+//! Files of targets, for rules with too many of them to write again with every change.
 //!
-//! A target a line. Such a file is written once, whole, before `rules.json` names it; and removed
-//! once that no longer does.
+//! One target per line. A file is written once, before `rules.json` names it, and removed once
+//! `rules.json` no longer does.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use crate::rule::{RuleError, Target, Targets};
 const PREFIX: &str = "targets-";
 const SUFFIX: &str = ".txt";
 
-/// Where targets are kept, as `rules.json` says it.
+/// A file of targets, as `rules.json` names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Kept {
@@ -25,24 +25,24 @@ pub(super) struct Kept {
     pub(super) count: u64,
 }
 
-/// Why a file does not give the targets that were written.
+/// Why a file's targets cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
-    /// Not a name that we give.
+    /// The name is not that of a file of targets.
     #[error("that is no file of targets")]
     Name,
     /// The file can't be read.
     #[error("cannot read it: {0}")]
     Read(#[from] io::Error),
-    /// A line is no target.
+    /// A line is not a target.
     #[error("line {line}: {source}")]
     Line {
-        /// From 1.
+        /// The line's number, from 1.
         line: usize,
         /// What is wrong with it.
         source: RuleError,
     },
-    /// Something is missing.
+    /// The file has another number of targets than `rules.json` says.
     #[error("it has {found} targets, {written} were written")]
     Count {
         /// How many there are.
@@ -55,9 +55,9 @@ pub enum Unreadable {
 /// The files of targets in a state directory.
 pub(super) struct Lists {
     dir: PathBuf,
-    /// Those that `rules.json` names.
+    /// The files that `rules.json` names.
     named: Vec<List>,
-    /// Those that it is about to name: some of `named`, and new ones.
+    /// The files that the next `rules.json` will name: some of `named`, and new ones.
     next: Vec<List>,
     /// Number of the last file that was written.
     last: u64,
@@ -80,7 +80,7 @@ impl Lists {
         }
     }
 
-    /// Reads what `rules.json` names.
+    /// Reads a file that `rules.json` names.
     pub(super) fn read(&mut self, kept: Kept) -> Result<Targets, Unreadable> {
         if number(&kept.file).is_none() {
             return Err(Unreadable::Name);
@@ -107,8 +107,8 @@ impl Lists {
         Ok(targets)
     }
 
-    /// Removes files that nobody names: a daemon died before it could. Not if there is a
-    /// `rules.json` that was put aside, for that may name them.
+    /// Removes files that `rules.json` does not name, left by a daemon that died. Does nothing if there
+    /// is a `rules.json` that was set aside, because that may name them.
     pub(super) fn sweep(&self) {
         let aside = format!("{FILE}.bad-");
         if files(&self.dir).any(|file| file.starts_with(&aside)) {
@@ -121,18 +121,19 @@ impl Lists {
         }
     }
 
-    /// Forgets all, and leaves them where they are, with the `rules.json` that names them.
+    /// Forgets all files without removing them: the `rules.json` that was set aside names them.
     pub(super) fn disown(&mut self) {
         self.named.clear();
     }
 
-    /// Has targets in a file when this returns, for `rules.json` to name.
+    /// Makes sure that a file has these targets, for `rules.json` to name.
     pub(super) fn keep(&mut self, targets: Targets) -> Result<Kept, StateError> {
         let count = targets.len() as u64;
-        // Somebody may have taken a file away.
+        // The file may have been removed by somebody else.
         let is_there = |list: &&List| self.dir.join(&list.file).is_file();
         let known = || self.named.iter().chain(&self.next).filter(is_there);
-        // Most are the very same; only those that were read or sent again need a closer look.
+        // Most targets are shared with the rule's last version, so comparing pointers suffices; those that
+        // were read or sent again are compared one by one.
         let same = known().find(|list| list.targets.is_same(&targets));
         let list = match same.or_else(|| known().find(|list| list.targets == targets)) {
             Some(list) => list.clone(),
@@ -159,7 +160,7 @@ impl Lists {
         Ok(List { file, targets })
     }
 
-    /// Removes what is not needed any more, whether `rules.json` was replaced or not.
+    /// Removes files that are no longer needed: the old ones if `rules.json` was replaced, else the new.
     pub(super) fn settle(&mut self, replaced: bool) {
         let next = std::mem::take(&mut self.next);
         let (stay, go) = if replaced {
@@ -175,13 +176,13 @@ impl Lists {
         self.named = stay;
     }
 
-    /// Removes a file; one that can't be is left for [`Lists::sweep`].
+    /// Removes a file. If that fails, [`Lists::sweep`] does it at the next start.
     fn remove(&self, file: &str) {
         let _ = fs::remove_file(self.dir.join(file));
     }
 }
 
-/// The names in a directory.
+/// The names of the files in a directory.
 fn files(dir: &Path) -> impl Iterator<Item = String> + use<> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())

@@ -1,9 +1,9 @@
 //! The API's rules on disk, so that they are back after a restart of the daemon or the host.
 //!
-//! One file, `rules.json` in the state directory, replaced as a whole: whoever reads it sees the
-//! old rules or the new ones. Many targets of one rule have a file of their own (`lists`), written
-//! before `rules.json` names it and never changed, so that a change costs what it changes. Which rules
-//! are in force is [`crate::controller`]'s to decide.
+//! One file, `rules.json` in the state directory, is replaced as a whole, so that a reader sees the
+//! old rules or the new ones. A rule with many targets has them in a file of its own (`lists`), which
+//! is written before `rules.json` names it and never changed, so that a change does not write the
+//! targets of other rules again. Which rules are in force is not decided here.
 
 mod lists;
 #[cfg(test)]
@@ -28,10 +28,10 @@ const VERSION: u64 = 2;
 /// More targets than this have a file of their own.
 const MANY: usize = 1_024;
 
-/// How much is written at once.
+/// Size of the write buffer, in bytes.
 const BUFFER: usize = 256 * 1024;
 
-/// A rule as it is kept.
+/// A rule as it is saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// The rule.
@@ -45,9 +45,9 @@ pub struct Stored {
 pub struct Loaded {
     /// The rules, in the order in which they were saved.
     pub rules: Vec<Stored>,
-    /// Rules whose deadline passed while nobody looked. Not among `rules`.
+    /// Rules whose deadline passed while no daemon was running. Not among `rules`.
     pub expired: Vec<Stored>,
-    /// What was wrong with the file, and where it was put aside; there are no rules then.
+    /// What was wrong with the file, and where it was set aside; there are no rules then.
     pub problem: Option<String>,
 }
 
@@ -65,7 +65,7 @@ pub struct StateError {
     pub source: io::Error,
 }
 
-/// Why a file holds no rules. A rule's own fault is told by its id.
+/// Why a file cannot be used. The error of a rule names its id.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     #[error("cannot read it: {0}")]
@@ -98,12 +98,12 @@ struct Written {
 struct OnDisk {
     rule: Rule,
     created: Timestamp,
-    /// Where the rule's targets are, if not in it.
+    /// The file of the rule's targets, if they are not in the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     targets: Option<Kept>,
 }
 
-/// Read first, whatever else the file holds.
+/// Read first: the version decides how the rest is read.
 #[derive(Deserialize)]
 struct Header {
     version: u64,
@@ -124,10 +124,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Reads the rules. No file: no rules, and no problem.
+    /// Reads the rules. If there is no file, there are no rules, and that is not a problem.
     ///
     /// A file that cannot be used is renamed to `rules.json.bad-TIME`, so that the next save does
-    /// not destroy what may be wanted.
+    /// not overwrite it.
     #[must_use]
     pub fn open(dir: &Path, now: Timestamp) -> (Self, Loaded) {
         let path = dir.join(FILE);
@@ -135,8 +135,8 @@ impl Store {
             dir: dir.to_owned(),
             lists: Lists::new(dir),
         };
-        // A daemon died while it wrote this: it holds nothing that was acknowledged.
-        let _ = fs::remove_file(beside(&dir.join(FILE)));
+        // Left by a daemon that died while writing it. Nothing in it was acknowledged to a client.
+        let _ = fs::remove_file(next_version(&dir.join(FILE)));
         let loaded = match store.read() {
             Ok(rules) => {
                 store.lists.sweep();
@@ -208,8 +208,8 @@ impl Store {
     ) -> Result<(), StateError> {
         make(&self.dir)?;
         let outcome = self.replace(rules);
-        // What was written for a file that is not there is in nobody's way, but takes room that the
-        // disk may lack; so does what only the file before it named.
+        // Files of targets that only the old `rules.json`, or one that could not be written, names take
+        // room on the disk.
         self.lists.settle(outcome.is_ok());
         outcome?;
         sync(&self.dir)
@@ -245,11 +245,11 @@ impl Store {
     }
 }
 
-/// Renames a file that cannot be used; says so in words.
+/// Renames a file that cannot be used. Returns a message that says so.
 fn set_aside(path: &Path, why: &Unusable, now: Timestamp) -> String {
     let stamp = now.strftime("%Y%m%dT%H%M%SZ").to_string();
     let name = |suffix: &str| path.with_file_name(format!("{FILE}.bad-{stamp}{suffix}"));
-    // Two in one second: the first is worth as much as the second.
+    // A second one within the same second must not overwrite the first.
     let aside = (1..)
         .map(|n| {
             if n == 1 {
@@ -282,8 +282,8 @@ fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> State
     }
 }
 
-/// Replaces a file as a whole, making its directory if it is not there: whoever reads it sees the
-/// old contents or the new. When this returns, these are on the disk.
+/// Replaces a file as a whole, creating its directory if needed: a reader sees the old contents or
+/// the new. When this returns, the new contents are on the disk.
 ///
 /// # Errors
 /// A [`StateError`]; the file is as it was then.
@@ -297,7 +297,7 @@ pub fn replace(
     sync(dir)
 }
 
-/// Makes a directory of the daemon's own, if it is not there.
+/// Creates a directory for the daemon only, if there is none.
 fn make(dir: &Path) -> Result<(), StateError> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -306,17 +306,17 @@ fn make(dir: &Path) -> Result<(), StateError> {
         .map_err(failed("creating", dir))
 }
 
-/// Where what is to take a file's place is written.
-fn beside(path: &Path) -> PathBuf {
+/// The name under which a file's next version is written.
+fn next_version(path: &Path) -> PathBuf {
     path.with_added_extension("new")
 }
 
-/// Writes a new file and renames it to the old one's name. If that fails, nothing is left of it.
+/// Writes a new file and renames it to the old one's name. If that fails, the new file is removed.
 fn put_in_place(
     path: &Path,
     contents: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> Result<(), StateError> {
-    let new = beside(path);
+    let new = next_version(path);
     let outcome = write(&new, contents)
         .map_err(failed("writing", &new))
         .and_then(|()| fs::rename(&new, path).map_err(failed("replacing", path)));
@@ -326,7 +326,7 @@ fn put_in_place(
     outcome
 }
 
-/// A rename is durable once the directory is.
+/// Makes a rename durable, by writing the directory to the disk.
 fn sync(dir: &Path) -> Result<(), StateError> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())

@@ -1,4 +1,4 @@
-//! What can go wrong between a caller and the daemon, told apart by what the caller does next.
+//! Errors between a client and the daemon, classified by what the caller can do about them.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -8,34 +8,34 @@ use super::TIMEOUT;
 use crate::wire::BODY_LIMIT;
 use crate::wire::Problem;
 
-/// Why nobody could be asked.
+/// Why the daemon could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Absence {
     /// There is no such file.
     NoSocket,
-    /// The socket's file is there, but nobody listens: its daemon is gone.
+    /// The socket's file exists, but nobody listens on it: its daemon is gone.
     Stale,
-    /// The file is no socket.
+    /// The file is not a socket.
     NotASocket,
-    /// Permissions keep the caller out.
+    /// Permissions deny access.
     Denied {
-        /// What keeps the caller out: the socket, or a directory on the way to it.
+        /// What denies it: the socket, or a directory of its path.
         at: PathBuf,
-        /// Its group, by number where it has no name.
+        /// Its group, by number if it has no name.
         group: String,
         /// Its permission bits.
         mode: u32,
-        /// Whether it helps to join its group: it may do what the caller may not, and is not root's.
+        /// Whether joining its group helps: the group has the permission and is not root's.
         group_may: bool,
     },
-    /// Something else, which the source names.
+    /// Another reason, which the source names.
     Other,
 }
 
-/// What went wrong between the caller and the daemon, or what the daemon objects to.
+/// Why a request failed, on the way or by the daemon's answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No connection was made; the daemon knows nothing of the request.
+    /// No connection was made, so the daemon did not get the request.
     #[error("{}", absence_text(path, why, source))]
     Unreachable {
         /// The socket's path.
@@ -61,7 +61,7 @@ pub enum ClientError {
         /// Its length.
         bytes: usize,
     },
-    /// The connection broke before the whole answer was there.
+    /// The connection broke before the answer was complete.
     #[error("the daemon closed the connection before it answered {request}: {source}")]
     Lost {
         /// Method and path.
@@ -69,23 +69,23 @@ pub enum ClientError {
         /// What broke.
         source: hyper::Error,
     },
-    /// No answer in time.
+    /// There was no answer in time.
     #[error("the daemon did not answer {request} within {} s", TIMEOUT.as_secs())]
     Timeout {
         /// Method and path.
         request: String,
     },
-    /// The daemon's answer has another form than this client knows.
+    /// The daemon's answer is not in the form that this client knows.
     #[error(
         "the daemon's answer to {request} cannot be read ({source}): are client and daemon of one version?"
     )]
     Garbled {
         /// Method and path.
         request: String,
-        /// Where it departs.
+        /// What differs.
         source: serde_json::Error,
     },
-    /// The request could not be written down.
+    /// The request could not be serialized.
     #[error("the request {request} cannot be written: {why}")]
     Unwritable {
         /// Method and path.
@@ -93,7 +93,7 @@ pub enum ClientError {
         /// Why.
         why: String,
     },
-    /// The daemon understood, and objects.
+    /// The daemon answered with a problem.
     #[error("{}", problem_text(.0))]
     Problem(Problem),
 }
@@ -125,14 +125,14 @@ fn problem_text(problem: &Problem) -> &str {
 }
 
 impl Absence {
-    /// What a failed connect(2) means here.
+    /// The reason behind an error of connect(2).
     pub(super) fn of(path: &Path, error: &io::Error) -> Self {
         let metadata = std::fs::metadata(path).ok();
         let is_socket = metadata.as_ref().is_some_and(|m| m.file_type().is_socket());
         match error.kind() {
             io::ErrorKind::NotFound => Self::NoSocket,
             io::ErrorKind::PermissionDenied => denied(path),
-            // The kernel refuses so for what is not a socket as well (`unix_find_bsd`).
+            // The kernel gives the same error for a file that is not a socket (`unix_find_bsd`).
             io::ErrorKind::ConnectionRefused if is_socket => Self::Stale,
             io::ErrorKind::ConnectionRefused if metadata.is_some() => Self::NotASocket,
             _ => Self::Other,
@@ -140,8 +140,8 @@ impl Absence {
     }
 }
 
-/// Who keeps the caller out: the last part of the path that can still be looked at. A directory
-/// that may not be searched hides what is in it, but not itself.
+/// What denies access: the longest part of the path that can be examined. A directory without search
+/// permission hides what is in it, but not itself.
 fn denied(path: &Path) -> Absence {
     let mut visible = path
         .ancestors()
@@ -151,7 +151,7 @@ fn denied(path: &Path) -> Absence {
             at: at.to_owned(),
             group: group_name(metadata.gid()),
             mode: metadata.mode() & 0o7777,
-            // A directory is searched, a socket written to (unix(7)).
+            // A directory needs search permission, a socket write permission (unix(7)).
             group_may: metadata.gid() != 0
                 && metadata.mode() & if metadata.is_dir() { 0o010 } else { 0o020 } != 0,
         },

@@ -1,4 +1,4 @@
-//! Streams: requests whose answers do not end by themselves.
+//! Streams: answers that last until one side ends them.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
@@ -14,14 +14,14 @@ use super::{Answer, Client, ClientError};
 use crate::wire::event::Event;
 use crate::wire::{Held, LeaseLine};
 
-/// Lines of JSON, as they come.
+/// Lines of JSON, as they arrive.
 struct Lines {
     body: Incoming,
-    /// What is read of lines that are not taken yet.
+    /// Bytes of lines that were read but not returned.
     read: BytesMut,
     request: String,
     connection: JoinHandle<()>,
-    /// Ends the connection when it goes.
+    /// Ends the connection when dropped.
     _sender: SendRequest<Full<Bytes>>,
 }
 
@@ -35,7 +35,7 @@ impl Lines {
         let stream = TokioIo::new(client.stream().await?);
         let (mut sender, connection) = handshake(stream).await.map_err(failed)?;
         let connection = tokio::spawn(async {
-            // Whoever reads the body learns of an error there.
+            // An error is reported to the reader of the body.
             let _ended = connection.await;
         });
         let response = sender.send_request(message).await.map_err(failed)?;
@@ -89,7 +89,7 @@ impl Lines {
         }
     }
 
-    /// The next line that is here already.
+    /// The next line, if it has arrived.
     fn line_read(&mut self) -> Option<Bytes> {
         let end = self.read.iter().position(|byte| *byte == b'\n')?;
         let line = self.read.split_to(end).freeze();
@@ -111,7 +111,7 @@ impl Drop for Lines {
     }
 }
 
-/// What happens, line by line, from the moment it was asked for.
+/// Events, from the time of the request on.
 pub struct EventStream(Lines);
 
 impl EventStream {
@@ -123,8 +123,7 @@ impl EventStream {
         Lines::open(client, message, request).await.map(Self)
     }
 
-    /// The next event, as the line of JSON that it came as, without its end. `None` once the daemon
-    /// stops.
+    /// The next event, as its line of JSON without the newline. `None` once the daemon stops.
     ///
     /// # Errors
     /// [`ClientError::Lost`] if the connection broke.
@@ -132,7 +131,7 @@ impl EventStream {
         self.0.line().await
     }
 
-    /// The next event that is here already.
+    /// The next event, if it has arrived.
     pub fn line_read(&mut self) -> Option<Bytes> {
         self.0.line_read()
     }
@@ -140,13 +139,13 @@ impl EventStream {
     /// Reads a line.
     ///
     /// # Errors
-    /// [`ClientError::Garbled`] if it is another form than this client knows.
+    /// [`ClientError::Garbled`] if it is not in the form that this client knows.
     pub fn event(&self, line: &[u8]) -> Result<Event, ClientError> {
         self.0.parse(line)
     }
 }
 
-/// Rules that are held as long as this lives; dropping it gives them up.
+/// Rules that are in force until this is dropped.
 pub struct Lease {
     lines: Lines,
     held: Held,
@@ -172,18 +171,18 @@ impl Lease {
         }
     }
 
-    /// What is held.
+    /// The rules, as the daemon put them in force.
     #[must_use]
     pub const fn held(&self) -> &Held {
         &self.held
     }
 
-    /// Waits until the rules are not in force any more: they were lifted by others, their deadline
-    /// passed, or the daemon stops.
+    /// Waits until the rules are no longer in force: somebody lifted them, their deadline passed, or
+    /// the daemon stops.
     ///
     /// # Errors
-    /// [`ClientError::Lost`] if the connection broke: the daemon is gone. The datapath ends the rules
-    /// within half a minute then.
+    /// [`ClientError::Lost`] if the connection broke: the daemon is gone, and the datapath ends the
+    /// rules within half a minute.
     pub async fn ended(&mut self) -> Result<(), ClientError> {
         while let Some(line) = self.lines.line().await? {
             if self.lines.parse::<LeaseLine>(&line)? == LeaseLine::Ended {

@@ -1,5 +1,5 @@
-//! Who may: root and members of the configured group may all, others may read if the configuration
-//! lets them. Settled by the peer's credentials, before anything of a request is looked at.
+//! Access control: root and members of the configured group may read and write; others may read if the
+//! configuration allows it. Decided by the peer's credentials, before the request is parsed.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::socket::find_group;
 use crate::config::{Control, ReadAccess};
 use crate::wire::{Code, Problem};
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer {
     pub(super) uid: u32,
@@ -27,7 +27,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn of(stream: &UnixStream) -> Self {
-        // Where the kernel does not say who it is, it is nobody.
+        // Without credentials the peer has no rights.
         stream.peer_cred().map_or(
             Self {
                 uid: u32::MAX,
@@ -43,14 +43,14 @@ impl Peer {
     }
 }
 
-/// Who may do what.
+/// The access policy.
 pub(super) struct May {
     group: Option<u32>,
     read: ReadAccess,
 }
 
 impl May {
-    /// As the configuration says.
+    /// The policy of a configuration.
     pub(super) fn of(control: &Control) -> Self {
         let group = control.group.as_deref();
         Self {
@@ -71,7 +71,7 @@ impl May {
     }
 }
 
-/// Whether a user is a member of a group by the system's user database.
+/// Whether the system's user database has a user in a group.
 fn is_member(uid: u32, group: u32) -> bool {
     let Ok(Some(user)) = User::from_uid(uid.into()) else {
         return false;
@@ -82,7 +82,7 @@ fn is_member(uid: u32, group: u32) -> bool {
     user.gid == group.gid || group.mem.contains(&user.name)
 }
 
-/// Lets a request in, or refuses it; what comes of one that changes something is logged.
+/// Lets a request in, or refuses it. Logs refusals, and failures of requests that change something.
 pub(super) async fn admit(
     State(may): State<Arc<May>>,
     ConnectInfo(peer): ConnectInfo<Peer>,

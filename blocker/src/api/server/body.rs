@@ -1,5 +1,5 @@
-//! Bodies of requests, as they arrive: how long that may take, and how many large ones are held in
-//! memory at once. How large one may be is [`BODY_LIMIT`](super::BODY_LIMIT)'s matter.
+//! Bodies of requests as they arrive: how long that may take, and how many large ones are in memory at
+//! once. [`BODY_LIMIT`](super::BODY_LIMIT) bounds their size.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connections::Arrived;
 
-/// How long nothing of a body may come.
+/// How long to wait for the next part of a body.
 const STALL: Duration = Duration::from_secs(5);
-/// How long all of it may take.
+/// How long to wait for the whole body.
 const WHOLE: Duration = Duration::from_secs(60);
-/// More bytes than this are a large body.
+/// A body of more bytes than this is large.
 const LARGE: usize = 1024 * 1024;
 /// Large bodies that are read at once; others wait.
 const LARGE_AT_ONCE: usize = 4;
@@ -34,7 +34,7 @@ enum Missing {
     Broken(#[from] hyper::Error),
 }
 
-/// The bodies that arrive at a socket.
+/// Bounds the bodies that arrive at a socket.
 #[derive(Debug, Clone)]
 pub(super) struct Arrivals {
     large: Arc<Semaphore>,
@@ -48,19 +48,19 @@ impl Default for Arrivals {
     }
 }
 
-/// A body on its way.
+/// A body that is arriving.
 struct Arrival {
     incoming: Incoming,
     received: usize,
     until: Instant,
     large: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
-    /// Dropped with the rest: then it is here, or nobody wants it.
+    /// Dropped with the rest, when the body is complete or abandoned.
     _arrived: Arrived,
 }
 
 impl Arrivals {
-    /// A body within these limits. `arrived` is dropped once it is here, or nobody wants it.
+    /// A body within these limits. `arrived` is dropped once it is complete or abandoned.
     pub(super) fn body(&self, incoming: Incoming, arrived: Arrived) -> Body {
         if incoming.is_end_stream() {
             return Body::empty();
@@ -81,7 +81,7 @@ impl Arrival {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, Missing> {
         if self.received > LARGE && self.permit.is_none() {
             let permit = timeout_at(self.until, Arc::clone(&self.large).acquire_owned());
-            // It is never closed.
+            // Fails only for a closed semaphore, which this one never is.
             self.permit = permit.await.map_err(|_| Missing::Late)?.ok();
         }
         loop {
@@ -93,7 +93,7 @@ impl Arrival {
             let Some(frame) = frame.transpose()? else {
                 return Ok(None);
             };
-            // Trailers say nothing here.
+            // Trailers are ignored.
             if let Ok(bytes) = frame.into_data() {
                 self.received += bytes.len();
                 return Ok(Some((bytes, self)));

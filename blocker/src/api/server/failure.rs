@@ -1,4 +1,4 @@
-//! A request that failed: which problem (RFC 9457), and which status of HTTP.
+//! Failed requests: the problem (RFC 9457) and the HTTP status of each error.
 
 use std::convert::Infallible;
 
@@ -11,7 +11,7 @@ use crate::controller::Error;
 use crate::ruleset::RulesetError;
 use crate::wire::{Code, Problem};
 
-/// A request that failed, as the caller gets it.
+/// A failed request, as the caller gets it.
 #[derive(Debug)]
 pub(super) struct Failure(Problem);
 
@@ -35,12 +35,12 @@ impl Failure {
         )
     }
 
-    /// For an answer that axum does not make.
+    /// The problem, for an answer that is not made by axum.
     pub(super) fn into_problem(self) -> Problem {
         self.0
     }
 
-    /// There is no room for it now.
+    /// Too many requests or streams at once.
     pub(super) fn busy(detail: String) -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -107,7 +107,7 @@ impl IntoResponse for Failure {
             StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let media_type = [(header::CONTENT_TYPE, "application/problem+json")];
         let mut response = (status, media_type, Json(&self.0)).into_response();
-        // For the log, where it is known who asked.
+        // For the log, which is written where the caller is known.
         response.extensions_mut().insert(self.0);
         response
     }

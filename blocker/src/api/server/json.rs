@@ -1,4 +1,4 @@
-//! JSON that is sent.
+//! JSON bodies of requests.
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -7,9 +7,8 @@ use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
 
-/// What a request's body says, as [`Json`] reads it, whose errors name the place where a body is
-/// wrong. That it keeps track of the place makes it half as slow again, which a list of a million
-/// targets feels: it reads only what could not be read without.
+/// A JSON body. [`Json`] reports where a body is wrong, but tracking that takes half as long again, which
+/// shows for a million targets. So it is used only for a body that plain `serde_json` rejects.
 pub(super) struct Sent<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Sent<T> {

@@ -15,13 +15,13 @@ use crate::service::Passed;
 /// Why the control socket can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The path is taken by a daemon that answers.
+    /// Another daemon listens at the path.
     #[error("control socket {}: another daemon answers there: stop it, or set control.socket", .0.display())]
     InUse(PathBuf),
-    /// The path is taken by something else.
+    /// The path is not a socket.
     #[error("control socket {}: something that is no socket is in its place", .0.display())]
     NotASocket(PathBuf),
-    /// The configured group is not there.
+    /// The configured group does not exist.
     #[error(
         "control.group: there is no group {0:?}: create it (`groupadd --system {0}`), or leave the key out"
     )]
@@ -47,7 +47,7 @@ pub enum ServeError {
     },
 }
 
-/// The control socket. Its file goes when it is dropped, if the daemon made it.
+/// The control socket. Dropping it removes its file if the daemon made it.
 pub struct Socket {
     pub(super) listener: UnixListener,
     pub(super) file: Option<SocketFile>,
@@ -57,14 +57,14 @@ pub(super) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may be gone already.
         let _removed = fs::remove_file(&self.0);
     }
 }
 
 /// Makes the control socket, with its directory, mode and group.
 ///
-/// A socket file that nobody answers on is a dead daemon's, and replaced.
+/// A socket file that nobody listens on is left by a dead daemon, and is replaced.
 ///
 /// # Errors
 /// See [`ServeError`].
@@ -79,7 +79,7 @@ pub fn bind(control: &Control) -> Result<Socket, ServeError> {
     if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         fs::create_dir_all(directory).map_err(error)?;
     }
-    // Nobody may connect before mode and group are right.
+    // Nobody may connect before mode and group are set.
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
     let bound = UnixListener::bind(path);
     nix::sys::stat::umask(before);
@@ -96,7 +96,7 @@ pub fn bind(control: &Control) -> Result<Socket, ServeError> {
 }
 
 /// Takes the control socket that the service manager made. Its mode and group are the service
-/// manager's; where the configuration says otherwise, the log does.
+/// manager's; if the configuration differs, that is logged.
 ///
 /// # Errors
 /// If it is not where the configuration says, or can't be served.
