@@ -1,7 +1,7 @@
 //! The filter that `sock_diag` runs on each socket before it copies it out: `INET_DIAG_REQ_BYTECODE`.
 //!
-//! Pure. The format is `struct inet_diag_bc_op` and `struct inet_diag_hostcond` of
-//! `include/uapi/linux/inet_diag.h`; what it means is `inet_diag_bc_run` of `net/ipv4/inet_diag.c`.
+//! Pure. Its format is that of `struct inet_diag_bc_op` and `struct inet_diag_hostcond` in
+//! `include/uapi/linux/inet_diag.h`; `inet_diag_bc_run` of `net/ipv4/inet_diag.c` interprets it.
 //! The netlink crates carry no encoding of it.
 
 use ipnet::IpNet;
@@ -17,12 +17,12 @@ const ANY_PORT: i32 = -1;
 
 /// Most targets that are filtered for in the kernel.
 ///
-/// It tries the conditions one by one, at some 5 ns each, while copying out a socket that is of no
-/// interest and dropping it here costs some 500 ns. Beyond this many, everything is copied.
+/// The kernel evaluates the conditions in order, at some 5 ns each. To copy a socket to user space and
+/// discard it costs some 500 ns. With more targets than this, every socket is copied.
 const MOST_CONDITIONS: usize = 64;
 
-/// What to filter for: absent if no socket of the family can be wanted, without code if every
-/// socket must be looked at here.
+/// The filter for one family of sockets: absent if no socket of the family can match, and without code
+/// if every socket must be copied.
 pub(crate) fn for_targets(targets: &[Target], ipv4_only: bool) -> Option<Option<Vec<u8>>> {
     let wanted: Vec<IpNet> = targets
         .iter()

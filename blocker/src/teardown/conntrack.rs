@@ -1,8 +1,8 @@
 //! Connections that netfilter tracks: listed and deleted through ctnetlink.
 //!
-//! This is how forwarded flows are found: no socket of this host knows them. The table is empty
-//! unless a rule of netfilter asks for tracking or NAT, and a flow that has been idle since before
-//! that is not in it. Owns no probing and no order of events.
+//! This is how forwarded flows are found, which have no socket on this host. Netfilter tracks
+//! connections only while one of its rules asks for tracking or NAT, and does not know a flow that has
+//! been idle since before that.
 
 use std::io;
 use std::net::IpAddr;
@@ -39,8 +39,8 @@ const FILTER_DESTINATION: u32 = 1 << 1;
 
 /// Above this many entries, a rule of few addresses is filtered for in the kernel.
 ///
-/// A filtered dump walks the whole table but copies little, and four are needed for an address;
-/// copying an entry out and reading it takes some 3 us.
+/// A filtered dump walks the whole table but copies few entries, and an address needs four dumps.
+/// Copying and reading one entry takes some 3 us.
 const MANY_ENTRIES: u32 = 20_000;
 /// Most addresses that are filtered for in the kernel.
 const FEW_TARGETS: usize = 4;
@@ -107,10 +107,10 @@ pub(crate) fn list(
     let mut found: Vec<Connection> = Vec::new();
     if let Some(hosts) = hosts.filter(|_| entries > MANY_ENTRIES) {
         for host in hosts {
-            for place in Place::ALL {
-                // Kernels before 5.8 ignore the filter and send everything, which is then all that
-                // is needed.
-                if !dump(netfilter, selection, Some((host, place)), &mut found)? {
+            for field in Field::ALL {
+                // Kernels before 5.8 ignore the filter and send everything: no further dump is
+                // needed.
+                if !dump(netfilter, selection, Some((host, field)), &mut found)? {
                     return Ok(Some(deduplicated(found)));
                 }
             }
@@ -129,16 +129,16 @@ fn deduplicated(mut found: Vec<Connection>) -> Vec<Connection> {
     found
 }
 
-/// Where in an entry an address is filtered for.
+/// The address of an entry that is filtered for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Field {
     OriginalSource,
     OriginalDestination,
     ReplySource,
     ReplyDestination,
 }
 
-impl Place {
+impl Field {
     const ALL: [Self; 4] = [
         Self::OriginalSource,
         Self::OriginalDestination,
@@ -155,7 +155,7 @@ impl Place {
         }
     }
 
-    /// The attributes that ask the kernel for entries with `host` in this place: a tuple, and
+    /// The attributes that ask the kernel for entries with `host` in this field: a tuple, and
     /// which part of it counts. The crate would lose the latter's mark of a nested attribute.
     fn filter(self, host: IpAddr) -> (ConntrackAttribute, DefaultNla) {
         let (address, flag) = match self {
@@ -183,11 +183,11 @@ impl Place {
     }
 }
 
-/// Reads the table. Tells whether everything that came fits the filter.
+/// Reads the table. Gives whether every entry that the kernel sent passes the filter.
 fn dump(
     netfilter: &mut Conversation,
     selection: &Selection<'_>,
-    filter: Option<(IpAddr, Place)>,
+    filter: Option<(IpAddr, Field)>,
     found: &mut Vec<Connection>,
 ) -> Result<bool, NetlinkError> {
     let family = match filter {
@@ -196,7 +196,7 @@ fn dump(
         None if !selection.families().v6 => NetfilterProtoFamily::IPv4,
         None => NetfilterProtoFamily::Unspec,
     };
-    let (tuple, flags) = filter.map(|(host, place)| place.filter(host)).unzip();
+    let (tuple, flags) = filter.map(|(host, field)| field.filter(host)).unzip();
     let attributes = tuple.into_iter().collect();
     let request = NetfilterMessage::new(header(family), ConntrackMessage::Get(attributes));
     let mut parts: Vec<&dyn Emitable> = vec![&request];
@@ -211,7 +211,7 @@ fn dump(
         let Some(connection) = read(kind, payload) else {
             return;
         };
-        fits &= filter.is_none_or(|(host, place)| place.address(&connection) == host);
+        fits &= filter.is_none_or(|(host, field)| field.address(&connection) == host);
         let ends = [connection.original, connection.reply];
         let named =
             |wire: &Wire| selection.names(wire.source.0) || selection.names(wire.destination.0);

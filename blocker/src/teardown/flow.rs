@@ -1,7 +1,6 @@
-//! A flow under teardown: who it is between, where it lives, and how far its death has come.
+//! A flow's 5-tuple as a rule sees it, and the state of its socket.
 //!
-//! Pure. Owns neither the finding (that is [`super::sockets`] and [`super::conntrack`]) nor the
-//! killing ([`super::rounds`]).
+//! Pure. [`super::sockets`] and [`super::conntrack`] find flows; [`super::rounds`] kills them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -53,7 +52,7 @@ impl Tuple {
 }
 
 impl From<&FlowKey> for Tuple {
-    /// Of a TCP flow; the datapath records no others.
+    /// The key is that of a TCP flow: the datapath records no others.
     fn from(key: &FlowKey) -> Self {
         Self {
             protocol: TCP,
@@ -131,7 +130,7 @@ impl State {
         })
     }
 
-    /// The field's name for it, as `ss` and RFC 9293 write it.
+    /// Its name in RFC 9293.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Established => "ESTABLISHED",
@@ -150,7 +149,7 @@ impl State {
 
     /// Whether a socket in it belongs to a flow that can be killed.
     ///
-    /// LISTEN is a server, not a flow, and TIME-WAIT holds a tuple whose flow is over.
+    /// LISTEN is a server, not a flow. In TIME-WAIT the flow is over.
     pub(crate) const fn killable(self) -> bool {
         !matches!(self, Self::Listen | Self::TimeWait | Self::Close)
     }

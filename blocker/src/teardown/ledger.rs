@@ -1,6 +1,6 @@
 //! What is known of each flow under teardown, and the account that is made of it.
 //!
-//! Pure: it is told what was listed, destroyed and seen. [`super::rounds`] does those things.
+//! Pure. [`super::rounds`] lists, destroys and looks, and reports it here.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,7 +18,7 @@ use crate::wire::Left;
 pub(crate) enum LocalEnd {
     /// A socket of this host that was listed, and not destroyed since.
     Alive,
-    /// A socket that is destroyed, or was gone before.
+    /// A socket that was destroyed, or did not exist any more.
     Dead,
     /// A socket that the kernel would not destroy, with the errno.
     Refused(i32),
@@ -54,9 +54,9 @@ impl Flow {
 
     /// Whether its remote end is dead, or never was.
     ///
-    /// Where the local end is a socket of ours, a RST that was seen to go *to* it counts too: its
-    /// socket is dead, so that nobody but the remote's host would send one, for a connection that
-    /// it doesn't have; or the datapath made it of a segment, along with one for the remote.
+    /// Where the local end is a socket of ours, a RST that went *to* it is proof, too. Either the
+    /// remote's host sent it, because it has no such connection; or the datapath made it of a segment,
+    /// together with one for the remote.
     fn remote_dead(&self) -> bool {
         let proof = match self.local {
             LocalEnd::Elsewhere => kill::REMOTE,
@@ -126,7 +126,7 @@ impl Ledger {
     /// Takes in a socket that was listed in a namespace.
     ///
     /// `device` is that of its probes, see [`Probe::device`].
-    pub(crate) fn socket(&mut self, place: usize, tuple: Tuple, state: State, device: u32) {
+    pub(crate) fn socket(&mut self, namespace: usize, tuple: Tuple, state: State, device: u32) {
         let flow = Flow {
             tuple,
             state: state.name(),
@@ -141,23 +141,22 @@ impl Ledger {
             to_local: None,
             seen: 0,
         };
-        if let Some(&number) = self.by_socket.get(&(place, tuple)) {
-            // It was listed before, and is there still, or again.
+        if let Some(&number) = self.by_socket.get(&(namespace, tuple)) {
+            // It was listed before, and exists still, or again.
             let known = &mut self.flows[number];
             known.state = flow.state;
             known.local = LocalEnd::Alive;
             return;
         }
         let number = self.flows.len();
-        self.by_socket.insert((place, tuple), number);
+        self.by_socket.insert((namespace, tuple), number);
         self.by_tuple.entry(tuple).or_insert(number);
         self.flows.push(flow);
     }
 
     /// Takes in a tracked connection that the rules name by these views.
     ///
-    /// A connection of a listed socket only adds to what is known of its flow: how it looks beyond
-    /// a NAT.
+    /// If its socket was listed, this adds to that flow how it looks on the other side of a NAT.
     pub(crate) fn tracked(&mut self, connection: &Connection, views: &[View]) {
         let Some(first) = views.first() else {
             return;
@@ -195,8 +194,8 @@ impl Ledger {
         });
     }
 
-    /// Takes in a flow that the datapath blocked, if nothing else told of it: its ends are
-    /// somewhere, or nowhere any more.
+    /// Takes in a flow that the datapath blocked, unless it is known. Where its ends are, and whether
+    /// they still exist, is not known.
     pub(crate) fn recorded(&mut self, tuple: Tuple) {
         if self.by_tuple.contains_key(&tuple) {
             return;
@@ -227,9 +226,9 @@ impl Ledger {
     }
 
     /// The keys under which the datapath may see a listed socket's flow.
-    pub(crate) fn keys_of(&self, place: usize, tuple: Tuple) -> Vec<FlowKey> {
+    pub(crate) fn keys_of(&self, namespace: usize, tuple: Tuple) -> Vec<FlowKey> {
         self.by_socket
-            .get(&(place, tuple))
+            .get(&(namespace, tuple))
             .map(|&number| self.flows[number].keys().collect())
             .unwrap_or_default()
     }
@@ -244,8 +243,8 @@ impl Ledger {
     }
 
     /// Notes how the destruction of a socket went: the errno, 0 for done.
-    pub(crate) fn destroyed(&mut self, place: usize, tuple: Tuple, errno: i32) {
-        if let Some(&number) = self.by_socket.get(&(place, tuple)) {
+    pub(crate) fn destroyed(&mut self, namespace: usize, tuple: Tuple, errno: i32) {
+        if let Some(&number) = self.by_socket.get(&(namespace, tuple)) {
             self.flows[number].local = match errno {
                 0 | libc::ENOENT => LocalEnd::Dead,
                 errno => LocalEnd::Refused(errno),
@@ -264,8 +263,8 @@ impl Ledger {
         (self.flows.len() as u64, dead as u64)
     }
 
-    /// The keys of flows that the datapath may still tell something about, each with its flow's
-    /// number: those not dead, whose own socket, if they have one, was dealt with.
+    /// The keys of flows of which the datapath may still see a RST, each with its flow's number: flows
+    /// that are not dead, and whose own socket, if they have one, was destroyed or refused.
     pub(crate) fn awaited(&self) -> Vec<(usize, FlowKey)> {
         self.flows
             .iter()
@@ -295,8 +294,8 @@ impl Ledger {
         self.flows[number].seen |= bits;
     }
 
-    /// One probe for each flow that is not dead yet, to its nearer end: an answer of either end
-    /// kills both, and what is behind this host is seldom far.
+    /// One probe for each flow that is not dead yet, to the end that is probably nearer: the one behind
+    /// this host. An answer of either end kills both.
     pub(crate) fn first_probes(&self) -> Vec<Probe> {
         let wanting = self.flows.iter().filter(|flow| !flow.dead());
         wanting
@@ -305,11 +304,11 @@ impl Ledger {
             .collect()
     }
 
-    /// The probes that may bring about what is not dead yet.
+    /// The probes for flows that are not dead yet.
     pub(crate) fn probes(&self) -> Vec<Probe> {
         let mut probes = Vec::new();
         for flow in self.flows.iter().filter(|flow| !flow.dead()) {
-            // Both ends are asked, since either may be gone, or may not answer.
+            // To both ends, since either may be gone, or may not answer.
             if flow.remote_lives {
                 probes.push(flow.to_remote);
                 probes.extend(flow.to_local);
@@ -318,7 +317,7 @@ impl Ledger {
         probes
     }
 
-    /// Whether the flow that has this tuple, if any, is dead.
+    /// Whether no flow with this tuple is alive.
     pub(crate) fn over(&self, tuple: &Tuple) -> bool {
         self.by_tuple
             .get(tuple)

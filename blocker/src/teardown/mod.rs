@@ -1,12 +1,12 @@
 //! Killing the flows that were established when a rule starts.
 //!
-//! The caller has made the rule live in mode `reset` before it calls [`kill`], whatever its mode is
-//! to be: only so do probes kill, and do RSTs pass. Then this host's own sockets are destroyed (their peers get an exact RST from the kernel), and every flow
-//! that this did not kill at both ends is probed: a forged segment with one byte of data outside
-//! the window, to which RFC 9293 (3.10.7.4) has the endpoint answer with an ACK that carries its
-//! exact sequence numbers; the datapath turns that ACK into RSTs for both ends. What the datapath
-//! saw comes back through [`Evidence`], and the [`Account`] says what is dead, what is not, and
-//! why.
+//! Before the caller calls [`kill`], it makes the rule live in mode `reset`, whatever mode the rule is
+//! to have: in that mode RSTs pass, and the datapath turns answers to probes into RSTs. [`kill`] first
+//! destroys this host's own sockets, for which the kernel sends their peers an exact RST. Then it
+//! probes every flow that is not dead at both ends, with a forged segment that has one byte of data
+//! outside the window. RFC 9293 (3.10.7.4) makes the endpoint answer with an ACK that carries its
+//! exact sequence numbers, and the datapath turns that ACK into RSTs for both ends. [`Evidence`] tells
+//! what the datapath saw; the [`Account`] says which flows are dead, which are not, and why.
 //!
 //! | file | owns |
 //! |---|---|
@@ -26,7 +26,7 @@
 //! | [`ledger`] | what is known of each flow, and the account |
 //! | [`rounds`] | the order of events |
 //!
-//! Everything here blocks; call it from a thread that may. Nothing is held between calls.
+//! Everything here blocks, so call it from a thread that may block. No state is kept between calls.
 
 mod bytecode;
 mod conntrack;
@@ -67,24 +67,24 @@ pub enum Namespaces {
     All,
 }
 
-/// What a teardown needs to know beside its rules.
+/// What a teardown needs to know besides its rules.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Whose sockets are killed.
     pub namespaces: Namespaces,
-    /// The mark by which the datapath knows our own packets; never 0.
+    /// The mark by which the datapath recognizes our own packets; never 0.
     pub mark: u32,
 }
 
 /// What the datapath saw of flows under teardown.
 ///
-/// Keys are as a rule sees the flow ([`FlowKey`]); bits are those of
-/// [`kill`](blocker_ebpf::kill): a RST passed towards the remote, towards the local end.
+/// Keys name a flow as a rule sees it ([`FlowKey`]). Bits are those of [`kill`](blocker_ebpf::kill): a
+/// RST went to the remote, or to the local end.
 pub trait Evidence: Send + Sync {
-    /// Watches flows from now on, with no bits to begin with.
+    /// Watches flows from now on. They have no bits at first.
     ///
     /// # Errors
-    /// If the datapath can't: then nothing is confirmed, and the account says so.
+    /// If the datapath can't watch them. Then no flow is known to be dead, and the account says so.
     fn watch(&self, flows: &[FlowKey]) -> io::Result<()>;
 
     /// The bits of each flow, in the order of `flows`; 0 for one that is not watched.
@@ -96,7 +96,7 @@ pub trait Evidence: Send + Sync {
     /// Stops watching flows.
     ///
     /// # Errors
-    /// If the datapath can't.
+    /// If the datapath can't be told.
     fn forget(&self, flows: &[FlowKey]) -> io::Result<()>;
 }
 
@@ -129,11 +129,11 @@ pub fn list(killing: &[Rule], rules: &dyn Rules, settings: &Settings) -> Listing
 /// Kills the established flows of those rules that kill ([`Rule::kills`]); the others are ignored.
 /// What another rule decides is left alone.
 ///
-/// `recorded` are flows that the datapath blocked. Those of them that nothing else tells of are
-/// probed at both ends.
+/// `recorded` are flows that the datapath blocked. Both ends of those that are not listed otherwise
+/// are probed.
 ///
-/// Takes some milliseconds, and up to about 300 ms more while flows remain whose remote has not
-/// been seen to get a RST. `progress` is called from this thread, now and then.
+/// Takes some milliseconds, and up to about 300 ms more while the datapath has not seen a RST for every
+/// flow's remote. `progress` is called from this thread, several times.
 #[must_use]
 pub fn kill(
     killing: &[Rule],
@@ -146,7 +146,8 @@ pub fn kill(
     rounds::kill(killing, rules, recorded, settings, evidence, progress)
 }
 
-/// Those of the flows that the datapath recorded which [`kill`] may kill. It saw the device of each.
+/// Selects, of flows that the datapath recorded, those that [`kill`] may kill. Their devices are not
+/// recorded, but the datapath saw them.
 #[must_use]
 pub fn recorded(killing: &[Rule], rules: &dyn Rules, mut flows: Vec<FlowKey>) -> Vec<FlowKey> {
     let selection = Selection::new(killing, rules);

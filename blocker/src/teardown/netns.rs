@@ -1,7 +1,7 @@
 //! Network namespaces of this host: finding each once, and opening sockets inside.
 //!
-//! A socket stays in the namespace in which it was opened, so a thread of its own enters one only
-//! to open them; all else happens in the caller's thread.
+//! A socket stays in the namespace in which it was opened. So a thread enters a namespace only to open
+//! sockets, and the caller's thread does everything else.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -41,7 +41,7 @@ impl Namespace {
             .map_or_else(|| File::open(OWN), File::try_clone)
     }
 
-    /// Runs `open` inside. It must not hand out anything that depends on its thread.
+    /// Runs `open` inside, on another thread. Its result must not depend on that thread.
     pub(crate) fn inside<T: Send>(
         &self,
         open: impl FnOnce() -> io::Result<T> + Send,
@@ -67,8 +67,8 @@ const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Every network namespace that a process is in or that has a name, each once, ours first.
 ///
-/// Notes say what could not be looked at. One that only an open descriptor or a mount elsewhere
-/// keeps alive has no name to find it by.
+/// Notes say which could not be looked at. A namespace that only an open descriptor or a mount elsewhere
+/// keeps alive is not found.
 pub(crate) fn all(notes: &mut Vec<String>) -> Vec<Namespace> {
     let mut seen = HashSet::new();
     let mut namespaces = vec![Namespace::own()];
@@ -86,7 +86,7 @@ pub(crate) fn all(notes: &mut Vec<String>) -> Vec<Namespace> {
     };
     let mut refused = 0u32;
     for path in candidates() {
-        // What goes away meanwhile needs no teardown.
+        // A process may have ended since it was listed; then its namespace needs no teardown.
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
             Err(e) => {

@@ -1,12 +1,12 @@
-//! Which process holds a socket: the inodes behind `/proc/*/fd`.
+//! Which process has a socket open: the inodes behind `/proc/*/fd`.
 //!
-//! This reads every descriptor of every process, so only a dry run pays for it.
+//! This reads every descriptor of every process, so only dry runs do it.
 
 use std::collections::HashMap;
 
 use procfs::process::{FDTarget, all_processes};
 
-/// A process that holds a socket.
+/// A process that has a socket open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holder {
     /// Its name (`comm`).
@@ -15,8 +15,8 @@ pub(crate) struct Holder {
     pub(crate) pid: i32,
 }
 
-/// The holders of the sockets with these inodes. Where several processes share a socket, the one
-/// with the lowest pid: the parent of a set of workers, as a rule.
+/// The processes that have the sockets with these inodes open. Where several share one, that with the
+/// lowest pid: usually the parent of a set of workers.
 ///
 /// The second value says what could not be read.
 pub(crate) fn of(inodes: &[u32]) -> (HashMap<u32, Holder>, Option<String>) {
@@ -36,7 +36,7 @@ pub(crate) fn of(inodes: &[u32]) -> (HashMap<u32, Holder>, Option<String>) {
         .map(|&inode| u64::from(inode))
         .collect();
     let mut unreadable = 0u32;
-    // Processes come and go while /proc is read: those that went are not missed.
+    // Processes that end while /proc is read are passed over.
     for process in processes.flatten() {
         let descriptors = match process.fd() {
             Ok(descriptors) => descriptors,

@@ -1,8 +1,9 @@
 //! The order of events of a teardown.
 //!
-//! Look, watch, destroy; then round by round: probe what is not dead, wait for the evidence, look
-//! again. Tracked connections are deleted last, since their NAT must still carry the RSTs to
-//! whoever is behind it. What is known of each flow is in the [`Ledger`].
+//! It lists the flows, has the datapath watch them, and destroys sockets. Then, in each of several
+//! rounds, it probes the flows that are not dead, waits for the evidence, and lists flows again.
+//! Tracked connections are deleted last, since NAT needs them to carry RSTs to the ends behind it.
+//! What is known of each flow is in the [`Ledger`].
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -16,30 +17,30 @@ use super::probe::Prober;
 use super::segment::Probe;
 use super::selection::{Rules, Selection};
 use super::sockets::{self, HostSocket};
-use super::survey::{self, Place, note_once};
+use super::survey::{self, OpenNamespace, note_once};
 use super::tracked::{Connection, View};
 use super::{Evidence, Listing, Progress, Settings, owners};
 use crate::netlink::Conversation;
 use crate::rule::Rule;
 use crate::wire::{Account, LiveFlow};
 
-/// How long the first look waits for the kernel's own RSTs: they pass the datapath within the
-/// system call that destroys the socket, or a softirq later where they come from a container.
+/// How long to wait for the kernel's own RSTs. They pass the datapath within the system call that
+/// destroys the socket, or in a softirq soon after it if the socket is a container's.
 const KERNEL_RSTS: Duration = Duration::from_millis(3);
-/// How long the first probes, one a flow, wait for their answers: what is near is dead by then, and
-/// needs no more of them.
+/// How long to wait for answers to the first probes, one a flow. Flows with a near end are dead by then
+/// and need no more probes.
 const FIRST_ANSWERS: Duration = Duration::from_millis(5);
-/// How long each round of probes waits for its answers: the round trips of a LAN, of a continent,
-/// of an ocean.
+/// How long to wait for answers in each round of probes: round trips within a site, a continent, and
+/// across an ocean.
 const ROUNDS: [Duration; 3] = [
     Duration::from_millis(40),
     Duration::from_millis(90),
     Duration::from_millis(160),
 ];
-/// Most flows that are watched at once, as far as that is up to us. The datapath has room for
-/// 65,536, and other teardowns may run.
+/// Most flows that one teardown has watched at once. The datapath has room for 65,536, and other
+/// teardowns may run at the same time.
 const TRANCHE: usize = 16_384;
-/// How often the evidence is read meanwhile.
+/// Time between two readings of the evidence.
 const POLL: Duration = Duration::from_millis(1);
 
 /// See [`super::list`].
@@ -49,8 +50,8 @@ pub(crate) fn list(killing: &[Rule], rules: &dyn Rules, settings: &Settings) -> 
     if selection.is_empty() {
         return Listing::default();
     }
-    let mut places = survey::places(settings, &mut notes);
-    let sockets = survey::sockets(&mut places, &selection, &mut notes);
+    let mut namespaces = survey::open_namespaces(settings, &mut notes);
+    let sockets = survey::sockets(&mut namespaces, &selection, &mut notes);
     let inodes: Vec<u32> = sockets.iter().map(|(_, socket)| socket.inode).collect();
     let (holders, note) = owners::of(&inodes);
     notes.extend(note);
@@ -65,7 +66,8 @@ pub(crate) fn list(killing: &[Rule], rules: &dyn Rules, settings: &Settings) -> 
     }
     let own: HashSet<Tuple> = sockets.iter().map(|(_, socket)| socket.tuple).collect();
     let mut netfilter = survey::open_tracking(&mut notes);
-    for (connection, views) in survey::tracked(&mut netfilter, &mut places, &selection, &mut notes)
+    for (connection, views) in
+        survey::tracked(&mut netfilter, &mut namespaces, &selection, &mut notes)
     {
         let known = views.iter().any(|view| own.contains(&view.tuple));
         if connection.lives() && !known {
@@ -94,14 +96,14 @@ pub(crate) fn kill(
         return Account::default();
     }
     let mut notes = Vec::new();
-    let places = survey::places(settings, &mut notes);
+    let namespaces = survey::open_namespaces(settings, &mut notes);
     let netfilter = survey::open_tracking(&mut notes);
     let mut run = Run {
         selection: &selection,
         mark: settings.mark,
         evidence,
         progress,
-        places,
+        namespaces,
         netfilter,
         prober: None,
         notes,
@@ -119,7 +121,7 @@ struct Run<'a> {
     mark: u32,
     evidence: &'a dyn Evidence,
     progress: &'a dyn Fn(Progress),
-    places: Vec<Place>,
+    namespaces: Vec<OpenNamespace>,
     netfilter: Option<Conversation>,
     prober: Option<Prober>,
     notes: Vec<String>,
@@ -132,10 +134,10 @@ struct Run<'a> {
 impl Run<'_> {
     fn rounds(&mut self, recorded: &[FlowKey]) {
         let listed = self.look();
-        // Before anything dies: what netfilter makes of a RST would hide the connection.
+        // Before any flow is killed: a RST changes netfilter's state of its connection.
         let tracked = survey::tracked(
             &mut self.netfilter,
-            &mut self.places,
+            &mut self.namespaces,
             self.selection,
             &mut self.notes,
         );
@@ -189,20 +191,19 @@ impl Run<'_> {
     /// Lists sockets and takes in the flows that are new.
     fn look(&mut self) -> Vec<(usize, HostSocket)> {
         self.selection.refresh();
-        let listed = survey::sockets(&mut self.places, self.selection, &mut self.notes);
-        for (place, socket) in &listed {
-            // Devices of other namespaces mean nothing in ours, from where probes are sent.
-            let own = self.places[*place].namespace.is_own();
+        let listed = survey::sockets(&mut self.namespaces, self.selection, &mut self.notes);
+        for (number, socket) in &listed {
+            // Probes are sent from our namespace, where indexes of other namespaces mean nothing.
+            let own = self.namespaces[*number].namespace.is_own();
             let device = if own { socket.bound() } else { 0 };
             self.ledger
-                .socket(*place, socket.tuple, socket.state, device);
+                .socket(*number, socket.tuple, socket.state, device);
         }
         self.report();
         listed
     }
 
-    /// Has flows watched, and destroys their sockets, so many at a time that the datapath has room
-    /// for them.
+    /// Has flows watched and destroys their sockets, in tranches for which the datapath has room.
     fn attack(&mut self, listed: &[(usize, HostSocket)]) {
         for tranche in listed.chunks(TRANCHE) {
             if self.watched.len() + tranche.len() > TRANCHE {
@@ -211,7 +212,7 @@ impl Run<'_> {
             }
             let keys = tranche
                 .iter()
-                .flat_map(|(place, socket)| self.ledger.keys_of(*place, socket.tuple))
+                .flat_map(|(number, socket)| self.ledger.keys_of(*number, socket.tuple))
                 .collect();
             self.watch(keys);
             self.destroy(tranche);
@@ -252,19 +253,19 @@ impl Run<'_> {
         }
     }
 
-    /// Destroys sockets, place by place.
+    /// Destroys sockets, namespace by namespace.
     fn destroy(&mut self, listed: &[(usize, HostSocket)]) {
-        for (number, place) in self.places.iter_mut().enumerate() {
+        for (number, open) in self.namespaces.iter_mut().enumerate() {
             let here: Vec<&HostSocket> = listed
                 .iter()
-                .filter(|(place, _)| *place == number)
+                .filter(|(namespace, _)| *namespace == number)
                 .map(|(_, socket)| socket)
                 .collect();
             if here.is_empty() {
                 continue;
             }
-            let results = sockets::destroy(&mut place.diag, &here).unwrap_or_else(|e| {
-                let path = place.namespace.path.display();
+            let results = sockets::destroy(&mut open.diag, &here).unwrap_or_else(|e| {
+                let path = open.namespace.path.display();
                 note_once(&mut self.notes, format!("{path}: {e}"));
                 vec![e.errno().unwrap_or(libc::EIO); here.len()]
             });
@@ -288,7 +289,7 @@ impl Run<'_> {
                 ),
             }
         }
-        let Some(routes) = survey::own_routes(&mut self.places) else {
+        let Some(routes) = survey::own_routes(&mut self.namespaces) else {
             return;
         };
         if let Some(prober) = &self.prober
@@ -301,7 +302,7 @@ impl Run<'_> {
         }
     }
 
-    /// Reads the evidence until it has nothing more to tell or time is up.
+    /// Reads the evidence until no flow waits for it, or until the time is over.
     fn gather(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         loop {
@@ -334,8 +335,8 @@ impl Run<'_> {
         }
     }
 
-    /// Deletes what netfilter tracks of the rules' flows, but for those that are not dead: the
-    /// RSTs that their next segment makes must find their way through NAT.
+    /// Deletes netfilter's entries of the dead flows. The others keep theirs, since the RSTs that their
+    /// next segment causes must pass NAT.
     fn untrack(&mut self, tracked: Vec<(Connection, Vec<View>)>) {
         let over: Vec<Connection> = tracked
             .into_iter()

@@ -1,8 +1,8 @@
-//! Where this host would send a packet: device, next hop, and its link-layer address.
+//! Where a network namespace would send a packet: device, next hop, and its link-layer address.
 //!
 //! Asked of the kernel's own routing (`RTM_GETROUTE`, so policy rules count), neighbour table
-//! (`RTM_GETNEIGH`) and device list (`RTM_GETLINK`), each answer kept for the length of one
-//! teardown. Sends no packet itself; it may have the kernel look for a neighbour.
+//! (`RTM_GETNEIGH`) and device list (`RTM_GETLINK`). Answers are cached for the duration of one
+//! teardown. Sends no packets itself, but may make the kernel resolve a neighbour.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -36,7 +36,7 @@ const RTM_GETNSID: u16 = 90;
 pub(crate) struct Hop {
     /// Index of the device that a packet leaves by.
     pub(crate) device: u32,
-    /// Who gets it there: the gateway, or the address itself.
+    /// The next hop: the gateway, or the address itself.
     pub(crate) next: IpAddr,
     /// Whether the address is this host's own.
     pub(crate) local: bool,
@@ -73,11 +73,11 @@ pub(crate) enum Carriage {
     To([u8; 6]),
     /// As it is: the device has no link-layer addresses.
     Bare,
-    /// Not by us: the address is not known, or the packet never leaves this host.
+    /// By the kernel only: the address is not known, or the packet does not leave this host.
     Unknown,
 }
 
-/// The questions and the answers so far, of one network namespace.
+/// Routing of one network namespace, with the answers so far.
 pub(crate) struct Routes {
     route: Conversation,
     hops: HashMap<(IpAddr, Option<IpAddr>, u32), Option<Hop>>,
@@ -151,7 +151,7 @@ impl Routes {
         if let Some(known) = self.hops.get(&key) {
             return *known;
         }
-        // A source that is not this host's own is refused (EINVAL): then the way without it.
+        // The kernel refuses a source that is not the namespace's own (EINVAL): ask without it.
         let hop = self.ask(to, source, bound).or_else(|| {
             source?;
             self.ask(to, None, bound)
@@ -233,14 +233,15 @@ impl Routes {
         }
     }
 
-    /// Has the neighbour table read anew when it is next needed.
+    /// Drops the cached neighbour table.
     pub(crate) fn forget_neighbours(&mut self) {
         self.neighbours = None;
     }
 
     /// Has the kernel look for a neighbour's link-layer address, as if there were a packet for it.
     ///
-    /// The answer comes some time later, into the table. Failing is no worse than not asking.
+    /// The answer appears in the table some time later. An error is ignored: the packet then goes the
+    /// slower way, as it would without asking.
     fn resolve(&mut self, hop: &Hop) {
         let mut request = NeighbourMessage::default();
         request.header.family = family(hop.next);
@@ -338,7 +339,7 @@ fn neighbours(route: &mut Conversation) -> Result<HashMap<(u32, IpAddr), [u8; 6]
         let Ok(message) = NeighbourMessage::parse(payload) else {
             return;
         };
-        // A stale address is most probably right, and asking anew would take a while.
+        // A stale address is most probably right, and resolving it again would take a while.
         if matches!(
             message.header.state,
             NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None

@@ -1,8 +1,7 @@
 //! This host's own sockets: listed by `sock_diag`, killed by `SOCK_DESTROY`.
 //!
-//! The kernel filters the list where it can ([`super::bytecode`]); [`Selection`] decides in the end.
-//! Both act in the namespace in which the conversation was opened. Owns no order of events: that
-//! is [`super::rounds`].
+//! The kernel filters the list where it can ([`super::bytecode`]), and [`Selection`] decides. Both
+//! functions act in the namespace in which the conversation was opened.
 
 use netlink_packet_core::{DefaultNla, Emitable, Parseable};
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
@@ -29,8 +28,8 @@ pub(crate) struct HostSocket {
     pub(crate) state: State,
     /// Its inode, 0 if no process holds it (SYN-RECEIVED, or closed by its owner).
     pub(crate) inode: u32,
-    /// The kernel's name for it, with a cookie: naming a socket that is gone by now never hits
-    /// another one, such as the listener on the same port.
+    /// The kernel's name for it. Its cookie makes sure that no other socket is hit, such as the
+    /// listener on the same port, if this one is gone by now.
     id: SocketId,
     family: u8,
 }
@@ -42,8 +41,7 @@ impl HostSocket {
     }
 }
 
-/// Lists the sockets of TCP flows, and connected UDP sockets, that are selected whatever their
-/// device is, or may be.
+/// Lists the sockets of TCP flows, and connected UDP sockets, that are selected on some device.
 pub(crate) fn list(
     diag: &mut Conversation,
     selection: &Selection<'_>,
@@ -156,7 +154,7 @@ pub(crate) fn destroy(
     })
 }
 
-/// Whether the kernel can destroy sockets, found out by asking it to destroy one that can't exist.
+/// Whether the kernel can destroy sockets: the answer to a request to destroy one that can't exist.
 ///
 /// The tuple has port 0 on both sides, which no connection has.
 pub(crate) fn can_destroy(diag: &mut Conversation) -> Result<bool, NetlinkError> {

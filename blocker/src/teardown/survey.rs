@@ -1,7 +1,5 @@
-//! What there is to kill: the network namespaces in reach, the rules' sockets in each, and what
-//! netfilter tracks in ours.
-//!
-//! Looks only; [`super::rounds`] acts.
+//! The flows there are to kill: the selected sockets of each network namespace in reach, and the
+//! selected connections that netfilter tracks in ours. Changes nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::{fs, io};
@@ -19,28 +17,28 @@ use super::{Namespaces, Settings};
 use crate::matching::Holds;
 use crate::netlink::Conversation;
 
-/// The note on flows that a rule may name or not.
+/// The note on flows that are selected on some devices only, where the device is not known.
 pub(crate) const UNSURE: &str =
     "flows whose interface no route tells were left alone, since the rule is limited to interfaces";
 
-/// The note on flows that the rule may see or not.
+/// The note on flows of other namespaces that could not be followed.
 const UNSEEN: &str = "flows in other network namespaces were left alone, since it could not be found out whether their packets pass a device of this one";
 
 /// A network namespace with the sockets that a teardown needs in it.
-pub(crate) struct Place {
+pub(crate) struct OpenNamespace {
     /// Which it is.
     pub(crate) namespace: Namespace,
     /// `sock_diag` there.
     pub(crate) diag: Conversation,
     /// Routing there.
     pub(crate) routes: Option<Routes>,
-    /// The places of other network namespaces, by the ids that this one has for them.
+    /// The numbers of other network namespaces, by the ids that this one has for them.
     pub(crate) others: HashMap<i32, Option<usize>>,
     /// Whether nothing was found there when it was last looked at.
     quiet: bool,
 }
 
-impl Place {
+impl OpenNamespace {
     fn open(namespace: Namespace, notes: &mut Vec<String>) -> Option<Self> {
         let path = namespace.path.display().to_string();
         let opened = namespace.inside(|| {
@@ -73,48 +71,48 @@ impl Place {
 }
 
 /// Opens every network namespace that the settings ask for; ours comes first.
-pub(crate) fn places(settings: &Settings, notes: &mut Vec<String>) -> Vec<Place> {
-    let namespaces = match settings.namespaces {
+pub(crate) fn open_namespaces(settings: &Settings, notes: &mut Vec<String>) -> Vec<OpenNamespace> {
+    let found = match settings.namespaces {
         Namespaces::Own => vec![Namespace::own()],
         Namespaces::All => netns::all(notes),
     };
-    namespaces
+    found
         .into_iter()
-        .filter_map(|namespace| Place::open(namespace, notes))
+        .filter_map(|namespace| OpenNamespace::open(namespace, notes))
         .collect()
 }
 
-/// Lists the rules' sockets in those places that are not `quiet`, each with the number of its
-/// place.
+/// Lists the selected sockets of those namespaces that are not `quiet`, each with the number of its
+/// namespace.
 ///
-/// A place in which there are none is quiet from then on: a rule that is live lets none come up.
-/// The same note is made once, however often the list is read.
+/// A namespace without any is not looked at again, since a live rule lets no new flow come up. Each note
+/// is made once.
 pub(crate) fn sockets(
-    places: &mut [Place],
+    namespaces: &mut [OpenNamespace],
     selection: &Selection<'_>,
     notes: &mut Vec<String>,
 ) -> Vec<(usize, HostSocket)> {
     let mut found = Vec::new();
-    for (number, place) in places.iter_mut().enumerate() {
-        if place.quiet {
+    for (number, open) in namespaces.iter_mut().enumerate() {
+        if open.quiet {
             continue;
         }
-        match sockets::list(&mut place.diag, selection) {
+        match sockets::list(&mut open.diag, selection) {
             Ok(sockets) => found.extend(sockets.into_iter().map(|socket| (number, socket))),
-            Err(e) => note_once(notes, format!("{}: {e}", place.namespace.path.display())),
+            Err(e) => note_once(notes, format!("{}: {e}", open.namespace.path.display())),
         }
     }
     let (mut unsure, mut unseen) = (false, false);
     found.retain(|(number, socket)| {
         let (tuple, bound) = (&socket.tuple, socket.bound());
-        let seen = if places[*number].namespace.is_own() {
+        let seen = if namespaces[*number].namespace.is_own() {
             None
         } else {
-            Some(way::seen(places, *number, tuple, bound))
+            Some(way::seen(namespaces, *number, tuple, bound))
         };
         let answer = match seen {
             None => selection.selects(tuple, || {
-                own_routes(places)?.device(tuple.remote, tuple.local, bound)
+                own_routes(namespaces)?.device(tuple.remote, tuple.local, bound)
             }),
             Some(Seen::On(device)) => selection.selects(tuple, || device),
             Some(Seen::Nowhere) => Holds::Never,
@@ -127,8 +125,8 @@ pub(crate) fn sockets(
         answer == Holds::Always
     });
     let busy: HashSet<usize> = found.iter().map(|(number, _)| *number).collect();
-    for (number, place) in places.iter_mut().enumerate() {
-        place.quiet |= !busy.contains(&number) && !place.namespace.is_own();
+    for (number, open) in namespaces.iter_mut().enumerate() {
+        open.quiet |= !busy.contains(&number) && !open.namespace.is_own();
     }
     if unsure {
         note_once(notes, UNSURE.to_owned());
@@ -153,10 +151,10 @@ pub(crate) fn open_tracking(notes: &mut Vec<String>) -> Option<Conversation> {
     }
 }
 
-/// The tracked connections of the rules, each with the views by which they name it (never none).
+/// The selected connections that netfilter tracks, each with the views by which it is selected.
 pub(crate) fn tracked(
     netfilter: &mut Option<Conversation>,
-    places: &mut [Place],
+    namespaces: &mut [OpenNamespace],
     selection: &Selection<'_>,
     notes: &mut Vec<String>,
 ) -> Vec<(Connection, Vec<View>)> {
@@ -183,7 +181,7 @@ pub(crate) fn tracked(
             return Vec::new();
         }
     };
-    let mut routes = own_routes(places);
+    let mut routes = own_routes(namespaces);
     let mut unsure = false;
     let mut named = Vec::new();
     for connection in connections {
@@ -233,11 +231,11 @@ fn forwards() -> bool {
 }
 
 /// Routing in the namespace that this program runs in, which is where the datapath is.
-pub(crate) fn own_routes(places: &mut [Place]) -> Option<&mut Routes> {
-    places
+pub(crate) fn own_routes(namespaces: &mut [OpenNamespace]) -> Option<&mut Routes> {
+    namespaces
         .iter_mut()
-        .find(|place| place.namespace.is_own())
-        .and_then(|place| place.routes.as_mut())
+        .find(|open| open.namespace.is_own())
+        .and_then(|open| open.routes.as_mut())
 }
 
 /// Adds a note unless it is there.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::flow::Tuple;
 use super::routes::{Behind, Hop};
-use super::survey::{Place, own_routes};
+use super::survey::{OpenNamespace, own_routes};
 
 /// Most devices, or network namespaces, that a flow is followed through.
 const FAR: usize = 8;
@@ -31,15 +31,25 @@ struct Entry {
     next: IpAddr,
 }
 
-/// Where our devices see a flow, from the place of its socket, which is bound to a device there (0
-/// for none).
-pub(crate) fn seen(places: &mut [Place], number: usize, tuple: &Tuple, bound: u32) -> Seen {
-    follow(places, number, tuple, bound).unwrap_or(Seen::Unknown)
+/// Where our devices see a flow of the namespace with this number, whose socket is bound to a device there
+/// (0 for none).
+pub(crate) fn seen(
+    namespaces: &mut [OpenNamespace],
+    number: usize,
+    tuple: &Tuple,
+    bound: u32,
+) -> Seen {
+    follow(namespaces, number, tuple, bound).unwrap_or(Seen::Unknown)
 }
 
-fn follow(places: &mut [Place], mut number: usize, tuple: &Tuple, mut bound: u32) -> Option<Seen> {
+fn follow(
+    namespaces: &mut [OpenNamespace],
+    mut number: usize,
+    tuple: &Tuple,
+    mut bound: u32,
+) -> Option<Seen> {
     for _ in 0..FAR {
-        let routes = places[number].routes.as_mut()?;
+        let routes = namespaces[number].routes.as_mut()?;
         let hop = routes.hop(tuple.remote, Some(tuple.local), bound)?;
         let Hop {
             device,
@@ -56,37 +66,37 @@ fn follow(places: &mut [Place], mut number: usize, tuple: &Tuple, mut bound: u32
                 behind = routes.behind(behind.device)?;
             }
         }
-        number = place(places, number, behind.namespace?)?;
+        number = find(namespaces, number, behind.namespace?)?;
         bound = 0;
-        if places[number].namespace.is_own() {
-            return arrival(places, tuple, &Entry { behind, next });
+        if namespaces[number].namespace.is_own() {
+            return arrival(namespaces, tuple, &Entry { behind, next });
         }
     }
     None
 }
 
-/// The place of the network namespace for which another one has this id.
-fn place(places: &mut [Place], number: usize, id: i32) -> Option<usize> {
-    if let Some(known) = places[number].others.get(&id) {
+/// The number of the network namespace for which another one has this id.
+fn find(namespaces: &mut [OpenNamespace], number: usize, id: i32) -> Option<usize> {
+    if let Some(known) = namespaces[number].others.get(&id) {
         return *known;
     }
-    let found = (0..places.len()).find(|other| {
-        let descriptor = places[*other].namespace.descriptor().ok();
-        let routes = places[number].routes.as_mut();
+    let found = (0..namespaces.len()).find(|other| {
+        let descriptor = namespaces[*other].namespace.descriptor().ok();
+        let routes = namespaces[number].routes.as_mut();
         let known = routes.zip(descriptor);
         known.and_then(|(routes, descriptor)| routes.namespace_id(&descriptor)) == Some(id)
     });
-    places[number].others.insert(id, found);
+    namespaces[number].others.insert(id, found);
     found
 }
 
 /// Where a flow is seen that comes into our namespace.
-fn arrival(places: &mut [Place], tuple: &Tuple, entry: &Entry) -> Option<Seen> {
+fn arrival(namespaces: &mut [OpenNamespace], tuple: &Tuple, entry: &Entry) -> Option<Seen> {
     let Behind { device, parent, .. } = entry.behind;
     if parent {
         return Some(Seen::On(Some(device)));
     }
-    let routes = own_routes(places)?;
+    let routes = own_routes(namespaces)?;
     let master = routes.master(device);
     let link_local = matches!(entry.next, IpAddr::V6(next) if next.is_unicast_link_local());
     let on = if link_local {
