@@ -35,20 +35,20 @@ struct Cli {
 enum Command {
     /// Runs the daemon in the foreground.
     ///
-    /// SIGHUP reloads the configuration; SIGTERM and SIGINT stop (lifting all rules, or keeping
-    /// them by `on_stop: keep`); SIGUSR2 stops and keeps them in any case, for the next daemon
-    /// to take over.
+    /// SIGHUP reloads the configuration. SIGTERM and SIGINT stop the daemon and lift all rules, or
+    /// keep them in force with `on_stop: keep`. SIGUSR2 stops the daemon and keeps them in force in
+    /// any case, until the next daemon takes over.
     Run {
         /// The configuration file.
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
         config: PathBuf,
-        /// The least level that is logged.
+        /// The lowest level that is logged.
         #[arg(long, value_name = "LEVEL", default_value = "info")]
         log_level: Level,
-        /// The form of the log.
+        /// The format of the log.
         #[arg(long, value_name = "FORMAT", default_value = "auto")]
         log_format: Format,
-        /// The least level of diagnostics from inside the datapath; off costs nothing.
+        /// The lowest level of diagnostics of the datapath; off costs nothing.
         #[arg(long, value_name = "LEVEL", default_value = "off")]
         datapath_log_level: Level,
     },
@@ -58,7 +58,7 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
         config: PathBuf,
     },
-    /// Removes every trace of the datapath from this host, without a daemon.
+    /// Removes all programs, maps and links of the datapath from this host, without a daemon.
     Unload {
         /// The configuration file, for its pin_dir; if it can't be read, the default is used.
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
@@ -70,7 +70,7 @@ enum Command {
     /// Writes man pages and completions into a directory, for packages.
     #[command(hide = true)]
     Manual {
-        /// The directory to write into.
+        /// The directory.
         directory: PathBuf,
     },
 }

@@ -299,7 +299,7 @@ fn del_of_several_is_one_account() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(
         ran.out,
-        "lifted 2 rules: a, b\nnarrowed rule c: it lives on with its other targets\nkilled 2 of 2 flows in 2.5 ms\n"
+        "lifted 2 rules: a, b\nnarrowed rule c: it stays in force with its other targets\nkilled 2 of 2 flows in 2.5 ms\n"
     );
     let ran = daemon.run(&["del", "a", "2001:db8::/32", "-o", "json"]);
     let answer: Value = serde_json::from_str(&ran.out).unwrap();

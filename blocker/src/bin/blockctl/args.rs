@@ -1,7 +1,7 @@
-//! The command line: what may be written, and what `--help` says about it.
+//! The command line and its help texts.
 //!
-//! Owns names, defaults of the client's own options and help texts. A rule's fields stay text
-//! here: [`crate::input`] reads them, so that every error in them is reported at once.
+//! Owns names, help texts and the defaults of the client's own options. A rule's fields stay text
+//! here; [`crate::input`] parses them, so that all errors are reported at once.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,38 +18,38 @@ Exit codes:
   3  the daemon is not reachable; nothing was changed
   4  no such rule; nothing was changed
   5  refused to protect you (--force overrides); nothing was changed
-  6  partly enforced: the rule is in force, but some established flows were left";
+  6  partly enforced: the rule is in force, but some established flows were not killed";
 
 const ADD_EXAMPLES: &str = "\
 Examples:
-  blockctl add 10.48.22.221 --mode reset          both ends of every flow die, new ones fail
-  blockctl add 10.171.0.0/16 --except 10.171.0.9  drop a network but for one host
+  blockctl add 10.48.22.221 --mode reset          close every connection at both ends
+  blockctl add 10.171.0.0/16 --except 10.171.0.9  drop a network except one host
   blockctl add 2001:db8::7 --protocol tcp --remote-port 443,8080-8085 --for 5m
   blockctl add --from-file drop.netset --id drop      block a published list
-  blockctl add 10.48.22.221 --mode reset --dry-run    which flows would die?";
+  blockctl add 10.48.22.221 --mode reset --dry-run    list the flows that would be killed";
 
 const DURING_ABOUT: &str = "\
-Block targets while a command runs, and lift the block whatever becomes of it.
+Block targets while a command runs.
 
-The block holds as long as this program does: it is lifted when the command ends, at SIGINT, SIGTERM \
-and SIGHUP (which the command gets, too), and when this program is killed. Should the daemon die, the \
-kernel ends the block within half a minute. Without a command it holds until it is interrupted.
+The block is lifted when the command ends, at SIGINT, SIGTERM and SIGHUP (which are passed to the \
+command), and when this program is killed. If the daemon dies, the kernel ends the block within half a \
+minute. Without a command the block lasts until this program is interrupted.
 
-The exit code is the command's; 128 and the signal's number if a signal ended it, 127 if it cannot be \
-started. If it succeeded, but the block did not hold to its end, the exit code is 6.";
+The exit code is the command's; 128 plus the signal's number if a signal ended it; 127 if it cannot be \
+started. If the command succeeded but the block ended before it, the exit code is 6.";
 
 const DURING_EXAMPLES: &str = "\
 Examples:
   blockctl during 10.48.22.221 --mode reset -- ./run-experiment.sh
   blockctl during 10.48.22.221 --mode reset --report evidence.json -- pytest tests/failover
-  blockctl during 10.48.0.0/16                         until Ctrl-C";
+  blockctl during 10.48.0.0/16                         block until Ctrl-C";
 
 const DEL_ABOUT: &str = "\
-Lift rules by id, or take targets out of all rules that name them.
+Lift rules by id, or remove targets from all rules that name them.
 
 An argument is an id if there is a rule of exactly that id. Otherwise, if it is an address or a \
-prefix, it is a target: it is taken out of every rule that names exactly it, and a rule that has \
-no other target is gone. With several arguments all are looked up first; if one is unknown, \
+prefix, it is a target: it is removed from every rule that names exactly this target, and a rule \
+that has no other target is lifted. Several arguments are all looked up first; if one is unknown, \
 nothing is changed.";
 
 const APPLY_ABOUT: &str = "\
@@ -61,53 +61,52 @@ are in force but not in the file are lifted; the configuration's own rules \
 are not touched. What changes is printed as a diff: + added, - removed, ~ changed.";
 
 const EXPLAIN_ABOUT: &str = "\
-Tell what becomes of a packet from or to a remote: which rule decides, at which hook, and why not \
-the others.
+Show which rule decides a packet from or to a remote, at which hook, and why the other rules do not.
 
-The answer is read from what the datapath holds at that moment. What is left out may be anything: \
-where it makes a difference, the answer says on what it depends.";
+The answer is computed from the tables that the datapath uses at that moment. Fields that are not \
+given are unknown; if the answer depends on one, it says so.";
 
 const RUN_ABOUT: &str = "\
-Carry out an experiment from a file: block, wait, check, lift, step by step.
+Carry out a runbook: a file with the steps of an experiment (block, wait, check, lift).
 
-Whatever happens, every block is lifted: at the end, when a step fails, at SIGINT, SIGTERM and SIGHUP, \
-and when this program is killed. Should the daemon die, the kernel ends the blocks within half a \
-minute. The daemon is asked about every block before the first step.
+Every block is lifted at the end, when a step fails, at SIGINT, SIGTERM and SIGHUP, and when this \
+program is killed. If the daemon dies, the kernel ends the blocks within half a minute. Before the \
+first step the daemon is asked whether it would accept every block.
 
-What happens is told on standard error as it happens, the summary goes to standard output. The file \
-is YAML; `blockctl schema` prints its JSON Schema, for editors.
+Progress is printed on standard error, the summary on standard output. The file is YAML; `blockctl \
+schema` prints its JSON Schema, for editors.
 
-Exit codes: 0 if all went as the file expects; 1 if a check failed or the deadline passed; 2 if the \
-file is wrong; 3 if the daemon is not reachable; 5 if a block is refused; 6 if all checks passed but \
-some established flows were left, or if a block did not hold until its lift; 128 and the signal's \
-number if one ended the run.";
+Exit codes: 0 if all steps succeeded; 1 if a check failed or the deadline passed; 2 if the file is \
+invalid; 3 if the daemon is not reachable; 5 if a block is refused; 6 if all checks passed but some \
+established flows were not killed, or if a block ended before its lift; 128 plus the signal's number \
+if a signal ended the run.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  blockctl run dead-client.yaml --dry-run      is the file right, what would it do, which flows would die?
+  blockctl run dead-client.yaml --dry-run      check the file, list its steps and the flows to be killed
   blockctl run dead-client.yaml --report evidence.json";
 
 const STATS_ABOUT: &str = "\
 Show rates of rules and hooks: packets and bits a second, replies, what hooks saw and passed.
 
-A rate is the difference of two totals, so the first is there after one interval. With -o json one \
-object an interval, each in a line.";
+A rate is the difference of two totals, so the first is printed after one interval. -o json prints \
+one object for each interval, one a line.";
 
 const FLOWS_ABOUT: &str = "\
 List the flows that rules decided: those that were blocked, or would have been (mode audit).
 
-The datapath keeps a record of each, as many as limits.flows of the configuration says; the oldest \
-give way. Of rules that are gone, too.";
+The datapath records at least limits.flows flows; new ones replace the oldest. The list includes flows \
+of rules that were lifted.";
 
 const WATCH_ABOUT: &str = "\
 Show packets that rules decide, and changes, as they happen, until Ctrl-C.
 
-A line a packet: what came of it at this host, by which rule. Changes of rules, teardowns, reloads \
-and devices are lines, too. Only what was asked for is sent here. With more packets than \
-limits.events_per_second of the configuration, or than can be written here, some are left out, and \
-how many is told; what they do is counted all the same (list, flows).
+Each packet is a line, with its verdict and rule. Changes of rules, teardowns, reloads and devices are \
+lines, too. The daemon applies the filters. If there are more packets than limits.events_per_second of \
+the configuration allows, or than can be printed, some are left out and their number is printed; the \
+counters of list and flows include them.
 
--o json writes an object a line.";
+-o json writes one object a line.";
 
 /// Block and unblock peers, through the blocker daemon.
 #[derive(Debug, Parser)]
@@ -131,7 +130,7 @@ pub(crate) struct Global {
         default_value = "/run/blocker/control.sock"
     )]
     pub(crate) socket: PathBuf,
-    /// How results are printed; json is the API's own.
+    /// Output format; json is the API's answer.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
     /// Colours; auto: on a terminal, unless NO_COLOR is set.
@@ -143,17 +142,17 @@ pub(crate) struct Global {
         default_value_t = Color::Auto
     )]
     pub(crate) color: Color,
-    /// Print nothing but errors; `add` and `list` print ids alone, one a line.
+    /// Print only errors; `add` and `list` print ids, one a line.
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 }
 
-/// Forms of a result.
+/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people.
+    /// Text and tables.
     Table,
-    /// The API's JSON, every number exact.
+    /// The API's JSON, with exact numbers.
     Json,
     /// The same as YAML.
     Yaml,
@@ -170,7 +169,7 @@ pub(crate) enum Color {
     Never,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Block targets.
@@ -178,11 +177,11 @@ pub(crate) enum Command {
     Add(Box<AddArgs>),
     #[command(about = "Block targets while a command runs", long_about = DURING_ABOUT, after_help = DURING_EXAMPLES)]
     During(Box<DuringArgs>),
-    #[command(about = "Carry out an experiment from a file", long_about = RUN_ABOUT, after_help = RUN_EXAMPLES)]
+    #[command(about = "Carry out a runbook", long_about = RUN_ABOUT, after_help = RUN_EXAMPLES)]
     Run(RunArgs),
-    /// Print the JSON Schema of the files that `run` takes.
+    /// Print the JSON Schema of runbooks.
     Schema,
-    #[command(about = "Lift rules by id, or take targets out of rules", long_about = DEL_ABOUT)]
+    #[command(about = "Lift rules by id, or remove targets from rules", long_about = DEL_ABOUT)]
     Del {
         /// A rule's id, or a target: an address or prefix.
         #[arg(required = true, value_name = "ID|TARGET")]
@@ -200,9 +199,9 @@ pub(crate) enum Command {
         /// The rule's id.
         id: String,
     },
-    /// Lift every rule that came over the API.
+    /// Lift every rule of the API.
     Flush {
-        /// The configuration's rules too, until its next reload.
+        /// Also lift the configuration's rules, until its next reload.
         #[arg(long)]
         all: bool,
     },
@@ -211,17 +210,17 @@ pub(crate) enum Command {
         /// YAML or JSON; - reads standard input.
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
-        /// Leave out bad lines of the lists that rules name as targets_file.
+        /// Skip invalid lines of the lists that rules name as targets_file.
         #[arg(long)]
         skip_invalid: bool,
         /// Print what would change, and change nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Override the refusals that protect you (never `protect` and loopback).
+        /// Override refusals, except `protect` and loopback.
         #[arg(long)]
         force: bool,
     },
-    #[command(about = "Tell what becomes of a packet, and which rule decides", long_about = EXPLAIN_ABOUT)]
+    #[command(about = "Show which rule decides a packet, and why", long_about = EXPLAIN_ABOUT)]
     Explain(ExplainArgs),
     #[command(about = "List the flows that rules decided", long_about = FLOWS_ABOUT)]
     Flows(FlowsArgs),
@@ -230,11 +229,11 @@ pub(crate) enum Command {
     #[cfg(feature = "fleet")]
     #[command(about = "Block on many hosts at once, through etcd", long_about = crate::fleet::args::ABOUT, after_help = crate::fleet::args::AFTER)]
     Fleet(crate::fleet::args::FleetArgs),
-    /// Show the daemon's state: devices, limits, the last reload, what the kernel lacks.
+    /// Show the daemon's state: devices, limits, the last reload, missing kernel features.
     Status,
     #[command(about = "Show rates of rules and hooks", long_about = STATS_ABOUT)]
     Stats(StatsArgs),
-    /// Watch rules and blocked flows by rate, in the terminal; q quits.
+    /// Show rates of rules and blocked flows in the terminal; q quits.
     Top(TopArgs),
     /// Print a shell's completion script.
     Completions {
@@ -245,7 +244,7 @@ pub(crate) enum Command {
     /// Write man pages and completions into a directory, for packages.
     #[command(hide = true)]
     Manual {
-        /// Where to.
+        /// The directory.
         directory: PathBuf,
     },
 }
@@ -261,35 +260,35 @@ pub(crate) struct AddArgs {
     /// Plain, FireHOL's .netset and .ipset, Spamhaus' DROP as text or JSON.
     #[arg(long, value_name = "PATH")]
     pub(crate) from_file: Vec<PathBuf>,
-    /// Leave out lines of such files that cannot be read, instead of refusing them all.
+    /// Skip invalid lines of such files, instead of refusing the file.
     #[arg(long, requires = "from_file")]
     pub(crate) skip_invalid: bool,
-    /// The rule's name; made up if absent.
+    /// The rule's id; generated if absent.
     #[arg(long)]
     pub(crate) id: Option<String>,
-    /// What is done with packets; by default what the configuration says, drop if nothing.
+    /// What is done with packets [default: that of the configuration, else drop].
     ///
-    /// drop: silence. reset: RST to both ends of TCP, ICMP port unreachable for the rest.
-    /// reject: ICMP administratively prohibited. audit: counted, and passed.
+    /// drop: no reply. reset: RST to both ends of TCP, ICMP port unreachable for other protocols.
+    /// reject: ICMP administratively prohibited. audit: count and pass.
     #[arg(long, value_parser = PossibleValuesParser::new(["drop", "reset", "reject", "audit"]))]
     pub(crate) mode: Option<String>,
     #[command(flatten)]
     pub(crate) matching: MatchArgs,
-    /// What becomes of established flows [default: kill for reset, else keep].
+    /// What to do with established flows [default: kill for reset, else keep].
     #[arg(long, value_parser = PossibleValuesParser::new(["kill", "keep"]))]
     pub(crate) established: Option<String>,
-    /// What becomes of blocked flows when the rule ends [default: resume].
+    /// What to do with blocked flows when the rule ends [default: resume].
     ///
-    /// reset kills what was seen during the block, so that nothing stale is delivered.
+    /// reset kills the flows that were seen during the block, so that no stale data is delivered.
     #[arg(long, value_parser = PossibleValuesParser::new(["resume", "reset"]))]
     pub(crate) on_lift: Option<String>,
-    /// How long the rule lives: 30s, 5m, 1h30m, 2d [default: until it is lifted].
+    /// How long the rule is in force: 30s, 5m, 1h30m, 2d [default: until it is lifted].
     #[arg(long = "for", value_name = "DURATION")]
     pub(crate) lifetime: Option<String>,
     /// When the rule ends: RFC 3339, such as 2026-01-31T18:00:00Z.
     #[arg(long, value_name = "TIME")]
     pub(crate) expires: Option<String>,
-    /// Lift the rule by itself after this time, unless `blockctl confirm ID` comes before.
+    /// End the rule after this time, unless `blockctl confirm ID` is run before.
     #[arg(long, value_name = "DURATION")]
     pub(crate) confirm_within: Option<String>,
     /// Why the rule is there: "INC-1234".
@@ -298,10 +297,10 @@ pub(crate) struct AddArgs {
     /// Parts of the targets to leave alone.
     #[arg(long, value_name = "TARGET", value_delimiter = ',')]
     pub(crate) except: Vec<String>,
-    /// Override the refusals that protect you (never `protect` and loopback).
+    /// Override refusals, except `protect` and loopback.
     #[arg(long)]
     pub(crate) force: bool,
-    /// List the live flows that would die, and change nothing.
+    /// List the flows that would be killed, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
@@ -355,51 +354,51 @@ pub(crate) struct MatchArgs {
     pub(crate) percent: Option<String>,
 }
 
-/// A rule, as flags, and what it is for.
+/// `during`: a rule, as flags, and a command.
 #[derive(Debug, Default, Args)]
 pub(crate) struct DuringArgs {
     #[command(flatten)]
     pub(crate) rule: AddArgs,
-    /// Write evidence as JSON: what was blocked, when, which flows, what was killed.
+    /// Write a report as JSON: what was blocked, when, which flows, what was killed.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// The command, and its arguments.
+    /// The command and its arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 
-/// An experiment.
+/// `run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The experiment, as YAML; - reads standard input.
+    /// The runbook, as YAML; - reads standard input.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Check the file, print what would be done and which live flows would die, and change nothing.
+    /// Check the file, print its steps and the flows that would be killed, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Write evidence as JSON: every step, every block, which flows, what was killed.
+    /// Write a report as JSON: every step, every block, which flows, what was killed.
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     pub(crate) report: Option<PathBuf>,
-    /// Override the refusals that protect you (never `protect` and loopback).
+    /// Override refusals, except `protect` and loopback.
     #[arg(long)]
     pub(crate) force: bool,
 }
 
-/// How often, and how many times.
+/// `stats`.
 #[derive(Debug, Args)]
 pub(crate) struct StatsArgs {
-    /// How long an interval is: 500ms, 1s, 1m; goes on until it is interrupted [default: 1s, once].
+    /// The interval: 500ms, 1s, 1m; repeats until interrupted [default: 1s, once].
     #[arg(short, long, value_name = "DURATION")]
     pub(crate) interval: Option<String>,
-    /// How many intervals.
+    /// The number of intervals.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: Option<u32>,
 }
 
-/// How often.
+/// `top`.
 #[derive(Debug, Args)]
 pub(crate) struct TopArgs {
-    /// How long an interval is: 500ms, 1s, 1m [default: 1s].
+    /// The interval: 500ms, 1s, 1m [default: 1s].
     #[arg(short, long, value_name = "DURATION")]
     pub(crate) interval: Option<String>,
 }
@@ -409,7 +408,7 @@ pub(crate) struct TopArgs {
 pub(crate) struct ExplainArgs {
     /// The remote: one address, IPv4 or IPv6.
     pub(crate) address: String,
-    /// This host's address, or that of what is behind it [default: not known].
+    /// The local address [default: unknown].
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) local: Option<String>,
     /// The port of either side.
@@ -421,41 +420,41 @@ pub(crate) struct ExplainArgs {
     /// The port of the remote's side.
     #[arg(long, value_name = "PORT")]
     pub(crate) remote_port: Option<String>,
-    /// tcp, udp, icmp or a number from 0 to 255 [default: not known].
+    /// tcp, udp, icmp or a number from 0 to 255 [default: unknown].
     #[arg(long)]
     pub(crate) protocol: Option<String>,
-    /// Which way it goes, seen from this host [default: both].
+    /// The packet's direction, seen from this host [default: both].
     #[arg(long, value_parser = PossibleValuesParser::new(["both", "ingress", "egress"]))]
     pub(crate) direction: Option<String>,
-    /// The device that it is on, by name or glob [default: every attached one].
+    /// The packet's device, by name or glob [default: every attached one].
     #[arg(long, value_name = "NAME")]
     pub(crate) interface: Option<String>,
 }
 
-/// Which flows, as flags.
+/// `flows`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct FlowsArgs {
-    /// Of these rules; several by commas or by repeating the flag.
+    /// Rules by id; several separated by commas or by repeating the flag.
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub(crate) rule: Vec<String>,
-    /// With a remote in one of these addresses or prefixes.
+    /// Flows with a remote in one of these addresses or prefixes.
     #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
     pub(crate) remote: Vec<String>,
     /// any, tcp, udp, icmp or a number from 0 to 255 [default: any].
     #[arg(long)]
     pub(crate) protocol: Option<String>,
-    /// What comes first: the most, or the latest [default: last_seen].
+    /// Sort key, descending [default: last_seen].
     #[arg(long, value_name = "BY", value_parser = PossibleValuesParser::new(["packets", "bytes", "first_seen", "last_seen"]))]
     pub(crate) sort: Option<String>,
-    /// How many are shown at most.
+    /// The maximum number of flows.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) limit: u32,
 }
 
-/// Which events, as flags.
+/// `watch`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct WatchArgs {
-    /// Of these rules; several by commas or by repeating the flag.
+    /// Rules by id; several separated by commas or by repeating the flag.
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub(crate) rule: Vec<String>,
     /// Packets with a remote in one of these addresses or prefixes.
@@ -464,7 +463,7 @@ pub(crate) struct WatchArgs {
     /// Packets of a protocol: tcp, udp, icmp or a number from 0 to 255 [default: any].
     #[arg(long)]
     pub(crate) protocol: Option<String>,
-    /// Packets that this became of.
+    /// Packets with this verdict.
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(["dropped", "reset", "rejected", "audited", "suppressed"]))]
     pub(crate) verdict: Vec<String>,
     /// Kinds of events [default: all].

@@ -1,4 +1,4 @@
-//! `during`: a block that holds while a command runs, and the evidence of it.
+//! `during`: a block while a command runs, and its report.
 
 pub(crate) mod command;
 mod report;
@@ -20,10 +20,10 @@ use crate::signals::Signals;
 use command::Ended;
 use report::Report;
 
-/// How often counters are shown while there is no command.
+/// How often counters are shown if there is no command.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Blocks, runs the command, lifts. Gives the exit code and what is to be printed.
+/// Blocks, runs the command, lifts. Returns the exit code and the text to print.
 pub(crate) async fn during(
     client: &Client,
     args: &DuringArgs,
@@ -32,7 +32,7 @@ pub(crate) async fn during(
     view: View,
 ) -> Result<(u8, String), Failure> {
     let file = args.report.as_deref().map(ReportFile::create).transpose()?;
-    // Before there is anything that a signal must not leave behind.
+    // Before the block starts, so that a signal cannot leave it in force.
     let mut signals = Signals::new()?;
     let change = Change {
         force: args.rule.force,
@@ -93,7 +93,7 @@ pub(crate) async fn during(
     Ok((code, text))
 }
 
-/// Waits for the command, or for a signal; notes if the block ends before.
+/// Waits for the command, or for a signal. Records it in the report if the block ends first.
 async fn hold(
     client: &Client,
     args: &DuringArgs,
@@ -132,7 +132,7 @@ async fn hold(
     })
 }
 
-/// Shows counters as they grow, for ever.
+/// Shows the rule's counters once an interval, without end.
 async fn show(client: &Client, id: &RuleId, shown: bool) {
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
@@ -140,13 +140,13 @@ async fn show(client: &Client, id: &RuleId, shown: bool) {
         if let Ok(view) = client.rule(id).await
             && shown
         {
-            // Nobody to see it is no reason to end.
+            // A closed standard error does not end the block.
             let _ = write!(stderr(), "\r{}\x1b[K", render::progress(&view.counters));
         }
     }
 }
 
-/// Standard output is the command's.
+/// Prints to standard error, since standard output belongs to the command.
 fn note(text: &str) {
     text.lines().for_each(output::note);
 }

@@ -1,5 +1,4 @@
-//! What reports are made of: who speaks, what was blocked, what met the block, what became of whom;
-//! and the file that a report goes to.
+//! The parts that the reports of `during` and `run` share, and the file of a report.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,10 +10,10 @@ use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
 
-/// So many targets are named; a rule may have a million.
+/// The maximum number of targets in a report; a rule may have a million.
 const TARGETS: usize = 1_000;
 
-/// Where a report comes from.
+/// The host and the versions that a report is from.
 #[derive(Debug, Serialize)]
 pub(crate) struct Origin {
     host: String,
@@ -42,14 +41,14 @@ impl Origin {
 pub(crate) struct RuleFacts {
     pub(crate) id: RuleId,
     pub(crate) mode: Mode,
-    /// The first of them.
+    /// The first [`TARGETS`].
     pub(crate) targets: Vec<String>,
     pub(crate) targets_total: usize,
     rule: Rule,
 }
 
 impl RuleFacts {
-    /// What is told of a rule.
+    /// Copies what a report contains of a rule.
     pub(crate) fn new(rule: &Rule) -> Self {
         let targets = rule.targets.iter().take(TARGETS);
         Self {
@@ -65,36 +64,36 @@ impl RuleFacts {
     }
 }
 
-/// What there was before a block.
+/// The state before a block.
 #[derive(Debug, Serialize)]
 pub(crate) struct Before {
-    /// The live flows that the block was to kill, or would have killed with `--established kill`.
+    /// The flows that the block was to kill, or would have killed with `--established kill`.
     pub(crate) flows: Vec<LiveFlow>,
 }
 
-/// What a block had met when it was lifted.
+/// The counters and flows of a block at its lift.
 #[derive(Debug, Serialize)]
 pub(crate) struct AtEnd {
     pub(crate) counters: Counters,
     pub(crate) flows: Option<FlowsResponse>,
 }
 
-/// What came after a block.
+/// The state after a block.
 #[derive(Debug, Serialize)]
 pub(crate) struct AfterLift {
-    /// What became of the blocked flows.
+    /// The account of the blocked flows.
     pub(crate) teardown: Account,
     pub(crate) flows: Option<FlowsResponse>,
 }
 
-/// The file of a report: made before anything is blocked, in place once it is whole.
+/// The file of a report: created before anything is blocked, and renamed when it is complete.
 pub(crate) struct ReportFile {
     path: PathBuf,
     file: NamedTempFile,
 }
 
 impl ReportFile {
-    /// Makes it, beside the place where it will be.
+    /// Creates a temporary file in the directory of `path`.
     pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
         let directory = path
             .parent()
@@ -106,7 +105,7 @@ impl ReportFile {
         })
     }
 
-    /// Writes the report, and puts the file in its place.
+    /// Writes the report, and renames the file to its path.
     pub(crate) fn write(mut self, report: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(report)
             .map_err(|error| unwritable(&self.path, &error.into()))?;

@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked: the text for people, the exit code for scripts.
+//! Errors of commands: their messages and exit codes.
 
 use blocker::api::client::{Absence, ClientError};
 use blocker::rule::RuleId;
@@ -24,7 +24,7 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// Refused to protect the caller.
     Refused = 5,
-    /// In force, but some established flows were left, or not to the end.
+    /// In force, but some established flows were not killed, or the block ended early.
     Partly = 6,
     /// The command of `during` could not be started.
     NotStarted = 127,
@@ -33,11 +33,11 @@ pub(crate) enum Exit {
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// What was written is wrong; nothing was sent.
+    /// Invalid input; no request was sent.
     Input(Flaws),
     /// Arguments that name no rule; nothing was changed.
     Unknown(Vec<String>),
-    /// The daemon could not be asked, or objects.
+    /// The request failed, or the daemon refused it.
     Client(ClientError),
     /// As `Client`, after some of several rules were lifted already.
     HalfWay {
@@ -46,23 +46,23 @@ pub(crate) enum Failure {
         /// What went wrong with the next one.
         error: ClientError,
     },
-    /// Something with the fleet's etcd, or its hosts.
+    /// An error of the fleet's etcd or hosts.
     #[cfg(feature = "fleet")]
     Fleet {
         /// What went wrong.
         message: String,
-        /// What it comes to.
+        /// The exit code.
         exit: Exit,
     },
-    /// The daemon went while it was watched.
+    /// The daemon exited while its events were watched.
     Gone,
     /// A runbook cannot be read; nothing was done.
     Runbook(RunbookError),
     /// The command of `during` could not be started; the block is lifted.
     Command {
-        /// What was to be started.
+        /// The program.
         program: String,
-        /// Why it was not.
+        /// Why it could not be started.
         error: std::io::Error,
     },
     /// The result could not be written; the command itself is done.
@@ -99,7 +99,7 @@ impl From<blocker::fleet::client::FleetError> for Failure {
         if let FleetError::Link(error) = &error
             && error.is_denied()
         {
-            message += "\netcd lets this user not do that: docs/fleet.md has the roles";
+            message += "\netcd denies this user the request: docs/fleet.md has the roles";
         }
         Self::Fleet { message, exit }
     }
@@ -121,13 +121,13 @@ impl Failure {
             #[cfg(feature = "fleet")]
             Self::Fleet { exit, .. } => *exit,
             Self::Client(error) => exit_of(error),
-            // Something was changed, which every other code denies.
+            // Every other code but 6 says that nothing was changed.
             Self::HalfWay { .. } | Self::Output(_) => Exit::Failed,
             Self::Command { .. } => Exit::NotStarted,
         }
     }
 
-    /// What to tell, a message each; a message's further lines are hints.
+    /// The messages; further lines of a message are hints.
     pub(crate) fn messages(&self) -> Vec<String> {
         match self {
             Self::Input(flaws) => flaws.clone(),
@@ -141,7 +141,7 @@ impl Failure {
                 "{program} cannot be started: {error}: the block is lifted"
             )],
             Self::Gone => vec![
-                "the daemon is gone: nothing more can be watched\nwhether its rules stay in force is the configuration's (on_stop)"
+                "the daemon is gone: there are no more events\nif it was stopped, on_stop says whether its rules stay in force; if it was killed, they do"
                     .to_owned(),
             ],
             Self::HalfWay { done, error } => {
@@ -185,7 +185,7 @@ fn message(error: &ClientError) -> String {
     text
 }
 
-/// The way out, where the error itself does not show one.
+/// How to solve the problem, if the error itself does not say.
 fn hint(error: &ClientError) -> Option<String> {
     const START: &str = "start the daemon: systemctl start blocker, or blocker run --config /etc/blocker/blocker.yaml\nif it listens elsewhere: --socket PATH, or BLOCKER_SOCKET";
     const NAME: &str = "name the daemon's control socket: --socket PATH, or BLOCKER_SOCKET";

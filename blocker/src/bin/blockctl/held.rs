@@ -1,21 +1,21 @@
-//! Rules under a lease: what becomes of them, and what they did.
+//! Rules under a lease: why they ended, lifting them, and their flows.
 
 use blocker::api::client::{Client, ClientError, Lease};
 use blocker::rule::RuleId;
 use blocker::wire::{Account, Code, DeleteResponse, FlowOrder, FlowsRequest, FlowsResponse};
 
-/// How many flows a report names.
+/// The maximum number of flows in a report.
 const FLOWS: u32 = 10_000;
 
-/// Why a block ended, once it did. May be dropped and called again.
+/// Waits for the end of a block; returns why it ended. Cancel-safe.
 pub(crate) async fn ended(lease: &mut Lease) -> String {
     match lease.ended().await {
-        Ok(()) => "somebody lifted it, its deadline passed, or the daemon stopped".to_owned(),
+        Ok(()) => "it was lifted, its deadline passed, or the daemon stopped".to_owned(),
         Err(_) => "the daemon is gone; the kernel ends the block within half a minute".to_owned(),
     }
 }
 
-/// Lifts a rule. One that is gone already is no error: of that the report tells.
+/// Lifts a rule. If it is gone already, `removed` is empty: the report says so, and it is not an error.
 pub(crate) async fn lift(client: &Client, id: &RuleId) -> Result<DeleteResponse, ClientError> {
     match client.delete(id).await {
         Err(ClientError::Problem(problem)) if problem.code == Code::NotFound => {

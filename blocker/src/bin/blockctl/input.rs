@@ -1,8 +1,7 @@
-//! From what a person wrote (flags, files, arguments of `del`) to the types that the API takes.
+//! Parses flags, files and the arguments of `del` into the types of the API.
 //!
-//! Pure, but for [`files`]. Checks everything that can be checked without the daemon and
-//! reports all that is wrong at once, each with its place. What only the daemon knows (its limits,
-//! what it protects) is left to it.
+//! Pure, except [`files`]. Checks everything that can be checked without the daemon, and reports
+//! all errors at once, each with its place. The daemon checks its limits and refusals.
 
 mod files;
 
@@ -21,13 +20,13 @@ use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 use crate::args::{AddArgs, ExplainArgs, FlowsArgs, MatchArgs, WatchArgs};
 pub(crate) use files::read_file;
 
-/// Everything that is wrong with an input, a line each: place, what, why, way out.
+/// All errors of an input, a line each: place, what, why, and what to do.
 pub(crate) type Flaws = Vec<String>;
 
-/// What is asked for, and the lists whose targets went into it.
+/// A request, and the lists from which it has targets.
 pub(crate) type WithLists<T> = (T, Vec<List>);
 
-/// Reads the flags of `add`, and the lists that they name.
+/// Parses the flags of `add`, and reads the lists that they name.
 pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>, Flaws> {
     let mut flaws = Flaws::new();
     let mut spec = RuleSpec {
@@ -60,7 +59,7 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>
         list
     });
     let lists = lists.collect();
-    // A part that is missing because it was wrong would make the whole look wrong too.
+    // Only if all parts are valid: a missing part would cause a second error.
     if flaws.is_empty()
         && let Err(error) = check(&mut spec, now)
     {
@@ -122,13 +121,13 @@ fn time(text: &str) -> Result<Timestamp, String> {
     })
 }
 
-/// Checks what only the whole rule can tell.
+/// Checks fields against each other.
 ///
-/// The daemon's default mode is not known here. `drop`, which stands in for it, contradicts
-/// nothing, so no rule is refused that the daemon would take.
+/// The daemon's default mode is unknown here. `drop` is used instead: it is compatible with every
+/// other field, so no rule is refused that the daemon would accept.
 fn check(spec: &mut RuleSpec, now: Timestamp) -> Result<(), RuleError> {
     let id = || "unnamed".parse().expect("\"unnamed\" follows the grammar");
-    // The first target stands for all, each of which was read well: a million are not copied.
+    // Checks the rule with its first target only, since each target is valid: there may be a million.
     let targets = std::mem::take(&mut spec.targets);
     let mut bare = spec.clone();
     bare.targets.extend(targets.first());
@@ -136,7 +135,7 @@ fn check(spec: &mut RuleSpec, now: Timestamp) -> Result<(), RuleError> {
     bare.resolve(id, Defaults::default(), now).map(|_| ())
 }
 
-/// The flag that a whole-rule error speaks of, where it does not say so itself.
+/// The flag that an error of the whole rule is about, if its message does not name it.
 fn whole_rule_place(error: &RuleError) -> Option<&'static str> {
     match error {
         RuleError::Interface(_) => Some("--interface"),
@@ -249,11 +248,11 @@ fn port(text: &str) -> Result<u16, String> {
 /// An argument of `del`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Named {
-    /// Can only be an id.
+    /// Parses as an id only.
     Id(RuleId),
-    /// Can only be a target.
+    /// Parses as a target only.
     Target(Target),
-    /// Is a target, unless there is a rule of exactly that id: `10.0.0.1` follows both grammars.
+    /// Parses as both, such as `10.0.0.1`: the id of a rule that has it, else a target.
     Either(RuleId, Target),
 }
 
@@ -266,7 +265,7 @@ pub(crate) fn named(arguments: &[String]) -> Result<Vec<Named>, Flaws> {
             (Ok(id), Ok(target)) => all.push(Named::Either(id, target)),
             (Ok(id), Err(_)) => all.push(Named::Id(id)),
             (Err(_), Ok(target)) => all.push(Named::Target(target)),
-            // What begins like a prefix is told what is wrong with it as a prefix.
+            // For text that looks like a prefix, the error of the prefix parser is the useful one.
             (Err(_), Err(error)) if text.contains(['/', ':']) => flaws.push(error.to_string()),
             (Err(_), Err(_)) => flaws.push(format!(
                 "{text:?} is neither a rule's id nor an address or prefix: see `blockctl list`"
@@ -285,7 +284,7 @@ pub(crate) fn id(text: &str) -> Result<RuleId, Flaws> {
     text.parse().map_err(|e: RuleError| vec![e.to_string()])
 }
 
-/// Reads an interval between two answers: no shorter than the daemon should be asked.
+/// Parses an interval between two requests; the minimum bounds the daemon's load.
 pub(crate) fn interval(text: &str) -> Result<Duration, Flaws> {
     let flaw = || {
         vec![format!(
@@ -301,9 +300,9 @@ pub(crate) fn interval(text: &str) -> Result<Duration, Flaws> {
         .ok_or_else(flaw)
 }
 
-/// Reads a ruleset, YAML or JSON: what begins with a brace is read as JSON, whose parser is the
-/// faster one and knows the better errors for it. The lists that its rules name are read as well;
-/// relative paths start at the file's directory.
+/// Parses a ruleset, YAML or JSON. Text that starts with a brace is parsed as JSON: that parser is
+/// faster and its errors are better. Also reads the lists that rules name; relative paths start at the
+/// file's directory.
 pub(crate) fn ruleset(
     name: &str,
     text: &str,
@@ -348,8 +347,8 @@ pub(crate) fn ruleset(
     }
 }
 
-/// The parser's budget is meant against strangers' documents. This one is the caller's own, and
-/// may hold a million prefixes.
+/// Without the parser's budget, which is for untrusted documents: this one is the caller's own, and
+/// may contain a million prefixes.
 fn yaml_options() -> serde_yaml::Options {
     serde_yaml::options! { budget: None, with_snippet: false }
 }
@@ -363,7 +362,7 @@ fn yaml_flaw(name: &str, error: &serde_yaml::Error) -> Flaws {
     }]
 }
 
-/// As [`yaml_flaw`]. `serde_json` ends its message with the place, which comes first here.
+/// As [`yaml_flaw`], with the position moved from the end of `serde_json`'s message to its start.
 fn json_flaw(name: &str, error: &serde_json::Error) -> Flaws {
     let (line, column) = (error.line(), error.column());
     let message = error.to_string();

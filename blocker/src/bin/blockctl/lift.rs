@@ -1,8 +1,7 @@
-//! `del`: which of its arguments are ids and which are targets, and all of them or none.
+//! `del`: decides which of its arguments are ids and which are targets, and lifts them.
 //!
-//! An argument is the id of the rule that has exactly that id, if there is one, and otherwise the
-//! target that it reads as: an id may look like an address (`10.0.0.1`), but whoever named a rule
-//! so means the rule. Several arguments are looked up first, so that a typing error in the last
+//! An argument is an id if a rule has exactly that id, and otherwise a target. An id may look like an
+//! address (`10.0.0.1`). Several arguments are all looked up first, so that a typing error in the last
 //! one changes nothing.
 
 use std::collections::BTreeSet;
@@ -14,14 +13,14 @@ use blocker::wire::{Account, Code, DeleteResponse};
 use crate::failure::Failure;
 use crate::input::Named;
 
-/// What one argument came out to be.
+/// An argument that was looked up.
 enum Found {
     Rule(RuleId),
     Target(Target),
 }
 
-/// Lifts what the arguments name. Gives one account of it all, and a line for each that went away
-/// by itself in the meantime.
+/// Lifts what the arguments name. Returns one account for all, and a line for each rule or target that
+/// was gone before it could be lifted.
 pub(crate) async fn lift(
     client: &Client,
     named: &[Named],
@@ -43,7 +42,7 @@ pub(crate) async fn lift(
         };
         match answer {
             Ok(answer) => add(&mut whole, answer),
-            // Expired since it was looked up, or lifted with an earlier argument: as asked.
+            // Expired since the lookup, or lifted with an earlier argument: not an error.
             Err(ClientError::Problem(p)) if p.code == Code::NotFound => gone.push(match one {
                 Found::Rule(id) => format!("rule {id} was gone already"),
                 Found::Target(target) => format!("no rule had target {target} any more"),
@@ -57,7 +56,7 @@ pub(crate) async fn lift(
             }
         }
     }
-    // A rule that lost one target and later its last one is gone, not narrowed.
+    // A rule that lost a target and then its last one was removed, not narrowed.
     let removed: BTreeSet<_> = whole.removed.iter().collect();
     whole.narrowed.retain(|id| !removed.contains(id));
     whole.narrowed.sort_unstable();
@@ -65,8 +64,8 @@ pub(crate) async fn lift(
     Ok((whole, gone))
 }
 
-/// One argument needs no looking up: the daemon's own answer says whether it is there. A ban list
-/// that lifts address by address does not read all rules each time.
+/// Lifts a single argument without a lookup: the daemon's answer says whether it exists. A program that
+/// lifts one address at a time therefore does not read all rules each time.
 async fn lift_one(client: &Client, named: &Named) -> Result<DeleteResponse, ClientError> {
     match named {
         Named::Id(id) => client.delete(id).await,
@@ -108,7 +107,7 @@ async fn look_up(client: &Client, named: &[Named]) -> Result<Vec<Found>, Failure
     }
 }
 
-/// Joins two accounts into one of the same form.
+/// Adds the account of one argument to that of all.
 fn add(whole: &mut DeleteResponse, part: DeleteResponse) {
     whole.removed.extend(part.removed);
     whole.narrowed.extend(part.narrowed);

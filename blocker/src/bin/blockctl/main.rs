@@ -4,23 +4,23 @@
 //! |---|---|
 //! | [`args`] | the command line |
 //! | [`input`] | flags, files and arguments → API types, every error at once |
-//! | [`lift`] | what `del` names, all of it or nothing |
-//! | [`during`] | a block that holds while a command runs |
-//! | [`mod@run`] | an experiment from a file |
-//! | [`held`] | what becomes of rules under a lease |
-//! | [`evidence`] | what reports are made of |
-//! | [`signals`] | being asked to end |
+//! | [`lift`] | what `del` names, looked up and lifted |
+//! | [`during`] | a block while a command runs |
+//! | [`mod@run`] | the steps of a runbook |
+//! | [`held`] | rules under a lease |
+//! | [`evidence`] | the parts that all reports share |
+//! | [`signals`] | SIGINT, SIGTERM and SIGHUP |
 //! | `fleet` | rules for many hosts, through etcd |
 //! | [`render`] | answers → words and tables |
 //! | [`rates`] | totals → rates |
-//! | [`stats`] | rates, again and again |
-//! | [`top`] | rates, in a terminal |
+//! | [`stats`] | rates as text, once an interval |
+//! | [`top`] | rates as a terminal display |
 //! | [`output`] | streams, colours, JSON and YAML |
 //! | [`failure`] | errors → messages and exit codes |
-//! | [`wait`] | a sign of life while an answer takes long |
-//! | [`watch`] | what happens, as it happens |
+//! | [`wait`] | progress while an answer takes long |
+//! | [`watch`] | the stream of events |
 //!
-//! What a rule means is the library's, what becomes of it the daemon's.
+//! The library defines what a rule means; the daemon enforces it.
 
 mod args;
 mod during;
@@ -80,7 +80,7 @@ async fn main() -> ExitCode {
     ExitCode::from(exit)
 }
 
-/// `--help` and `--version` are results, the rest of what clap has to say are errors.
+/// `--help` and `--version` are results; all other messages of clap are errors.
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         let text = error.render().to_string();
@@ -91,13 +91,13 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(printed.map_or_else(|failure| failure.exit(), |_| Exit::Done) as u8)
 }
 
-/// What a command that came to its end says.
+/// The result of a command that did not fail.
 struct Done {
     text: String,
     exit: Exit,
-    /// The exit code of another program, if it is that.
+    /// The exit code of the program that the command ran, instead of `exit`.
     code: Option<u8>,
-    /// What was left, in a line: even `--quiet` does not keep that to itself.
+    /// A line about what was not done, printed even with `--quiet`.
     left: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl Done {
         }
     }
 
-    /// Flows that were to die and did not make a change a partial one.
+    /// A change that left flows alive is partial.
     fn after(self, account: &Account) -> Self {
         if account.left.is_empty() {
             return self;
@@ -137,7 +137,7 @@ async fn run(cli: &Cli) -> Result<Done, Failure> {
     }
     match &cli.command {
         Command::Add(args) => add(&client, args, global, view).await,
-        // What would be blocked is what `add` would block; there is no reason to run the command.
+        // A dry run blocks nothing, so the command is not run either.
         Command::During(args) if args.rule.dry_run => add(&client, &args.rule, global, view).await,
         Command::During(args) => {
             let (spec, lists) = input::spec(&args.rule, now)?;
@@ -275,7 +275,7 @@ async fn add(
     let change = Change {
         force: args.force,
         dry_run: args.dry_run,
-        // The tables name one or two; the other forms show the rule as it is.
+        // Tables show at most two targets; the other formats show the whole rule.
         few_targets: global.output == Output::Table,
     };
     let adding = client.add(&spec, change);
@@ -290,7 +290,7 @@ async fn add(
     Ok(Done::new(text).after(&answer.teardown))
 }
 
-/// Says what was read from lists, before the daemon is asked.
+/// Summarises the lists that were read, before the request is sent.
 fn tell(lists: &[List], quiet: bool) {
     for list in lists.iter().filter(|_| !quiet) {
         output::note(&list.summary());
@@ -300,7 +300,7 @@ fn tell(lists: &[List], quiet: bool) {
     }
 }
 
-/// The answer in the form that was asked for.
+/// The answer in the requested format.
 fn form<T: Serialize>(
     global: &Global,
     answer: &T,

@@ -1,5 +1,4 @@
-//! Where results and errors go: results to standard output, errors to standard error, colours only
-//! where they are wanted.
+//! Writes results to standard output and messages to standard error, with colours if they are enabled.
 
 use std::io::{self, Write as _};
 
@@ -17,23 +16,22 @@ pub(crate) fn set_color(color: Color) {
         Color::Never => anstream::ColorChoice::Never,
     }
     .write_global();
-    // Tables are painted in any case and anstream strips them; without this, crossterm would obey
-    // NO_COLOR on its own, even where --color always overrides it.
+    // Tables are always coloured, and anstream removes the colours. Without this call crossterm would
+    // obey NO_COLOR even if --color always overrides it.
     crossterm::style::force_color_output(true);
 }
 
-/// Whether standard output gets colours: as was decided, and where it is left to it, by the
-/// terminal and the environment.
+/// Whether standard output gets colours; for `auto` that depends on the terminal and the environment.
 pub(crate) fn coloured() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
-/// The terminal's width in characters; `None` if standard output is no terminal.
+/// The terminal's width in characters; `None` if standard output is not a terminal.
 pub(crate) fn width() -> Option<u16> {
     comfy_table::Table::new().width().filter(|width| *width > 0)
 }
 
-/// An answer as the API gave it. Indented always, so that a pipe changes nothing.
+/// The API's answer as JSON or YAML, always indented, whether or not standard output is a terminal.
 pub(crate) fn exact<T: Serialize>(answer: &T, form: Output) -> Result<String, Failure> {
     let cannot = |error: String| Failure::Output(format!("cannot write the result: {error}"));
     if form == Output::Yaml {
@@ -52,8 +50,7 @@ pub(crate) fn line<T: Serialize>(answer: &T) -> Result<String, Failure> {
         .map_err(|error| Failure::Output(format!("cannot write the result: {error}")))
 }
 
-/// Writes a result. A reader that has seen enough (`| head`) is no error: gives whether there may
-/// be more.
+/// Writes a result. Returns false if the reader has closed the pipe (`| head`), which is not an error.
 pub(crate) fn print(text: &str) -> Result<bool, Failure> {
     let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -65,37 +62,36 @@ pub(crate) fn print(text: &str) -> Result<bool, Failure> {
     }
 }
 
-/// Whether anybody may still read results: the other end of a pipe may be gone before there is
-/// something to write.
+/// Whether the other end of standard output is still open. Detects a closed pipe before a write.
 pub(crate) fn is_read() -> bool {
     let mut stdout = libc::pollfd {
         fd: libc::STDOUT_FILENO,
         events: 0,
         revents: 0,
     };
-    // SAFETY: one descriptor to look at, which outlives the call; it does not wait.
+    // SAFETY: one `pollfd`, which outlives the call; a timeout of 0 returns at once.
     let found = unsafe { libc::poll(&raw mut stdout, 1, 0) };
     found <= 0 || stdout.revents & libc::POLLERR == 0
 }
 
-/// Reports an error. Its further lines are indented under the first.
+/// Prints an error. Further lines are indented.
 pub(crate) fn error(message: &str) {
     say(&styled(BAD, "blockctl: "), message);
 }
 
-/// Reports what was done on the way.
+/// Prints a note about progress.
 pub(crate) fn note(message: &str) {
     say("blockctl: ", message);
 }
 
-/// Reports what is worth knowing and no error.
+/// Prints a warning.
 pub(crate) fn warning(message: &str) {
     say(&styled(WARN, "blockctl: "), message);
 }
 
 fn say(label: &str, message: &str) {
     let message = message.trim_end().replace('\n', "\n  ");
-    // Where standard error is closed there is nobody left to tell; the exit code still does.
+    // If standard error is closed, only the exit code remains.
     let _ = writeln!(anstream::stderr(), "{label}{message}");
 }
 

@@ -1,6 +1,6 @@
 //! Rates: the difference of two totals over the time between them.
 //!
-//! Pure. The time is the kernel's boot clock, which nobody sets.
+//! Pure. Times are of the kernel's boot clock, which cannot be set.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use blocker::wire::{Counters, HookStatus, RuleStats, Stats};
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// What happened in an interval.
+/// The rates of an interval.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Rates {
     /// The wall clock at the interval's end.
     pub(crate) at: Timestamp,
-    /// How long it was.
+    /// Its length.
     pub(crate) seconds: f64,
     /// The rules in force at its end, by id.
     pub(crate) rules: Vec<RuleRates>,
@@ -36,7 +36,7 @@ pub(crate) struct RuleRates {
     pub(crate) egress: Rate,
 }
 
-/// What is counted of a rule, a second.
+/// Counters of a rule, per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Rate {
     pub(crate) packets_per_second: f64,
@@ -58,7 +58,7 @@ pub(crate) struct HookRates {
 
 /// The rates between two totals, the earlier first.
 pub(crate) fn between(before: &Stats, after: &Stats) -> Rates {
-    // Two answers within the clock's grain would divide by nothing.
+    // Avoids a division by zero for two answers with the same time.
     let nanoseconds = after.boot_ns.saturating_sub(before.boot_ns).max(1);
     let seconds = nanoseconds as f64 / 1e9;
     let old_rules: BTreeMap<&str, &RuleStats> = before
@@ -67,7 +67,7 @@ pub(crate) fn between(before: &Stats, after: &Stats) -> Rates {
         .map(|rule| (rule.id.as_str(), rule))
         .collect();
     let rules = after.rules.iter().map(|rule| {
-        // One that was lifted and put back is another rule, and counts from 0.
+        // A rule that was lifted and added again is another rule, whose counters started at 0.
         let old = old_rules
             .get(rule.id.as_str())
             .filter(|old| old.created == rule.created);
@@ -125,7 +125,7 @@ fn rate(now: &Counters, before: &Counters, seconds: f64) -> Rate {
     }
 }
 
-/// A counter that is smaller than it was began anew, with a new daemon.
+/// A counter that is smaller than before was restarted, with a new daemon.
 fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
     now.checked_sub(before).unwrap_or(now) as f64 / seconds
 }

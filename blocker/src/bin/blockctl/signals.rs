@@ -1,4 +1,4 @@
-//! The signals by which a program is asked to end.
+//! SIGINT, SIGTERM and SIGHUP as a stream.
 
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
@@ -13,7 +13,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Takes them from here on: none of them ends the process any more.
+    /// Handles these signals from now on; they no longer end the process.
     pub(crate) fn new() -> Result<Self, Failure> {
         let of = |kind| {
             unix::signal(kind)
@@ -26,7 +26,7 @@ impl Signals {
         })
     }
 
-    /// The next one, whenever it came. May be dropped and called again.
+    /// The next signal, also one that came before the call. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::SIGINT,

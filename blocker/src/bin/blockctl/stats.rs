@@ -1,4 +1,4 @@
-//! `stats`: asks for totals again and again, and tells the rates between.
+//! `stats`: requests totals once an interval, and prints the rates between them.
 
 use std::time::Duration;
 
@@ -10,11 +10,10 @@ use crate::failure::Failure;
 use crate::render::{self, View};
 use crate::{input, output, rates};
 
-/// An interval if none is asked for.
+/// The default interval.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Prints rates, once an interval, until there were as many as were asked for or the reader is
-/// gone.
+/// Prints rates once an interval, as many times as requested or until the reader closes the pipe.
 pub(crate) async fn stats(
     client: &Client,
     args: &StatsArgs,
@@ -24,7 +23,7 @@ pub(crate) async fn stats(
         Some(text) => input::interval(text)?,
         None => INTERVAL,
     };
-    // Once, unless it is said how often or how many times.
+    // Once by default; without end if only an interval is given.
     let wanted = match (args.count, &args.interval) {
         (Some(count), _) => Some(count),
         (None, Some(_)) => None,

@@ -1,6 +1,4 @@
-//! Shows that something is going on, where waiting takes long enough to wonder.
-//!
-//! Only on a terminal, on stderr, and gone when the answer is there.
+//! Shows progress on standard error, if it is a terminal, while an answer takes long.
 
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
@@ -8,15 +6,15 @@ use std::time::Duration;
 use blocker::api::client::Client;
 use indicatif::{HumanCount, ProgressBar};
 
-/// What is over sooner than this needs no sign of life.
+/// No progress is shown before this time.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// How often the daemon is asked how far it is.
+/// How often the daemon's status is requested.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// So many targets are worth a mention: the daemon is some time at work on them.
+/// From this number of targets on, the message names it.
 const MANY: usize = 10_000;
 
-/// Waits for an answer that may take a teardown's time; `targets` is how many are sent.
+/// Waits for an answer that may take as long as a teardown; `targets` is the number that was sent.
 pub(crate) async fn patiently<T>(
     client: &Client,
     quiet: bool,
@@ -41,7 +39,7 @@ pub(crate) async fn patiently<T>(
     bar.enable_steady_tick(INTERVAL / 2);
     let follow = async {
         loop {
-            // A status that can't be had is no reason to trouble whoever waits for something else.
+            // The progress is optional, so errors of its requests are ignored.
             if let Ok(status) = client.status().await
                 && let Some(teardown) = status.teardown
             {

@@ -1,4 +1,4 @@
-//! `watch`: what happens, as it happens, until somebody has seen enough.
+//! `watch`: prints events until Ctrl-C, or until the reader closes the pipe.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::failure::Failure;
 use crate::output;
 use crate::render::Lines;
 
-/// How much is gathered of what is here already before it is written, in bytes.
+/// Events that have arrived are gathered up to this size before they are written, in bytes.
 const WRITE: usize = 32 << 10;
 
-/// How often it is looked whether anybody still reads, while nothing happens.
+/// How often to check whether the pipe is closed, while there are no events.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Shows events until Ctrl-C, or until nobody reads them any more.
+/// Prints events until Ctrl-C, or until the reader closes the pipe.
 pub(crate) async fn watch(
     client: &Client,
     request: &EventsRequest,
@@ -50,7 +50,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// The next events, as soon as there is one, in the form that was asked for.
+/// Waits for an event; returns it, with all that have arrived, in the requested format.
 async fn next(
     stream: &mut EventStream,
     lines: &mut Lines,
@@ -71,7 +71,7 @@ async fn next(
                 text.push('\n');
             }
             Some(Output::Yaml) => {
-                // Documents of a stream, each with its beginning (YAML 1.2, 9.2).
+                // Each document of a stream starts with a marker (YAML 1.2, 9.2).
                 text += "---\n";
                 text += &output::exact(&stream.event(&json)?, Output::Yaml)?;
             }

@@ -1,4 +1,4 @@
-//! The command that a block holds for.
+//! The command of `during`.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep_until};
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// How long the command may take to end of a terminal's Ctrl-C, which it gets by itself, before it is
-/// sent one.
+/// How long the command has to end after Ctrl-C, which the terminal sends it too, before SIGINT is passed
+/// on.
 const BY_ITSELF: Duration = Duration::from_secs(2);
-/// How long it may take to end of what it was sent, before it is killed.
+/// How long the command has to end after a signal was passed on, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How a command ended.
@@ -29,11 +29,11 @@ pub(crate) enum Ended {
 /// A command under way.
 pub(crate) struct Running {
     child: Child,
-    /// What it is to be sent next, and when.
+    /// The signal that it is sent next, and when.
     due: Option<(Instant, Signal)>,
 }
 
-/// Starts a command; it finds the rule's id in `BLOCKER_RULE`.
+/// Starts a command, with the rule's id in `BLOCKER_RULE`.
 pub(crate) fn start(command: &[OsString], rule: &RuleId) -> Result<Running, Failure> {
     let (program, arguments) = command.split_first().ok_or(Failure::Gone)?;
     let child = Command::new(program)
@@ -48,7 +48,7 @@ pub(crate) fn start(command: &[OsString], rule: &RuleId) -> Result<Running, Fail
 }
 
 impl Running {
-    /// Waits for the end, and passes signals on meanwhile. May be dropped and called again.
+    /// Waits for the end, and passes signals on meanwhile. Cancel-safe.
     pub(crate) async fn end(&mut self, signals: &mut Signals) -> Ended {
         loop {
             let due = self.due;
@@ -74,7 +74,7 @@ impl Running {
     fn send(&mut self, signal: Signal) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = pid {
-            // One that ended meanwhile is what is waited for.
+            // Fails if the command has ended, which the caller is waiting for.
             let _ = kill(Pid::from_raw(pid), signal);
         }
         self.due = Some((Instant::now() + GRACE, Signal::SIGKILL));

@@ -1,4 +1,4 @@
-//! The evidence: what was blocked, from when to when, and what became of whom.
+//! The report of `during`.
 
 use std::ffi::OsString;
 
@@ -12,7 +12,7 @@ use super::command::Ended;
 use crate::evidence::{AfterLift, AtEnd, Before, Origin, RuleFacts};
 use crate::render::{self, View};
 
-/// Version of the form of a report.
+/// Version of the report's format.
 const VERSION: u32 = 1;
 
 /// A report.
@@ -27,11 +27,11 @@ pub(super) struct Report {
     command: Option<CommandFacts>,
     times: Times,
     before: Before,
-    /// What became of established flows when the block began.
+    /// The account of established flows when the block started.
     teardown: Option<Account>,
     at_end: Option<AtEnd>,
     after_lift: Option<AfterLift>,
-    /// Whether the block held from its beginning to its lift.
+    /// Whether the block was in force from its start to its lift.
     held_throughout: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     lost: Option<String>,
@@ -109,7 +109,7 @@ impl Report {
         }
     }
 
-    /// The block is over before its time.
+    /// Records that the block ended early.
     pub(super) fn lose(&mut self, why: String) {
         self.times.lost = Some(Timestamp::now());
         self.lost = Some(why);
@@ -144,12 +144,12 @@ impl Report {
         self.held_throughout = self.lost.is_none();
     }
 
-    /// Why the block did not hold to its end, if so.
+    /// Why the block ended early, if it did.
     pub(super) fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
     }
 
-    /// What it comes to, for people.
+    /// The summary, as text.
     pub(super) fn summary(&self, view: View) -> String {
         let counters = self.at_end.as_ref().map(|end| end.counters);
         let killed = self.after_lift.as_ref().map(|after| &after.teardown);

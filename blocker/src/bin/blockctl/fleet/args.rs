@@ -10,21 +10,21 @@ use crate::args::AddArgs;
 pub(crate) const ABOUT: &str = "\
 Block on many hosts at once, through etcd.
 
-Hosts whose configuration names the same etcd take their rules from it. This command talks to etcd, \
-not to the daemon: it needs `fleet` (endpoints, tls, prefix) in /etc/blocker/fleet.yaml, or else in \
-/etc/blocker/blocker.yaml, in the form of the daemon's configuration, with a certificate that may write \
-rules.";
+Hosts whose configuration names the same etcd take their rules from it. This command uses etcd, not the \
+daemon. It reads `fleet` (endpoints, tls, prefix) from /etc/blocker/fleet.yaml, else from \
+/etc/blocker/blocker.yaml, in the format of the daemon's configuration, with a certificate that may \
+write rules.";
 
 pub(crate) const AFTER: &str = "\
 Examples:
   blockctl fleet add 10.48.22.221 --hosts role=web --mode reset --for 10m --wait
-  blockctl fleet add 10.48.22.221 --hosts 'web*,!web3' --for 10m --dry-run    which hosts, which flows?
+  blockctl fleet add 10.48.22.221 --hosts 'web*,!web3' --for 10m --dry-run    list hosts and numbers of flows
   blockctl fleet during 10.48.0.0/16 --hosts zone=eu-1 --for 30m -- ./drill.sh
   blockctl fleet status
   blockctl fleet del dev01 --wait
 
-Exit codes: as everywhere, with etcd in the daemon's place:
-  2  invalid input, or no host is meant; nothing was changed
+Exit codes: as for the other commands, with etcd instead of the daemon:
+  2  invalid input, or no host is selected; nothing was changed
   3  no member of etcd is reachable; nothing was changed
   5  more hosts than --max-hosts, or refused by every host
   6  some hosts refused, did not answer in time, or left established flows alive";
@@ -39,17 +39,17 @@ pub(crate) struct FleetArgs {
     pub(crate) command: FleetCommand,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum FleetCommand {
-    /// Block targets on the hosts that a selector means.
+    /// Block targets on the hosts that a selector chooses.
     ///
-    /// The rule ends at its deadline on each host, whatever becomes of etcd or of this program.
+    /// The rule ends at its deadline on each host, also without etcd and this program.
     Add(Box<FleetAdd>),
     /// Block targets on many hosts while a command runs.
     ///
-    /// The command starts once all hosts have the rule. It is lifted when the command ends, within
-    /// some seconds if this program is killed, and at its deadline whatever happens.
+    /// The command starts once the rule is in force on all hosts. The rule is lifted when the command ends,
+    /// within some seconds if this program is killed, and at its deadline in any case.
     During(Box<FleetDuring>),
     /// Lift rules on all hosts, by id.
     Del {
@@ -59,15 +59,15 @@ pub(crate) enum FleetCommand {
         #[command(flatten)]
         wait: Wait,
     },
-    /// List all rules, and how many hosts have each.
+    /// List all rules, and the number of hosts that have applied each.
     List,
-    /// Show every host: how far it is, what it refuses, what its teardowns came to.
+    /// Show every host: its revision, what it refuses, its teardowns.
     Status {
         /// Only these hosts.
         #[arg(long, value_name = "SELECTOR", default_value = "*")]
         hosts: String,
     },
-    /// Show changes of rules and what hosts make of them, as they happen, until Ctrl-C.
+    /// Show changes of rules and the hosts' reports, as they happen, until Ctrl-C.
     Watch {
         /// Only these hosts.
         #[arg(long, value_name = "SELECTOR", default_value = "*")]
@@ -82,7 +82,7 @@ pub(crate) struct FleetAdd {
     pub(crate) rule: AddArgs,
     #[command(flatten)]
     pub(crate) on: On,
-    /// Without a deadline: until it is lifted.
+    /// Block without a deadline, until the rule is lifted.
     #[arg(long, conflicts_with_all = ["lifetime", "expires"])]
     pub(crate) forever: bool,
     #[command(flatten)]
@@ -96,13 +96,13 @@ pub(crate) struct FleetDuring {
     pub(crate) rule: AddArgs,
     #[command(flatten)]
     pub(crate) on: On,
-    /// How long to wait for the hosts before the command starts, and at the end.
+    /// How long to wait for the hosts, before the command starts and at the end.
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(crate) wait: String,
     /// Run the command even if some hosts refuse the rule or do not answer.
     #[arg(long)]
     pub(crate) partial: bool,
-    /// The command, and its arguments.
+    /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
@@ -113,7 +113,7 @@ pub(crate) struct On {
     /// The hosts: *, names, globs and labels: web1,web2, 'web*,!web3', role=web,zone=eu-1.
     #[arg(long, value_name = "SELECTOR")]
     pub(crate) hosts: String,
-    /// Refuse if more hosts than this are meant.
+    /// Refuse if the selector chooses more hosts.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(crate) max_hosts: usize,
 }
@@ -121,7 +121,7 @@ pub(crate) struct On {
 /// Whether to wait.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
-    /// Wait until all hosts have done or refused it, so long at most [default: 30s].
+    /// Wait until all hosts have applied or refused the change, at most this long [default: 30s].
     #[arg(
         long,
         value_name = "DURATION",

@@ -1,7 +1,7 @@
-//! `fleet during`: a rule on many hosts that holds while a command runs.
+//! `fleet during`: a rule on many hosts while a command runs.
 //!
-//! The rule goes with a lease of etcd's that this program keeps: should it die, etcd deletes the rule
-//! some seconds later, and should etcd be gone as well, each host ends it at its deadline.
+//! The rule is bound to an etcd lease that this program keeps alive. If this program dies, etcd deletes the
+//! rule some seconds later; if etcd is unreachable too, each host ends the rule at its deadline.
 
 use blocker::fleet::client::FleetClient;
 use blocker::fleet::form::Fleet;
@@ -28,7 +28,7 @@ pub(super) async fn during(
 ) -> Result<Done, Failure> {
     let (id, mut value) = value(&args.rule, &args.on, false, global)?;
     let patience = patience(&args.wait)?;
-    // Before there is anything that a signal must not leave behind.
+    // Before the rule is written, so that a signal cannot leave it in force.
     let mut signals = Signals::new()?;
     let client = FleetClient::connect(fleet).await?;
     let meant = meant(&client.hosts().await?, &value, &args.on)?;
@@ -76,14 +76,14 @@ pub(super) async fn during(
         };
     } else {
         output::error(
-            "the command was not started: the rule is not on all hosts (--partial runs it all the same)",
+            "the command was not started: the rule is not in force on all hosts (--partial starts it nevertheless)",
         );
     }
     drop(hold);
     match lift(fleet, &id, &mut changed, patience, global).await {
         Ok(()) if global.quiet => {}
         Ok(()) => note(&render::fleet::lifted(&changed, view)),
-        // How the command ended is told all the same.
+        // Not returned: the exit code is that of the command.
         Err(failure) => {
             for message in failure.messages() {
                 output::error(&message);
@@ -119,7 +119,7 @@ pub(super) async fn during(
     })
 }
 
-/// Runs the command, and notes if the rule is lost meanwhile.
+/// Runs the command, and records in `lost` if the rule ends meanwhile.
 async fn run(
     args: &FleetDuring,
     id: &blocker::rule::RuleId,
@@ -132,7 +132,7 @@ async fn run(
         tokio::select! {
             ended = running.end(signals) => break ended,
             why = hold.lost(), if lost.is_none() => {
-                output::warning(&format!("the rule can't be held any more, the command goes on: {why}"));
+                output::warning(&format!("the rule ends, the command goes on: {why}"));
                 *lost = Some(why);
             }
         }
@@ -152,7 +152,7 @@ async fn lift(
     global: &Global,
 ) -> Result<(), Failure> {
     let since = Instant::now();
-    // The connection may be the reason why it did not hold.
+    // A new connection: the old one may be why the lease was lost.
     let client = FleetClient::connect(fleet).await?;
     let (revision, _) = client.delete(std::slice::from_ref(id)).await?;
     let hosts = changed.hosts.iter().map(|result| result.host.clone());
@@ -163,7 +163,7 @@ async fn lift(
     Ok(())
 }
 
-/// Standard output is the command's.
+/// Prints to standard error, since standard output belongs to the command.
 fn note(text: &str) {
     text.lines().for_each(output::note);
 }

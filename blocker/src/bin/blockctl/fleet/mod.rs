@@ -3,10 +3,10 @@
 //! | module | owns |
 //! |---|---|
 //! | [`args`] | the command line |
-//! | [`wait`] | waiting for hosts, and what each made of it |
-//! | [`during`] | a rule that holds while a command runs |
+//! | [`wait`] | waiting for hosts, and their results |
+//! | [`during`] | a rule while a command runs |
 //!
-//! What a host makes of a rule is the host's; who may write is etcd's.
+//! Each host decides whether it accepts a rule; etcd decides who may write one.
 
 pub(crate) mod args;
 mod during;
@@ -35,25 +35,25 @@ use crate::{Done, form, input, output, tell};
 use args::{FleetAdd, FleetArgs, FleetCommand, On, Wait};
 use wait::{For, HostResult, State, Waiting};
 
-/// Where etcd is named, the first that is there.
+/// The files that may name etcd; the first that exists is used.
 const CONFIGS: [&str; 2] = ["/etc/blocker/fleet.yaml", "/etc/blocker/blocker.yaml"];
-/// How long hosts may take to answer a question: each looks at all its flows.
+/// How long hosts may take to answer a dry run, for which each lists its flows.
 const ANSWER: Duration = Duration::from_secs(5);
-/// As many rules are deleted as one change: etcd takes no more operations in one
-/// (`--max-txn-ops`).
+/// The maximum number of rules that are deleted as one change: etcd's limit of operations in a
+/// transaction (`--max-txn-ops`).
 const AT_ONCE: usize = 128;
 
-/// What came of a change.
+/// The result of a change.
 #[derive(Debug, Serialize)]
 pub(crate) struct FleetChanged {
     pub(crate) rules: Vec<RuleId>,
     /// etcd's revision.
     pub(crate) revision: i64,
-    /// Whether the rule was not there before; of a lift: whether all were.
+    /// Whether the rule is new; for a lift: whether all rules existed.
     pub(crate) created: bool,
-    /// How many hosts are meant.
+    /// The number of selected hosts.
     pub(crate) meant: usize,
-    /// What each made of it; empty if that was not waited for.
+    /// The hosts' results; empty without `--wait`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) hosts: Vec<HostResult>,
     #[serde(skip)]
@@ -61,7 +61,7 @@ pub(crate) struct FleetChanged {
 }
 
 impl FleetChanged {
-    /// The exit code that it comes to.
+    /// The exit code.
     pub(crate) fn exit(&self) -> Exit {
         let refused = |host: &HostResult| host.state == State::Refused;
         if self.hosts.iter().all(HostResult::is_well) {
@@ -74,35 +74,35 @@ impl FleetChanged {
     }
 }
 
-/// What a rule would do.
+/// The result of a dry run.
 #[derive(Debug, Serialize)]
 pub(crate) struct FleetTried {
-    /// By host: its answer, if one came in time.
+    /// By host: its answer, if it arrived in time.
     pub(crate) hosts: BTreeMap<String, Option<Answer>>,
 }
 
-/// A rule, and how many hosts have it.
+/// A rule, and the number of hosts that have applied it.
 #[derive(Debug, Serialize)]
 pub(crate) struct FleetRule {
     pub(crate) id: String,
     pub(crate) revision: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) value: Option<Value>,
-    /// Why no host takes it.
+    /// Why every host refuses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// Hosts that are meant.
+    /// The number of selected hosts.
     pub(crate) meant: usize,
-    /// Hosts that are as far as it, and did not refuse it.
+    /// The number of hosts that have reached its revision and have not refused it.
     pub(crate) applied: usize,
 }
 
-/// A host, as far as the fleet knows.
+/// A host, as it reported itself.
 #[derive(Debug, Serialize)]
 pub(crate) struct FleetHost {
     #[serde(flatten)]
     pub(crate) report: HostReport,
-    /// Whether there are changes that it has not applied.
+    /// Whether it has not applied all changes.
     pub(crate) behind: bool,
 }
 
@@ -165,7 +165,7 @@ fn selector(text: &str) -> Result<Selector, Failure> {
         .map_err(|error| invalid(format!("--hosts: {error}")))
 }
 
-/// What `--wait` says.
+/// Parses `--wait`.
 fn patience(text: &str) -> Result<Duration, Failure> {
     let duration: Result<SignedDuration, _> = text.parse();
     let duration = duration.ok().and_then(|d| Duration::try_from(d).ok());
@@ -174,7 +174,7 @@ fn patience(text: &str) -> Result<Duration, Failure> {
         .ok_or_else(|| invalid(format!("--wait {text:?} is not valid: write 10s or 1m")))
 }
 
-/// The value that flags ask for; its id, if they name one.
+/// The id, if the flags name one, and the value of the rule.
 fn value(
     args: &AddArgs,
     on: &On,
@@ -195,11 +195,11 @@ fn value(
     }
     if rule.expires.is_none() && !forever {
         return Err(invalid(
-            "a rule for many hosts needs a deadline, or somebody has to think of lifting it: --for 10m, or --forever"
+            "a rule for many hosts needs a deadline, so that it does not stay in force by mistake: write --for 10m, or --forever"
                 .to_owned(),
         ));
     }
-    // The same on every host, whatever their defaults.
+    // Set explicitly, so that the hosts' defaults do not apply.
     rule.mode = Some(rule.mode.unwrap_or(Mode::Drop));
     let id = rule.id.take();
     let value = Value {
@@ -214,7 +214,7 @@ fn value(
     Ok((id, value))
 }
 
-/// Who we are, for those who read the rule.
+/// The author of a rule: user and host.
 fn by() -> String {
     let user = ["SUDO_USER", "USER", "LOGNAME"].map(std::env::var);
     let user = user.into_iter().find_map(Result::ok);
@@ -224,7 +224,7 @@ fn by() -> String {
     format!("{}@{host}", user.unwrap_or_else(|| "root".to_owned()))
 }
 
-/// The hosts that are meant: some, and no more than allowed.
+/// The selected hosts: at least one, and at most `--max-hosts`.
 fn meant(hosts: &At<HostReport>, value: &Value, on: &On) -> Result<Vec<String>, Failure> {
     let meant = hosts.all.iter().filter(|host| value.is_for(&host.host));
     let meant: Vec<String> = meant.map(|host| host.host.name.clone()).collect();
@@ -236,8 +236,8 @@ fn meant(hosts: &At<HostReport>, value: &Value, on: &On) -> Result<Vec<String>, 
             .map(|h| h.host.name.as_str())
             .collect();
         let there = match some.as_slice() {
-            [] => "no host reports itself to this fleet".to_owned(),
-            some => format!("there are {} of {}", some.join(", "), hosts.all.len()),
+            [] => "no host has reported to this fleet".to_owned(),
+            some => format!("known hosts: {} of {}", some.join(", "), hosts.all.len()),
         };
         return Err(invalid(format!(
             "no host matches --hosts {}: {there}; see blockctl fleet status",
@@ -247,7 +247,7 @@ fn meant(hosts: &At<HostReport>, value: &Value, on: &On) -> Result<Vec<String>, 
     if meant.len() > on.max_hosts {
         return Err(Failure::Fleet {
             message: format!(
-                "--hosts {} means {} hosts, more than --max-hosts {}: nothing was changed\nif you mean them all: --max-hosts {}",
+                "--hosts {} selects {} hosts, more than --max-hosts {}: nothing was changed\nto block on all of them: --max-hosts {}",
                 value.hosts,
                 meant.len(),
                 on.max_hosts,
@@ -259,8 +259,8 @@ fn meant(hosts: &At<HostReport>, value: &Value, on: &On) -> Result<Vec<String>, 
     Ok(meant)
 }
 
-/// The id of a new rule; of one that does the same for the same hosts, with the revision at which that
-/// was written, if there is one.
+/// The id of a new rule. If a rule with the same effect on the same hosts exists: its id and the revision
+/// at which it was written.
 fn place(
     id: Option<RuleId>,
     value: &Value,
@@ -338,7 +338,7 @@ async fn add(fleet: &Fleet, args: &FleetAdd, global: &Global, view: View) -> Res
     Ok(done(text, &changed))
 }
 
-/// What even `--quiet` says of a change that is not everywhere.
+/// The result with its exit code and, if not all hosts applied it, a line for `--quiet`.
 fn done(text: String, changed: &FleetChanged) -> Done {
     let exit = changed.exit();
     let left = (exit != Exit::Done).then(|| render::fleet::problem(changed));
@@ -407,7 +407,7 @@ async fn del(
     Ok(done(text, &changed))
 }
 
-/// Asks the hosts what a rule would do.
+/// Asks the hosts what a rule would do on them.
 async fn ask(
     client: &FleetClient,
     value: &Value,
@@ -421,7 +421,7 @@ async fn ask(
     let number = getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()));
     client.ask(&format!("{number:016x}"), value).await?;
     while hosts.values().any(Option::is_none) {
-        // Who does not answer in time is told as one who did not.
+        // Hosts without an answer in time are reported as such.
         let Ok(news) = timeout_at(until, watch.next()).await else {
             break;
         };
@@ -466,7 +466,7 @@ async fn status(fleet: &Fleet, which: &Selector) -> Result<Vec<FleetHost>, Failu
     let client = FleetClient::connect(fleet).await?;
     let rules = client.rules().await?.all;
     let hosts = client.hosts().await?.all;
-    // A lift leaves no key that tells its revision, but the hosts that know it do.
+    // A lift leaves no key, so its revision is known only from the hosts that have applied it.
     let known = rules.iter().map(|stored| stored.revision);
     let latest = known
         .chain(hosts.iter().map(|host| host.revision))

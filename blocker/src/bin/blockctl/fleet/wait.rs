@@ -1,7 +1,7 @@
-//! Waits until hosts are as far as a revision, and keeps what each made of it.
+//! Waits until hosts have reached a revision, and collects their results.
 //!
-//! Goes by what hosts report. Should etcd go away meanwhile, it is looked for again: what was
-//! reported then is read from there.
+//! Reads the hosts' reports in etcd. If etcd becomes unreachable, it connects again and reads the reports
+//! that were written meanwhile.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, stderr};
@@ -14,42 +14,42 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long to wait before etcd is looked for again.
+/// The pause before a new connection to etcd.
 const AGAIN: Duration = Duration::from_millis(300);
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum For<'a> {
-    /// The rule of this id.
+    /// A rule to be applied, by id.
     Rule(&'a str),
-    /// That rules are gone.
+    /// Rules to be lifted.
     Gone,
 }
 
-/// How far a host is.
+/// The state of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
     /// It refuses the rule.
     Refused,
-    /// It was not heard of in time.
+    /// It did not report in time.
     Silent,
-    /// Its report is gone: it stopped, or was cut off from etcd.
+    /// Its report is gone: it stopped, or lost etcd.
     Gone,
-    /// The rule is in force there, and established flows were still being killed.
+    /// The rule is in force, and established flows are still being killed.
     Killing,
-    /// The rule is in force there.
+    /// The rule is in force.
     Applied,
-    /// The rule is lifted there.
+    /// The rule is lifted.
     Lifted,
 }
 
-/// What a host made of it.
+/// The result of a host.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HostResult {
     pub(crate) host: String,
     pub(crate) state: State,
-    /// Milliseconds from the write until its report was here.
+    /// Milliseconds from the write until its report arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) took_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,19 +63,19 @@ impl HostResult {
         matches!(self.state, State::Refused | State::Applied | State::Lifted)
     }
 
-    /// Whether all is as asked.
+    /// Whether the change is complete on this host.
     pub(crate) fn is_well(&self) -> bool {
         let left = self.teardown.is_some_and(|killed| killed.left > 0);
         matches!(self.state, State::Applied | State::Lifted) && !left
     }
 }
 
-/// Who is waited for.
+/// The hosts that are waited for.
 pub(super) struct Waiting<'a> {
     pub(super) what: For<'a>,
     /// etcd's revision.
     pub(super) revision: i64,
-    /// When it was written.
+    /// When the change was written.
     pub(super) since: Instant,
     hosts: BTreeMap<String, HostResult>,
 }
@@ -142,7 +142,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Waits until all hosts are over, or `until`. `shown`: with progress on a terminal.
+    /// Waits until all hosts are done, or `until`. `shown`: with progress on a terminal.
     pub(super) async fn wait(&mut self, fleet: &Fleet, until: Instant, shown: bool) {
         let bar = if shown && stderr().is_terminal() {
             let style =
@@ -156,7 +156,7 @@ impl<'a> Waiting<'a> {
         } else {
             ProgressBar::hidden()
         };
-        // What is not here in time is what is told.
+        // Hosts that are not done in time keep their last state.
         let _in_time = timeout_at(until, self.follow(fleet, &bar)).await;
         bar.finish_and_clear();
     }
@@ -164,7 +164,7 @@ impl<'a> Waiting<'a> {
     async fn follow(&mut self, fleet: &Fleet, bar: &ProgressBar) {
         while self.over() < self.hosts.len() {
             if let Err(error) = self.look(fleet, bar).await {
-                bar.set_message(format!("etcd is gone ({error}); waiting for"));
+                bar.set_message(format!("etcd is unreachable ({error}); waiting for"));
                 sleep(AGAIN).await;
             }
         }
@@ -196,7 +196,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// What each host made of it, what is wrong first.
+    /// The results, problems first.
     pub(super) fn results(self) -> Vec<HostResult> {
         let mut results: Vec<HostResult> = self.hosts.into_values().collect();
         results

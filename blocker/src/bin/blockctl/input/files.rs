@@ -1,4 +1,4 @@
-//! What is read beside the command line: the file of `apply`, and target lists.
+//! Files that the command line names: that of `apply`, and target lists.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub(crate) fn read_file(path: &Path) -> Result<(String, String), Flaws> {
     }
 }
 
-/// Reads the lists of `add`; `-` is standard input. What is wrong with them joins the flaws.
+/// Reads the lists of `add`; `-` is standard input. Their errors are appended to `flaws`.
 pub(super) fn lists(paths: &[PathBuf], invalid: Invalid, flaws: &mut Flaws) -> Vec<List> {
     let is_stdin = |path: &&PathBuf| path.as_path() == Path::new("-");
     if paths.iter().filter(is_stdin).count() > 1 {
@@ -44,7 +44,7 @@ pub(super) fn lists(paths: &[PathBuf], invalid: Invalid, flaws: &mut Flaws) -> V
     lists
 }
 
-/// What is wrong with a list, and the way out.
+/// The errors of a list, and what to do.
 pub(super) fn list_flaws(error: &ListError) -> impl Iterator<Item = String> + use<> {
     let hint = match error {
         ListError::Invalid { name, .. } => Some(format!(

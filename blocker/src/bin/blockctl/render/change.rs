@@ -1,4 +1,4 @@
-//! What a change did: `add`, `del`, `flush`, `apply`.
+//! Changes: `add`, `confirm`, `del`, `flush`, `apply`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ use super::text::{
     BAD, GOOD, WARN, counted, endpoint, matching, printable, seconds_between, span, styled,
 };
 
-/// The account of an `add`. `asked` is what the caller wrote.
+/// The account of an `add`. `asked` is the rule of the request.
 pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view: View) -> String {
     let rule = &answer.rule;
     let total = answer.targets_total.unwrap_or(rule.targets.len() as u64);
@@ -88,7 +88,7 @@ pub(crate) fn lifted(answer: &DeleteResponse, view: View) -> String {
         }
     }
     for id in &answer.narrowed {
-        out += &format!("narrowed rule {id}: it lives on with its other targets\n");
+        out += &format!("narrowed rule {id}: it stays in force with its other targets\n");
     }
     out += &account(&answer.teardown, "flow", false, view);
     out
@@ -157,7 +157,7 @@ pub(super) fn names(targets: &[Target]) -> String {
     names_of(targets, targets.len() as u64)
 }
 
-/// The same of the first of so many.
+/// The same, for the first targets of `total`.
 fn names_of(targets: &[Target], total: u64) -> String {
     match targets {
         [] => "nothing".to_owned(),
@@ -184,7 +184,7 @@ pub(super) fn spared(carved: &[Carved]) -> String {
         .collect()
 }
 
-/// `looked`: say so if there was nothing to kill.
+/// `looked`: also report that there was nothing to kill.
 pub(super) fn account(account: &Account, noun: &str, looked: bool, view: View) -> String {
     let mut out = String::new();
     if account.found > 0 {
@@ -229,7 +229,7 @@ pub(super) fn account(account: &Account, noun: &str, looked: bool, view: View) -
     out
 }
 
-/// What a teardown left, in a line.
+/// The flows that a teardown left alive, in a line.
 pub(crate) fn left(account: &Account) -> String {
     let flows = counted(account.left.len(), "flow");
     let first = account.left.first().map(|left| {
@@ -291,7 +291,7 @@ fn milliseconds(ms: f64) -> String {
     }
 }
 
-/// The fields in which two rules differ. By way of JSON, so that no field can be forgotten.
+/// The fields in which two rules differ. Compares their JSON, so that no field can be forgotten.
 fn difference(changed: &Changed) -> String {
     let fields = |rule: &Rule| match serde_json::to_value(rule) {
         Ok(Value::Object(fields)) => fields,
@@ -313,7 +313,7 @@ fn difference(changed: &Changed) -> String {
     printable(&parts.join("; "))
 }
 
-/// A list's members; an absent field is an empty list to what is one on the other side.
+/// The members of a list; an absent field is an empty list.
 fn items(value: Option<&Value>) -> Option<BTreeSet<String>> {
     match value {
         None => Some(BTreeSet::new()),

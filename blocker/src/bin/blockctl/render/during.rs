@@ -1,4 +1,4 @@
-//! What `during` says: of the block as it begins, as it holds, and when it is over.
+//! `during` and `run`: a block at its start, in force, and after its end.
 
 use blocker::rule::Rule;
 use blocker::wire::{Account, Counters, Held};
@@ -8,11 +8,11 @@ use super::View;
 use super::change::{account, names, spared, terms};
 use super::text::{bytes, many};
 
-/// The block has begun.
+/// The start of a block.
 pub(crate) fn held(held: &Held, view: View) -> String {
     let mut out = String::new();
     for rule in &held.rules {
-        // Its deadline is the lease's, and moves.
+        // Its deadline is that of the lease, which moves.
         let rule = Rule {
             expires: None,
             ..rule.clone()
@@ -25,7 +25,7 @@ pub(crate) fn held(held: &Held, view: View) -> String {
     out + &account(&held.teardown, "established flow", looked, view)
 }
 
-/// What met the block so far.
+/// The counters so far.
 pub(crate) fn progress(counters: &Counters) -> String {
     format!(
         "{}, {}",
@@ -34,7 +34,7 @@ pub(crate) fn progress(counters: &Counters) -> String {
     )
 }
 
-/// The block is over. `killed` is what became of blocked flows at its end.
+/// The end of a block. `killed` is the account of blocked flows at its end.
 pub(crate) fn over(
     held: Option<Timestamp>,
     lifted: Option<Timestamp>,

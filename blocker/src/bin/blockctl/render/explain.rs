@@ -1,4 +1,4 @@
-//! `explain`: the verdict in words first, then where, then each rule that had a chance.
+//! `explain`: the verdict, the hook, and the rules that were tried.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ const COLUMNS: &[Column] = &[
     Column::filled("WHY", Fit::Wrap),
 ];
 
-/// What becomes of a packet, and why.
+/// The verdict on a packet, and why.
 pub(crate) fn explained(answer: &ExplainResponse, view: View) -> String {
     let mut out = headline(answer);
     out.push('\n');
@@ -79,8 +79,8 @@ fn say_the_same(answers: &[Explanation]) -> bool {
     answers.iter().all(|one| what(one) == what(&answers[0]))
 }
 
-/// The verdict and whose it is: `dropped by rule dev01 (10.1.0.0/16)`; if several rules may have a
-/// say, in their order.
+/// The verdict and the rule: `dropped by rule dev01 (10.1.0.0/16)`; if several rules may decide, all in
+/// their order.
 fn what(answer: &Explanation) -> Vec<String> {
     if let Some(why) = &answer.why {
         return vec![format!("{}: {}", word(answer.verdict), printable(why))];
@@ -143,7 +143,7 @@ fn on(answer: &Explanation) -> String {
     format!("on {}", printable(&answer.interfaces.join(", ")))
 }
 
-/// A hook without its direction, which stands beside it.
+/// A hook without its direction, which has a column of its own.
 fn at(hook: &str) -> &str {
     match hook {
         "xdp" => "XDP",
@@ -152,7 +152,7 @@ fn at(hook: &str) -> &str {
     }
 }
 
-/// One table for all answers whose rules fare alike, but for the hook.
+/// One table for all answers whose rules have the same outcomes, except for the hook.
 fn tables(answers: &[Explanation], view: View) -> String {
     let mut groups: Vec<Vec<&Explanation>> = Vec::new();
     for answer in answers.iter().filter(|answer| !answer.rules.is_empty()) {

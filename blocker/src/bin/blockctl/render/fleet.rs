@@ -1,4 +1,4 @@
-//! `fleet`: what became of a change on many hosts, the rules, the hosts, and what happens there.
+//! `fleet`: results of changes, rules, hosts, and events.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ use super::text::{
 use crate::fleet::wait::{HostResult, State};
 use crate::fleet::{FleetChanged, FleetHost, FleetRule, FleetTried};
 
-/// So many hosts are shown each; of more, those that are not well.
+/// Up to this number all hosts are listed; of more, only those with problems.
 const SHOWN: usize = 40;
 
 const RESULTS: &[Column] = &[
@@ -29,7 +29,7 @@ const RESULTS: &[Column] = &[
     Column::filled("WHY", Fit::Wrap),
 ];
 
-/// What became of an `add`.
+/// The result of an `add`.
 pub(crate) fn added(changed: &FleetChanged, view: View) -> String {
     let id = changed.rules.first().map_or("", |id| id.as_str());
     let rule = changed.value.as_ref().and_then(|value| {
@@ -46,12 +46,12 @@ pub(crate) fn added(changed: &FleetChanged, view: View) -> String {
     let again = if changed.created {
         ""
     } else {
-        ", which was there already: its deadline and comment are now as given"
+        ", which existed already: its deadline and comment are now as given"
     };
     if changed.hosts.is_empty() {
         let hosts = counted(changed.meant, "host");
         return format!(
-            "told {hosts} to block {what}{again}\nwhat they make of it: blockctl fleet list, or --wait\n"
+            "told {hosts} to block {what}{again}\nfor the result: blockctl fleet list, or --wait\n"
         );
     }
     let refused = |host: &HostResult| host.state == State::Refused;
@@ -69,7 +69,7 @@ pub(crate) fn added(changed: &FleetChanged, view: View) -> String {
     out
 }
 
-/// What became of a `del`.
+/// The result of a `del`.
 pub(crate) fn lifted(changed: &FleetChanged, view: View) -> String {
     let ids: Vec<&str> = changed
         .rules
@@ -84,7 +84,7 @@ pub(crate) fn lifted(changed: &FleetChanged, view: View) -> String {
     format!("lifted {ids}\n{}", results(changed, view))
 }
 
-/// What was not done everywhere, in a line.
+/// The problems of a change, in a line.
 pub(crate) fn problem(changed: &FleetChanged) -> String {
     let well = changed.hosts.iter().filter(|host| host.is_well()).count();
     let not = counted(changed.hosts.len() - well, "host");
@@ -92,7 +92,7 @@ pub(crate) fn problem(changed: &FleetChanged) -> String {
     let first = first.map_or_else(String::new, |host| {
         format!(": {}: {}", host.host, reason(host))
     });
-    format!("not as asked on {not}{}", printable(&first))
+    format!("not complete on {not}{}", printable(&first))
 }
 
 fn reason(host: &HostResult) -> String {
@@ -173,7 +173,7 @@ const TRIED: &[Column] = &[
     Column::filled("WOULD BE REFUSED", Fit::Wrap),
 ];
 
-/// What a rule would do.
+/// The result of a dry run.
 pub(crate) fn tried(tried: &FleetTried, value: &Value, view: View) -> String {
     let row = |(host, answer): (&String, &Option<blocker::wire::fleet::report::Answer>)| {
         let (flows, refused) = match answer {
@@ -217,7 +217,7 @@ const RULES: &[Column] = &[
     Column::optional("COMMENT", Fit::Cut, 1),
 ];
 
-/// All rules, a line each, and what is wrong with those that no host takes.
+/// All rules, one a line, and the errors of those that every host refuses.
 pub(crate) fn list(rules: &[FleetRule], view: View) -> String {
     if rules.is_empty() {
         return "no rules: nothing is blocked by the fleet\n".to_owned();
@@ -278,10 +278,10 @@ const HOSTS: &[Column] = &[
     Column::optional("VERSION", Fit::Whole, 4),
 ];
 
-/// Every host, a line each, and what it refuses.
+/// Every host, one a line, and what it refuses.
 pub(crate) fn status(hosts: &[FleetHost], view: View) -> String {
     if hosts.is_empty() {
-        return styled(WARN, "no host reports itself") + "\n";
+        return styled(WARN, "no host has reported") + "\n";
     }
     let mut rows = Vec::new();
     let mut notes = String::new();
@@ -354,8 +354,7 @@ pub(crate) struct NewsLine {
     pub(crate) text: String,
 }
 
-/// What happened, in a line; `before` is the host's report before. Nothing, if it is only a sign of
-/// life.
+/// An event in a line; `before` is the host's previous report. `None` for a report without changes.
 pub(crate) fn news(news: &News, before: Option<&HostReport>, at: Timestamp) -> Option<NewsLine> {
     let (host, rule, what) = match news {
         News::Rule(stored) => {
@@ -397,7 +396,7 @@ fn standing(report: &HostReport) -> String {
     format!("{}, revision {}", counted(rules, "rule"), report.revision)
 }
 
-/// What a report says that the one before did not.
+/// The differences between a report and the previous one.
 fn difference(report: &HostReport, before: Option<&HostReport>) -> Option<String> {
     let Some(before) = before else {
         return Some(format!("is there: {}", standing(report)));
@@ -495,7 +494,7 @@ mod tests {
         assert_eq!(partly.exit() as u8, 6);
         assert_eq!(
             problem(&partly),
-            "not as asked on 3 hosts: web3: it is protected"
+            "not complete on 3 hosts: web3: it is protected"
         );
         let told = changed(Vec::new());
         assert_eq!(told.exit() as u8, 0);

@@ -24,12 +24,12 @@ const COLUMNS: &[Column] = &[
     Column::optional("HOOK", Fit::Whole, 7),
 ];
 
-/// The flows that rules decided, a line each, and what is not among them.
+/// The flows that rules decided, one a line, and the numbers of those that are missing.
 pub(crate) fn flows(answer: &FlowsResponse, view: View) -> String {
     let mut out = if !answer.recording {
         "flows are not recorded: limits.flows is 0\n".to_owned()
     } else if answer.flows.is_empty() {
-        "no such flows: no rule decided a packet of one\n".to_owned()
+        "no such flow was recorded\n".to_owned()
     } else {
         let rows = answer.flows.iter().map(|flow| row(flow, view.now));
         draw(COLUMNS, rows.collect(), view.width)
@@ -43,12 +43,12 @@ pub(crate) fn flows(answer: &FlowsResponse, view: View) -> String {
         (
             answer.evicted,
             "flow",
-            "forgotten to make room (limits.flows)",
+            "replaced by newer ones (limits.flows)",
         ),
         (
             answer.not_recorded,
             "packet",
-            "in no flow: too many new flows came at once",
+            "not recorded: too many new flows at once",
         ),
     ] {
         if number > 0 {
@@ -79,7 +79,7 @@ fn row(flow: &FlowView, now: Timestamp) -> Vec<Cell> {
     ]
 }
 
-/// What became of a packet, in the colour of the mode that does so.
+/// A verdict, in the colour of its mode.
 fn verdict(verdict: Decision) -> Cell {
     let cell = Cell::from(verdict.word());
     match verdict {

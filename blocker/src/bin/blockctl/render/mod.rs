@@ -1,8 +1,7 @@
-//! The API's answers in words and tables, for people.
+//! The API's answers as text and tables.
 //!
-//! Pure: an answer, the terminal's width and the wall clock go in, text comes out. Colours are
-//! always in the text; the stream that it goes to takes them out where none are wanted. Scripts
-//! get JSON or YAML, which [`crate::output`] writes without any of this.
+//! Pure: the terminal's width and the wall clock are arguments. The text always contains colours; the
+//! output stream removes them if they are disabled. [`crate::output`] writes JSON and YAML.
 
 mod change;
 mod during;
@@ -34,10 +33,10 @@ pub(crate) use text::{
 };
 pub(crate) use watch::Lines;
 
-/// What rendering depends on beside the answer.
+/// The parameters of rendering.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View {
-    /// The terminal's width in characters; `None`: no terminal, nothing is cut.
+    /// The terminal's width in characters; `None`: not a terminal, nothing is truncated.
     pub(crate) width: Option<u16>,
     /// The wall clock.
     pub(crate) now: Timestamp,

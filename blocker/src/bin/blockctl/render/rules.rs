@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column::optional("COMMENT", Fit::Cut, 4),
 ];
 
-/// All rules, a line each.
+/// All rules, one a line.
 pub(crate) fn list(answer: &ListResponse, view: View) -> String {
     if answer.rules.is_empty() {
         return "no rules: nothing is blocked\n".to_owned();
@@ -50,7 +50,7 @@ fn row(view: &RuleView) -> Vec<Cell> {
     ]
 }
 
-/// A mode, in the colour of what it does: red kills, yellow refuses, green lets pass.
+/// A mode, in its colour: red drops or resets, yellow rejects, green passes.
 fn mode(mode: Mode) -> Cell {
     let cell = Cell::from(mode.word());
     match mode {
@@ -61,10 +61,10 @@ fn mode(mode: Mode) -> Cell {
     }
 }
 
-/// How many targets or exceptions `show` names one by one.
+/// The maximum number of targets or exceptions that `show` lists.
 const SHOWN: usize = 20;
 
-/// One rule, every field on lines of its own. Nothing is cut but long lists of targets.
+/// One rule, one field a line. Only long lists of targets are truncated.
 pub(crate) fn show(rule: &RuleView, view: View) -> String {
     let mut out = String::new();
     for (name, values) in fields(&rule.rule)
@@ -80,7 +80,7 @@ pub(crate) fn show(rule: &RuleView, view: View) -> String {
     out
 }
 
-/// Targets, a line each; a published list's would fill screens.
+/// Targets, one a line, up to [`SHOWN`].
 fn one_by_one(list: &[Target]) -> Vec<String> {
     let shown = if list.len() > SHOWN + 1 {
         SHOWN

@@ -1,4 +1,4 @@
-//! What a run comes to.
+//! The result of a run.
 
 use super::View;
 use super::table::{Cell, Column, Fit, draw};
@@ -6,7 +6,7 @@ use super::text::{BAD, GOOD, WARN, printable_lines, styled};
 use crate::run::report::{Outcome, Report, Result};
 use comfy_table::Color;
 
-/// The summary of a run: what it comes to first, then its steps.
+/// The summary of a run: its result, then its steps.
 pub(crate) fn ran(report: &Report, view: View) -> String {
     let verdict = match report.result {
         Result::Passed => styled(GOOD.bold(), "PASSED"),

@@ -28,7 +28,7 @@ const HOOKS: &[Column] = &[
     Column::new("MALFORMED/S", Fit::Number),
 ];
 
-/// What happened in an interval: the busiest rules first.
+/// The rates of an interval, the busiest rule first.
 pub(crate) fn stats(rates: &Rates, view: View) -> String {
     let mut out = String::new();
     // Writing to a String does not fail.

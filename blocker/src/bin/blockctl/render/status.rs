@@ -73,7 +73,7 @@ pub(crate) fn status(status: &Status, view: View) -> String {
                 line("", &styled(BAD, &printable(text)));
             }
             let before = moment(status.last_reload.in_force_since);
-            line("", &format!("that of {before} is in force"));
+            line("", &format!("the configuration of {before} is in force"));
         }
     }
     line("rules", &usage(status.rules));
@@ -132,7 +132,7 @@ pub(crate) fn status(status: &Status, view: View) -> String {
     out
 }
 
-/// How the fleet is followed, a line each.
+/// The state of the fleet, in lines.
 fn followed(fleet: &FleetStatus) -> Vec<String> {
     let mut lines = Vec::new();
     let endpoint = printable(fleet.endpoint.as_deref().unwrap_or("etcd"));
@@ -140,17 +140,17 @@ fn followed(fleet: &FleetStatus) -> Vec<String> {
     let stale = span(fleet.stale_seconds as u64);
     lines.push(match fleet.state {
         FleetState::Following => format!(
-            "follows {endpoint} as {}: revision {}, {rules}, heard of {stale} ago",
+            "follows {endpoint} as {}: revision {}, {rules}, last message {stale} ago",
             fleet.name, fleet.revision
         ),
         FleetState::Connecting => styled(
             WARN,
-            &format!("{endpoint} was not reached yet, for {stale}; {rules} as they were kept"),
+            &format!("{endpoint} has not been reached for {stale}; {rules} as stored on disk"),
         ),
         FleetState::Lost => styled(
             BAD,
             &format!(
-                "LOST {endpoint}: not heard of for {stale}; {rules} as of revision {}, until their deadlines",
+                "LOST {endpoint}: no message for {stale}; {rules} as of revision {}, until their deadlines",
                 fleet.revision
             ),
         ),
@@ -162,7 +162,7 @@ fn followed(fleet: &FleetStatus) -> Vec<String> {
     if fleet.lifted_by_loss {
         note(
             WARN,
-            "rules without a deadline are lifted, because etcd is gone (on_loss)",
+            "rules without a deadline are lifted, because etcd is unreachable (on_loss)",
         );
     }
     if let (true, Some(skew)) = (fleet.skewed, fleet.skew_seconds) {
@@ -171,7 +171,7 @@ fn followed(fleet: &FleetStatus) -> Vec<String> {
         note(
             BAD,
             &format!(
-                "this clock is {skew:.1} s {way} the clock of who wrote a rule: deadlines go by this one"
+                "this host's clock is {skew:.1} s {way} the clock of a rule's writer: deadlines follow this host's clock"
             ),
         );
     }
@@ -179,12 +179,12 @@ fn followed(fleet: &FleetStatus) -> Vec<String> {
         note(BAD, &format!("refused {}: {}", refused.rule, refused.why));
     }
     if let Some(error) = &fleet.report_error {
-        note(WARN, &format!("does not report itself: {error}"));
+        note(WARN, &format!("cannot write its report: {error}"));
     }
     lines
 }
 
-/// How current each feed is, and what is wrong with those that are not.
+/// The state of each feed, and the errors.
 fn feeds(feeds: &[FeedStatus], view: View) -> String {
     let ago = |at: Option<Timestamp>| {
         at.map_or_else(
@@ -228,7 +228,7 @@ fn feeds(feeds: &[FeedStatus], view: View) -> String {
     out
 }
 
-/// Memory and fill, the largest first: what takes the room.
+/// Memory and fill, the largest map first.
 fn maps(maps: &[MapStatus], view: View) -> String {
     let mut maps: Vec<&MapStatus> = maps.iter().collect();
     maps.sort_by(|one, other| (other.bytes, &one.name).cmp(&(one.bytes, &other.name)));
@@ -260,7 +260,7 @@ fn maps(maps: &[MapStatus], view: View) -> String {
     draw(MAPS, rows.collect(), view.width)
 }
 
-/// From nine tenths on, the next large change may be refused.
+/// From nine tenths on, a large change may be refused.
 fn nearly_full(usage: Usage) -> bool {
     u128::from(usage.used) * 10 >= u128::from(usage.allowed) * 9
 }

@@ -1,7 +1,7 @@
-//! Tables for people: aligned, without borders, fitted to the terminal.
+//! Tables: aligned, without borders, fitted to the terminal.
 //!
-//! What identifies a row is never cut. When the width does not hold all columns, those of low rank
-//! go first, whole; what is then still too wide is cut or wrapped, as the column says.
+//! Columns that identify a row are never truncated. If the width is too small for all columns, optional
+//! ones are omitted first, the highest rank first; then columns are truncated or wrapped, as they say.
 
 use comfy_table::{
     Attribute, Cell as ComfyCell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row,
@@ -13,18 +13,18 @@ use super::text::printable;
 /// What happens to a column's content when it is too wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fit {
-    /// Nothing: it is shown whole, even if the line grows past the terminal's edge.
+    /// It is shown whole, even if the line becomes longer than the terminal is wide.
     Whole,
-    /// As `Whole`, and aligned right: numbers.
+    /// As `Whole`, and right-aligned: numbers.
     Number,
-    /// Cut, ending in `…`.
+    /// It is truncated, ending in `…`.
     Cut,
-    /// Wrapped into further lines.
+    /// It is wrapped into further lines.
     Wrap,
 }
 
 impl Fit {
-    /// The width below which a column is of no use, given the width of its content.
+    /// The smallest useful width of a column, given the width of its content.
     fn least(self, natural: u16) -> u16 {
         match self {
             Self::Whole | Self::Number => natural,
@@ -42,7 +42,7 @@ pub(crate) struct Column {
     rank: Rank,
 }
 
-/// When a column may be left out.
+/// When a column may be omitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// Never.
@@ -58,24 +58,23 @@ impl Column {
         Self { name, fit, rank }
     }
 
-    /// A column that is always there.
+    /// A column that is never omitted.
     pub(crate) const fn new(name: &'static str, fit: Fit) -> Self {
         Self::ranked(name, fit, Rank::Always)
     }
 
-    /// A column that is left out only when it is empty: a row would seem to say another thing
-    /// without it.
+    /// A column that is omitted only when it is empty: without it, a row could be misunderstood.
     pub(crate) const fn filled(name: &'static str, fit: Fit) -> Self {
         Self::ranked(name, fit, Rank::Filled)
     }
 
-    /// A column that is left out when it is empty or when there is no room, the highest rank first.
+    /// A column that is omitted when it is empty or when there is no room, the highest rank first.
     pub(crate) const fn optional(name: &'static str, fit: Fit, rank: u8) -> Self {
         Self::ranked(name, fit, Rank::Room(rank))
     }
 }
 
-/// A cell's text and what its colour means.
+/// A cell's text and style.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell {
     text: String,
@@ -84,7 +83,7 @@ pub(crate) struct Cell {
 }
 
 impl Cell {
-    /// Paints the text.
+    /// Sets the colour.
     pub(crate) fn color(mut self, color: Color) -> Self {
         self.color = Some(color);
         self
@@ -107,7 +106,7 @@ impl<T: ToString> From<T> for Cell {
     }
 }
 
-/// Columns lie this far apart.
+/// The space between columns.
 const GAP: u16 = 2;
 
 /// Draws a table, each line ending in a newline. `width` is the terminal's in characters; `None`
@@ -121,7 +120,7 @@ pub(crate) fn draw(columns: &[Column], rows: Vec<Vec<Cell>>, width: Option<u16>)
     table
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        // Colours are always written, and taken out again on the way to what shows none.
+        // Colours are always written; the output stream removes them if they are disabled.
         .enforce_styling()
         .style_text_only();
     table.set_header(columns.iter().map(|column| column.name));
@@ -167,7 +166,7 @@ fn arrange(table: &mut Table, columns: &[Column], mut shown: Vec<bool>, width: O
         }
     }
     let last = shown.iter().rposition(|&shown| shown).unwrap_or_default();
-    // Wide enough for the columns that never shrink: their lines are the terminal's to break.
+    // Wide enough for the columns that never shrink; the terminal breaks lines that are too long.
     let needed = total(&shown, &least);
     let natural_total = total(&shown, &|i| natural[i]);
     let width = width.map_or(natural_total, |width| u32::from(width).max(needed));

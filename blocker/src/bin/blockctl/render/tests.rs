@@ -381,7 +381,7 @@ fn narrowed_with_flows_reset() {
     answer.teardown.killed = 1;
     answer.teardown.elapsed_ms = 43.7;
     insta::assert_snapshot!(bare(&lifted(&answer, view(80))), @"
-    narrowed rule web: it lives on with its other targets
+    narrowed rule web: it stays in force with its other targets
     killed 1 of 1 flow in 44 ms
     ");
 }
@@ -490,7 +490,7 @@ fn status_when_all_is_not() {
     config    /etc/blocker/blocker.yaml
     loaded    REFUSED 2026-11-23 21:25:00 UTC (5m ago)
               blocker.yaml:7:3: unknown key "tragets", expected "targets"
-              that of 2026-11-23 18:17:31 UTC is in force
+              the configuration of 2026-11-23 18:17:31 UTC is in force
     rules     3 of 4096
     prefixes  950000 of 1000000; IPv6 1 of 131072
     memory    24.00 MiB of maps in the kernel, 12.30 MiB resident

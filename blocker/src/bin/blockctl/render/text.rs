@@ -12,20 +12,20 @@ use indicatif::{BinaryBytes, HumanCount};
 use jiff::fmt::friendly::{Designator, Spacing, SpanPrinter};
 use jiff::{RoundMode, SpanRound, Timestamp, ToSpan as _, Unit};
 
-/// What went wrong.
+/// Errors.
 pub(crate) const BAD: Style = AnsiColor::Red.on_default();
-/// What wants to be looked at.
+/// Warnings.
 pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
-/// What is new.
+/// Success, and what was added.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 
-/// Text with a style, which ends with it.
+/// Text in a style.
 pub(crate) fn styled(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// Text in which nothing can steer a terminal: process names, for one, are whatever the process
-/// says.
+/// Text without control characters, which a terminal would obey. Process names, for example, are chosen by
+/// the process.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| match c {
@@ -42,18 +42,18 @@ pub(crate) fn printable_lines(text: &str) -> String {
     lines.join("\n")
 }
 
-/// A span of time as one writes it: `500ms`, `2.5s`, `1m 30s`.
+/// A duration: `500ms`, `2.5s`, `1m 30s`.
 pub(crate) fn shortly(time: Duration) -> String {
     let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     match milliseconds {
         0..1_000 => format!("{milliseconds}ms"),
-        // To a tenth, without one that is nothing.
+        // To a tenth, without `.0`.
         1_000..60_000 => format!("{}s", (time.as_secs_f64() * 10.0).round() / 10.0),
         _ => span(milliseconds.saturating_add(500) / 1_000),
     }
 }
 
-/// A span of time by its two largest units, rounded down: `4m 51s`, `2d 3h`.
+/// A duration in its two largest units, rounded down: `4m 51s`, `2d 3h`.
 pub(crate) fn span(seconds: u64) -> String {
     let smallest = match seconds {
         0..3_600 => Unit::Second,
@@ -78,8 +78,8 @@ pub(crate) fn span(seconds: u64) -> String {
         )
 }
 
-/// Seconds from `earlier` to `later`, to the nearest, so that a deadline of `5m` reads so although
-/// some milliseconds of it are gone; 0 if it is the other way round.
+/// Seconds from `earlier` to `later`, rounded to the nearest, so that a deadline of `5m` is shown as `5m`
+/// some milliseconds later; 0 if `later` is earlier.
 pub(crate) fn seconds_between(earlier: Timestamp, later: Timestamp) -> u64 {
     let milliseconds = later.as_millisecond() - earlier.as_millisecond();
     u64::try_from((milliseconds + 500).div_euclid(1_000)).unwrap_or(0)
@@ -98,7 +98,7 @@ pub(crate) fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// A count, exact up to four digits and by its three leading ones past that: `12.3k`, `4.56M`.
+/// A count, exact up to four digits, else with three significant digits: `12.3k`, `4.56M`.
 pub(crate) fn count(n: u64) -> String {
     const UNITS: [(u64, &str); 4] = [
         (1_000_000_000_000, "T"),
@@ -113,7 +113,7 @@ pub(crate) fn count(n: u64) -> String {
         .into_iter()
         .find(|(unit, _)| n >= *unit)
         .unwrap_or((1, ""));
-    // Three digits, cut and not rounded, so that 999,999 is not "1000k".
+    // Truncated, not rounded, so that 999,999 is not "1000k".
     let thousandths = u128::from(n) * 1_000 / u128::from(unit);
     let (whole, rest) = (thousandths / 1_000, thousandths % 1_000);
     match whole {
@@ -130,7 +130,7 @@ pub(crate) fn per_second(rate: f64) -> String {
     } else if rate < 99.95 {
         format!("{rate:.1}")
     } else {
-        // No counter is near what a u64 does not hold.
+        // No rate is near the limit of u64.
         count(rate.round() as u64)
     }
 }
@@ -155,8 +155,8 @@ pub(crate) fn many(n: u64, noun: &str) -> String {
     format!("{} {noun}{plural}", HumanCount(n))
 }
 
-/// An address and port as one writes them: `192.0.2.7:80`, `[2001:db8::1]:443`; without a port
-/// where the protocol has none.
+/// An address and port: `192.0.2.7:80`, `[2001:db8::1]:443`; without the port if the protocol has
+/// none.
 pub(crate) fn endpoint(address: IpAddr, port: u16, protocol: &str) -> String {
     match protocol {
         "tcp" | "udp" | "sctp" | "dccp" => SocketAddr::new(address, port).to_string(),
@@ -164,7 +164,7 @@ pub(crate) fn endpoint(address: IpAddr, port: u16, protocol: &str) -> String {
     }
 }
 
-/// The first target, and how many more there are: `10.0.0.0/8 (+3)`.
+/// The first target, and the number of the others: `10.0.0.0/8 (+3)`.
 pub(crate) fn targets(targets: &[Target]) -> String {
     match targets {
         [] => "none".to_owned(),

@@ -1,4 +1,4 @@
-//! `watch`: one line an event, aligned as far as can be without knowing what comes next.
+//! `watch`: one line an event, aligned with the lines before it.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::text::{BAD, GOOD, WARN, endpoint, many, printable, styled};
 
-/// Columns of a packet's line, all but the last as wide as the widest that came.
+/// Columns of a packet's line. All but the last are as wide as their widest text so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Column {
     Time,
@@ -48,7 +48,7 @@ impl Column {
         }
     }
 
-    /// How wide a column is before anything came: what is usual of IPv4.
+    /// The initial width of a column, for IPv4.
     const fn usual(self, narrow: Narrow) -> usize {
         match self {
             Time if narrow.time => 8,
@@ -65,14 +65,14 @@ impl Column {
     }
 }
 
-/// What is made shorter, or left out, on a narrow terminal; in this order.
+/// What is shortened or omitted on a narrow terminal, in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Narrow {
-    /// Of the local end, the port alone.
+    /// Only the port of the local end.
     local: bool,
-    /// No fraction of a second.
+    /// No fractions of seconds.
     time: bool,
-    /// One blank between columns.
+    /// One space between columns.
     gap: bool,
     /// No device.
     device: bool,
@@ -130,7 +130,7 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// For a terminal so wide; `None`: no terminal, nothing is left out.
+    /// For a terminal of this width; `None`: not a terminal, nothing is omitted.
     pub(crate) fn new(width: Option<u16>) -> Self {
         let narrow = Narrow::for_width(width);
         Self {
@@ -215,7 +215,7 @@ impl Lines {
     fn row(&mut self, cells: Vec<(Column, String, Style)>) -> String {
         let mut line = String::new();
         for (column, text, style) in cells {
-            // Addresses, names and words are as wide as they have characters.
+            // Assumes that every character has width 1.
             let length = text.chars().count();
             self.widen(column, length);
             let width = self.widths[column as usize];
@@ -228,8 +228,8 @@ impl Lines {
         line
     }
 
-    /// Makes a column as wide as its widest text, as long as there is room: what is too long for
-    /// the terminal breaks its own line, and not all that follow.
+    /// Makes a column as wide as its widest text, if there is room. A text that is too long for the
+    /// terminal then breaks only its own line, not all that follow.
     fn widen(&mut self, column: Column, length: usize) {
         let columns = self.narrow.columns();
         let gaps = (columns.clone().count() - 1) * self.narrow.gap_width();
@@ -251,7 +251,7 @@ const fn way(direction: Direction) -> &'static str {
     }
 }
 
-/// The local end where there is no room for its address.
+/// The local port, for lines without room for the address.
 fn port(packet: &Packet) -> String {
     match packet.protocol.as_str() {
         "tcp" | "udp" => format!(":{}", packet.local_port),
@@ -259,7 +259,7 @@ fn port(packet: &Packet) -> String {
     }
 }
 
-/// TCP's flags, ICMP's type, or that it is a fragment.
+/// The TCP flags, the ICMP type, or `frag` for a fragment.
 fn flags(packet: &Packet) -> String {
     if !packet.tcp_flags.is_empty() {
         return printable(&packet.tcp_flags.join(",").to_uppercase());
@@ -271,7 +271,7 @@ fn flags(packet: &Packet) -> String {
     }
 }
 
-/// The colour of what a verdict does: red kills, yellow refuses, green lets pass.
+/// The colour of a verdict: red drops or resets, yellow rejects, green passes.
 const fn color(verdict: Decision) -> Style {
     match verdict {
         Decision::Reset => BAD.bold(),
@@ -281,7 +281,7 @@ const fn color(verdict: Decision) -> Style {
     }
 }
 
-/// What is no packet.
+/// Events other than packets.
 const NEWS: Style = AnsiColor::Cyan.on_default();
 
 fn rule(change: &RuleChange) -> String {
@@ -350,8 +350,10 @@ fn device(change: &DeviceChange) -> String {
 fn lost(lost: Lost) -> String {
     let events = many(lost.events, "event");
     let why = match lost.at {
-        LostAt::Datapath => "more came at once than are told of (limits.events_per_second)",
-        LostAt::Watcher => "this reader was too slow for them",
+        LostAt::Datapath => {
+            "over the rate limit, or the daemon was too slow (limits.events_per_second)"
+        }
+        LostAt::Watcher => "this watcher was too slow",
     };
     styled(WARN, &format!("{events} lost: {why}"))
 }

@@ -1,4 +1,4 @@
-//! A block, from its beginning to its lift, and what is told of it in the report.
+//! A block, from its start to its lift, and its part of the report.
 
 use blocker::api::client::{Change, Client, Lease};
 use blocker::rule::{RuleId, RuleSpec};
@@ -11,30 +11,30 @@ use crate::failure::Failure;
 use crate::held;
 use crate::render::{self, View};
 
-/// A block of a run. It ends with its lease at the latest.
+/// A block of a run. It ends when its lease does.
 pub(super) struct Block {
     id: RuleId,
-    /// `None`: it was lifted.
+    /// `None` after the lift.
     lease: Option<Lease>,
     held: Held,
     facts: Facts,
 }
 
-/// What the report says of a block.
+/// A block in the report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Facts {
-    /// The step that it began at, from 1.
+    /// The number of the step that started it, from 1.
     step: usize,
     lease: String,
     rule: RuleFacts,
     carved: Vec<Carved>,
     times: Times,
     before: Before,
-    /// What became of established flows when the block began.
+    /// The account of established flows when the block started.
     teardown: Account,
     at_end: Option<AtEnd>,
     after_lift: Option<AfterLift>,
-    /// Whether it held until it was lifted.
+    /// Whether it was in force until its lift.
     held_throughout: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     lost: Option<String>,
@@ -109,12 +109,12 @@ impl Block {
         self.lease.is_some()
     }
 
-    /// Why it ended before it was lifted, if so.
+    /// Why it ended before its lift, if it did.
     pub(super) fn lost(&self) -> Option<&str> {
         self.facts.lost.as_deref()
     }
 
-    /// Waits until it ends without being lifted here; says why. May be dropped and called again.
+    /// Waits until it ends without being lifted by this run; returns why. Cancel-safe.
     pub(super) async fn ended(&mut self) -> String {
         let why = match &mut self.lease {
             Some(lease) => held::ended(lease).await,
@@ -124,7 +124,7 @@ impl Block {
         self.trouble(&why)
     }
 
-    /// Lifts it, and notes what it met.
+    /// Lifts it, and records its counters and flows.
     pub(super) async fn lift(&mut self, client: &Client) {
         let id = &self.id;
         let seen = client.rule(id).await.ok();
@@ -150,13 +150,13 @@ impl Block {
         self.lease = None;
     }
 
-    /// Closes the connection, by which the daemon learns that it is to lift it.
+    /// Closes the connection, at which the daemon lifts the block.
     pub(super) fn abandon(&mut self) {
         self.lease = None;
-        self.lose("nobody waited for its lift, which the daemon does by itself".to_owned());
+        self.lose("the run was interrupted before its lift; the daemon lifts it".to_owned());
     }
 
-    /// What its end comes to, for people: a line, and one more for flows that were killed.
+    /// The summary: a line, and one more if flows were killed.
     pub(super) fn summary(&self, view: View) -> String {
         if let Some(why) = self.lost() {
             return format!("did not hold to its lift: {why}\n");
@@ -176,7 +176,7 @@ impl Block {
         self.facts
     }
 
-    /// That it did not hold, and why.
+    /// The message that it ended before its lift.
     pub(super) fn trouble(&self, why: &str) -> String {
         format!("the block {} did not hold to its lift: {why}", self.id)
     }
@@ -195,7 +195,7 @@ impl Facts {
         self.held_throughout
     }
 
-    /// What is to be said of it, for people: what is not as it should be.
+    /// The problem of the block, if it has one.
     pub(super) fn trouble(&self) -> Option<String> {
         let id = &self.rule.id;
         if let Some(why) = &self.lost {

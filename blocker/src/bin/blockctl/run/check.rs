@@ -1,4 +1,4 @@
-//! A check: tries, until one is as expected or the time is over.
+//! A check: repeats attempts until one finds what is expected, or the time is over.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use tokio::time::{Instant, sleep_until};
 use super::probe::{self, Surroundings, Tried};
 use super::progress::Progress;
 
-/// What came of a check.
+/// The result of a check.
 pub(super) struct Checked {
-    /// Whether the last try was as expected.
+    /// Whether the last attempt found what is expected.
     pub(super) met: bool,
-    /// What it found.
+    /// What the last attempt found.
     pub(super) found: String,
-    /// How many there were.
+    /// The number of attempts.
     pub(super) tries: u32,
 }
 
-/// Checks. May be dropped at any time: a command that runs is killed then.
+/// Carries out a check. If it is dropped, a command in progress is killed.
 pub(super) async fn check(
     check: &Check,
     surroundings: &Surroundings,
@@ -45,8 +45,8 @@ pub(super) async fn check(
     }
 }
 
-/// How long there must be left for another try. One that is cut short would find nothing but that,
-/// and a connection that is to time out would seem to.
+/// The time that must be left for another attempt. A shorter attempt would only find its own limit, and a
+/// connection that is expected to time out would seem to do so.
 fn least(check: &Check) -> Duration {
     match &check.probe {
         Probe::Tcp(tcp) if tcp.expect == Connect::TimesOut => check.timeout,

@@ -1,13 +1,13 @@
-//! `run`: an experiment from a file, step by step, and the evidence of it.
+//! `run`: carries out a runbook step by step, and writes its report.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`plan`] | what would be done, asked of the daemon |
-//! | [`block`] | a block from its beginning to its lift |
-//! | [`check`] | a check: tries until it is as expected |
-//! | [`probe`] | one try |
-//! | [`progress`] | what is said meanwhile |
-//! | [`report`] | the evidence |
+//! | [`plan`] | the dry run, and asking the daemon beforehand |
+//! | [`block`] | a block from its start to its lift |
+//! | [`check`] | a check: repeated attempts |
+//! | [`probe`] | one attempt |
+//! | [`progress`] | progress on standard error |
+//! | [`report`] | the report |
 
 mod block;
 mod check;
@@ -39,11 +39,11 @@ use probe::Surroundings;
 use progress::Progress;
 use report::{Outcome, Report, Verdict};
 
-/// How much later than the run a block ends that could not be lifted. A run that takes too long is to
-/// find its blocks in force, and to say what they met.
+/// How long after the run's deadline the deadline of its blocks is, so that a run that reaches its
+/// deadline can still read the counters of its blocks and lift them.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Carries a runbook out. Gives the exit code and what is to be printed.
+/// Carries out a runbook. Returns the exit code and the text to print.
 pub(crate) async fn run(
     client: &Client,
     args: &RunArgs,
@@ -56,10 +56,10 @@ pub(crate) async fn run(
     }
     let file = args.report.as_deref().map(ReportFile::create).transpose()?;
     let surroundings = Surroundings::new(client.path())?;
-    // Before there is anything that a signal must not leave behind.
+    // Before the first block starts, so that a signal cannot leave one in force.
     let mut signals = Signals::new()?;
     let status = client.status().await?;
-    // What is refused at a later step is refused before the first.
+    // A block of a later step that is refused ends the run before its first step.
     plan::ask(client, &runbook, args.force).await?;
     let latest = SignedDuration::try_from(runbook.deadline + GRACE);
     let latest = Timestamp::now().saturating_add(latest.unwrap_or(SignedDuration::MAX));
@@ -111,19 +111,19 @@ fn load(path: &Path) -> Result<Runbook, Failure> {
     Runbook::load(path).map_err(Failure::Runbook)
 }
 
-/// A run under way.
+/// A run in progress.
 struct Run<'a> {
     client: &'a Client,
     runbook: &'a Runbook,
     force: bool,
     surroundings: Surroundings,
-    /// Every block of the run, those that are lifted, too.
+    /// All blocks of the run, including lifted ones.
     blocks: Vec<Block>,
     progress: Progress,
     report: Report,
-    /// When the run ends, whatever it is at.
+    /// The deadline of the run.
     ends: Instant,
-    /// The deadline of every block, by the wall clock.
+    /// The deadline of every block, on the wall clock.
     expires: Timestamp,
     view: View,
 }
@@ -136,7 +136,7 @@ enum Acted {
 }
 
 impl Run<'_> {
-    /// Does the steps, until one fails or something else ends the run.
+    /// Carries out the steps, until one fails or the run is ended.
     async fn steps(&mut self, signals: &mut Signals) -> Verdict {
         let runbook = self.runbook;
         for (index, step) in runbook.steps.iter().enumerate() {
@@ -157,14 +157,14 @@ impl Run<'_> {
         Verdict::Passed
     }
 
-    /// Does a step, unless something else comes first. Gives what there is to say of it.
+    /// Carries out a step, unless the run is ended meanwhile. Returns what to print about it.
     async fn step(
         &mut self,
         index: usize,
         step: &Step,
         signals: &mut Signals,
     ) -> Result<Option<String>, Verdict> {
-        // To its end, once it is begun: what is lifted is lifted.
+        // Not interrupted: a lift that was started is completed.
         if let Action::Lift(lift) = &step.action {
             return self.lift(lift).await;
         }
@@ -222,7 +222,7 @@ impl Run<'_> {
         }
     }
 
-    /// Lifts what a step names.
+    /// Lifts the blocks that a step names.
     async fn lift(&mut self, lift: &Lift) -> Result<Option<String>, Verdict> {
         let mut said = String::new();
         for block in self.blocks.iter_mut().filter(|block| block.is_in_force()) {
@@ -240,8 +240,8 @@ impl Run<'_> {
         Ok(Some(said))
     }
 
-    /// Lifts what is left. Whoever cannot wait for that sends another signal: then the connection
-    /// closes, and the daemon lifts it.
+    /// Lifts the remaining blocks. At another signal it closes their connections instead, and the daemon
+    /// lifts them.
     async fn lift_all(&mut self, signals: &mut Signals) {
         for block in self.blocks.iter_mut().filter(|block| block.is_in_force()) {
             let lifted = tokio::select! {
@@ -258,7 +258,7 @@ impl Run<'_> {
     }
 }
 
-/// Waits until a block ends that nobody here lifted; gives which, and why.
+/// Waits until a block ends that this run did not lift; returns which one, and why.
 async fn lost(blocks: &mut [Block]) -> String {
     let waits = blocks.iter_mut().filter(|block| block.is_in_force());
     let waits: Vec<_> = waits.map(|block| Box::pin(block.ended())).collect();

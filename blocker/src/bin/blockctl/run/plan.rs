@@ -1,4 +1,4 @@
-//! What a run would do: its steps, and what the daemon says of its blocks. Changes nothing.
+//! The dry run: lists the steps, and asks the daemon about the blocks. Changes nothing.
 
 use blocker::api::client::{Change, Client, ClientError};
 use blocker::rule::RuleSpec;
@@ -29,12 +29,12 @@ struct Planned<'a> {
     name: Option<&'a str>,
     action: &'static str,
     what: String,
-    /// What the daemon says of the block.
+    /// The daemon's answer about the block.
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<AddResponse>,
 }
 
-/// Prints the plan. Where the daemon objects to a block, or is not there, that is said after it.
+/// Prints the plan. An error of the daemon is reported after the plan.
 pub(super) async fn dry_run(
     client: &Client,
     runbook: &Runbook,
@@ -84,7 +84,7 @@ pub(super) async fn dry_run(
     }
 }
 
-/// Asks the daemon whether it would take every block.
+/// Asks the daemon whether it would accept every block.
 pub(super) async fn ask(client: &Client, runbook: &Runbook, force: bool) -> Result<(), Failure> {
     for step in &runbook.steps {
         if let Action::Block(spec) = &step.action {
@@ -102,7 +102,7 @@ async fn would(client: &Client, spec: &RuleSpec, force: bool) -> Result<AddRespo
     };
     let answer = client.add(spec, dry_run).await?;
     if let (Some(id), false) = (&spec.id, answer.created) {
-        // To add it would be no error, but there would be nothing to lift at the end.
+        // Adding a rule that exists is not an error, but holding it under a lease is.
         let detail = format!(
             "the id {id} is taken by a rule that is in force: give the block another, or lift the rule first"
         );
@@ -117,13 +117,13 @@ async fn would(client: &Client, spec: &RuleSpec, force: bool) -> Result<AddRespo
     Ok(answer)
 }
 
-/// A step's name, or what it does.
+/// A step's name, or its action.
 pub(super) fn title(step: &Step) -> String {
     let what = || format!("{} {}", step.action.word(), what(step));
     step.name.clone().unwrap_or_else(what)
 }
 
-/// What a step does, in words, behind its key.
+/// The object of a step's action.
 pub(super) fn what(step: &Step) -> String {
     match &step.action {
         Action::Block(spec) => {
@@ -164,10 +164,10 @@ fn table(plan: &Plan<'_>, runbook: &Runbook, view: View) -> String {
             }
         }
     }
-    out + "  at the end, and whatever happens: every block is lifted\n"
+    out + "  at the end, also after a failure: every block is lifted\n"
 }
 
-/// What a check expects, and how long it tries.
+/// What a check expects, and how often it is attempted.
 fn terms(check: &Check) -> String {
     let patience = match check.within {
         Some(within) => format!("within {}, every {}", shortly(within), shortly(check.every)),

@@ -1,4 +1,4 @@
-//! One try of a check: a request, a connection, a command.
+//! One attempt of a check: a request, a connection, or a command.
 
 use std::error::Error;
 use std::fs::File;
@@ -17,20 +17,20 @@ use tokio::time::timeout;
 
 use crate::failure::Failure;
 
-/// So much of a body or of a command's output is looked at, in bytes.
+/// The part of a body, or of a command's output, that is examined, in bytes.
 const LOOKED_AT: u64 = 1 << 20;
 
-/// What a try found.
+/// The result of an attempt.
 pub(super) enum Tried {
-    /// What was expected.
+    /// What is expected.
     Met(String),
     /// Something else.
     Unmet(String),
-    /// That it cannot be tried, now or later.
+    /// The attempt is not possible, now or later.
     Impossible(String),
 }
 
-/// What tries of a run have around them.
+/// The environment of a run's attempts.
 pub(super) struct Surroundings {
     /// The directory that its commands share.
     directory: TempDir,
@@ -40,7 +40,7 @@ pub(super) struct Surroundings {
 
 impl Surroundings {
     pub(super) fn new(socket: &Path) -> Result<Self, Failure> {
-        // It fails where there is one already, which is as good.
+        // Fails if a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::Builder::new().prefix("blockctl-run-").tempdir();
         let directory = directory.map_err(|error| {
@@ -53,7 +53,7 @@ impl Surroundings {
     }
 }
 
-/// Tries once, for so long at most.
+/// Makes one attempt, for at most `limit`.
 pub(super) async fn once(probe: &Probe, limit: Duration, around: &Surroundings) -> Tried {
     match probe {
         Probe::Http(http) => get(http, limit).await,
@@ -63,7 +63,7 @@ pub(super) async fn once(probe: &Probe, limit: Duration, around: &Surroundings) 
 }
 
 async fn get(http: &Http, limit: Duration) -> Tried {
-    // A connection of its own for each try, and none through a proxy: the way there is what is tried.
+    // A new connection for each attempt, without a proxy: the check is about the path to the host.
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(Policy::none())
@@ -100,7 +100,7 @@ async fn get(http: &Http, limit: Duration) -> Tried {
     }
 }
 
-/// What is at the bottom of an error: those above say only what was tried.
+/// The root cause of an error: the errors above it only say what was tried.
 fn root(error: &dyn Error) -> String {
     let mut bottom = error;
     while let Some(deeper) = bottom.source() {
@@ -157,13 +157,13 @@ async fn run(command: &Command, limit: Duration, around: &Surroundings) -> Tried
             let said = said.trim_end().lines().last().unwrap_or_default();
             Tried::Unmet(match said {
                 "" => unmet,
-                said => format!("{unmet}; its last words: {said}"),
+                said => format!("{unmet}; last line of its errors: {said}"),
             })
         }
     }
 }
 
-/// A command under way. It and what it started is killed if nobody waits for it to the end.
+/// A command in progress. Dropping it kills the command and its process group.
 struct Running {
     child: tokio::process::Child,
     group: Option<Pid>,
@@ -172,14 +172,14 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(group) = self.group {
-            // One that has ended meanwhile needs no killing.
+            // Fails if the group has ended meanwhile.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
 }
 
-/// Starts a command. It writes to files: who reads a pipe to its end would wait for all that it
-/// leaves running.
+/// Starts a command that writes to files: reading a pipe to its end would wait for processes that the
+/// command leaves running.
 fn begin(command: &Command, around: &Surroundings) -> io::Result<(Running, File, File)> {
     let (out, err) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let (program, arguments) = command
@@ -201,10 +201,10 @@ fn begin(command: &Command, around: &Surroundings) -> io::Result<(Running, File,
     Ok((Running { child, group }, out, err))
 }
 
-/// What was written to a file, its beginning if it is long.
+/// The content of a file, truncated if it is long.
 fn read(file: &mut File) -> String {
     let mut bytes = Vec::new();
-    // What cannot be read is as good as not written.
+    // A file that cannot be read counts as empty.
     let _ = file
         .rewind()
         .and_then(|()| file.take(LOOKED_AT).read_to_end(&mut bytes));

@@ -1,4 +1,4 @@
-//! What is said while a run is under way: a line a step, and on a terminal a line that lives.
+//! Progress of a run on standard error: a line for each step, and on a terminal a status line.
 
 use std::io::{IsTerminal as _, stderr};
 use std::time::Duration;
@@ -12,19 +12,19 @@ use super::report::{Outcome, StepFacts};
 use crate::output;
 use crate::render::{BAD, GOOD, WARN, printable, shortly, styled};
 
-/// How often the line that lives is drawn.
+/// How often the status line is drawn.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The progress of a run.
 pub(super) struct Progress {
     steps: usize,
-    /// Nothing is said.
+    /// Nothing is printed.
     quiet: bool,
-    /// Whether there is a terminal for a line that lives.
+    /// Whether there is a terminal for the status line.
     terminal: bool,
-    /// That line, of the step under way.
+    /// The status line of the current step.
     bar: Option<ProgressBar>,
-    /// `[2/7] the client is in rotation`, of the step under way.
+    /// `[2/7] the client is in rotation`: the current step.
     label: String,
 }
 
@@ -39,7 +39,7 @@ impl Progress {
         }
     }
 
-    /// A step begins.
+    /// Starts a step.
     pub(super) fn begin(&mut self, index: usize, step: &Step) {
         let title = printable(&plan::title(step));
         self.label = format!("[{}/{}] {title}", index + 1, self.steps);
@@ -52,12 +52,12 @@ impl Progress {
             bar.enable_steady_tick(TICK);
             self.bar = Some(bar);
         } else if let Action::Wait(time) = &step.action {
-            // Whoever reads a log is to see what is waited for.
+            // For logs, which have no status line.
             self.note(&format!("{}: waiting {}", self.label, shortly(*time)));
         }
     }
 
-    /// Waits, and shows how long still.
+    /// Waits, and shows the remaining time.
     pub(super) async fn wait(&self, time: Duration) {
         let ends = Instant::now() + time;
         let Some(bar) = &self.bar else {
@@ -74,7 +74,7 @@ impl Progress {
         }
     }
 
-    /// A try was not as expected, and there will be another.
+    /// Reports an attempt that failed and will be repeated.
     pub(super) fn again(&self, found: &str, tries: u32, ends: Instant) {
         let left = shortly(ends.saturating_duration_since(Instant::now()));
         let found = printable(found);
@@ -91,7 +91,7 @@ impl Progress {
         }
     }
 
-    /// A step is over.
+    /// Ends a step.
     pub(super) fn end(&mut self, facts: &StepFacts) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -104,7 +104,7 @@ impl Progress {
         self.note(&format!("{}: {word}{}", self.label, facts.told()));
     }
 
-    /// Says something.
+    /// Prints a note.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
             output::note(text);

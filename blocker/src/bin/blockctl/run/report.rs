@@ -1,4 +1,4 @@
-//! The evidence of a run: its steps, its blocks, and what it comes to.
+//! The report of a run: its steps, its blocks, and its result.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,50 +16,50 @@ use crate::evidence::Origin;
 use crate::failure::Exit;
 use crate::render::{printable, shortly};
 
-/// Version of the form of a report.
+/// Version of the report's format.
 const VERSION: u32 = 1;
 
 /// How the steps ended.
 pub(super) enum Verdict {
-    /// All of them were done.
+    /// All succeeded.
     Passed,
-    /// One failed: why, and what that means to who called.
+    /// One failed: why, and the exit code.
     Failed(String, Exit),
     /// A signal came.
     Interrupted(Signal),
-    /// A block ended that was to hold: which, and why.
+    /// A block ended before its lift: which one, and why.
     Lost(String),
     /// The deadline passed.
     Late,
 }
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
-    /// It did what it is for.
+    /// It succeeded.
     Passed,
-    /// It did not.
+    /// It failed.
     Failed,
-    /// Something else ended the run meanwhile.
+    /// The run was ended during it.
     Interrupted,
-    /// It was not begun.
+    /// It was not started.
     Skipped,
 }
 
-/// What a run comes to.
+/// The result of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Result {
-    /// Every check was as expected, under every block.
+    /// All checks succeeded, and all blocks were in force until their lift.
     Passed,
     /// A step failed, or the deadline passed.
     Failed,
     /// A signal ended it.
     Interrupted,
-    /// A block did not hold until its lift.
+    /// A block ended before its lift.
     Lost,
-    /// Every check was as expected, but some established flows were left.
+    /// All checks succeeded, but some established flows were not killed.
     Partly,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Report {
     origin: Origin,
     pub(crate) result: Result,
     exit_code: u8,
-    /// Why it is not passed.
+    /// Why the result is not `passed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
     started: Timestamp,
@@ -84,15 +84,15 @@ pub(crate) struct Report {
     blocks: Vec<block::Facts>,
 }
 
-/// A step, and what became of it.
+/// A step and its outcome.
 #[derive(Debug, Serialize)]
 pub(crate) struct StepFacts {
     pub(crate) number: usize,
-    /// Where it stands in the file.
+    /// Its line in the file.
     line: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
-    /// Its name, or what it does.
+    /// Its name, or its action.
     #[serde(skip)]
     title: String,
     pub(crate) action: &'static str,
@@ -176,7 +176,7 @@ impl Report {
         &self.steps[index]
     }
 
-    /// The run is over, and every block is lifted.
+    /// Records the end of the run, after every block was lifted.
     pub(super) fn over(&mut self, verdict: Verdict, blocks: Vec<block::Facts>) {
         self.ended = Some(Timestamp::now());
         self.blocks = blocks;
@@ -234,7 +234,7 @@ impl Report {
         self.exit_code
     }
 
-    /// How long it took, in seconds.
+    /// Its duration in seconds.
     pub(crate) fn seconds(&self) -> f64 {
         let ended = self.ended.unwrap_or(self.started);
         ended.duration_since(self.started).as_secs_f64()
@@ -242,12 +242,12 @@ impl Report {
 }
 
 impl StepFacts {
-    /// How long it took, in seconds, if it was begun.
+    /// Its duration in seconds, if it was started.
     pub(crate) fn seconds(&self) -> Option<f64> {
         Some(self.ended?.duration_since(self.started?).as_secs_f64())
     }
 
-    /// What came of it, in words, to be written behind `ok` or `FAILED`.
+    /// The text that follows `ok` or `FAILED`.
     pub(super) fn told(&self) -> String {
         let Some(found) = self.found.as_deref() else {
             return String::new();
@@ -261,7 +261,7 @@ impl StepFacts {
         };
         match (&self.expected, self.outcome) {
             (Some(expected), Outcome::Failed) => {
-                // Where the step has no name, this is its name.
+                // A step without a name is already titled by its action.
                 let what = self.name.as_ref().map(|_| printable(&self.what));
                 let what = what.map_or(String::new(), |what| format!(": {what}"));
                 let (expected, found) = (printable(expected), printable(found));

@@ -1,11 +1,11 @@
-//! `top`: rules and blocked flows by rate, in a terminal, until somebody has seen enough.
+//! `top`: a terminal display of the rates of rules and blocked flows.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`model`] | what is known and how it is sorted; pure |
-//! | [`view`] | what of it is drawn where; pure |
+//! | [`model`] | rates, history and sort order; pure |
+//! | [`view`] | drawing; pure |
 //!
-//! Here: asking, keys, and that the terminal is left as it was, whatever ends this.
+//! This file: requests, keys, and restoring the terminal.
 
 mod model;
 mod view;
@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::{input, output};
 use model::Model;
 
-/// How often the daemon is asked, unless it is said.
+/// The default interval of requests.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shows rates until a key ends it.
@@ -38,7 +38,7 @@ pub(crate) async fn top(client: &Client, args: &TopArgs) -> Result<(), Failure> 
         let flaw = "top needs a terminal for its input and its output: use blockctl stats";
         return Err(Failure::Input(vec![flaw.to_owned()]));
     }
-    // Whether there is a daemon is said before the screen is cleared.
+    // An unreachable daemon is reported before the screen is cleared.
     let mut model = Model::default();
     model.take(client.stats().await?, flows(client).await?);
 
@@ -80,7 +80,7 @@ async fn show(
                         return Ok(());
                     }
                 }
-                // Another size: it is drawn anew.
+                // A resize: the display is drawn again.
                 Some(_) => {}
                 None => return Ok(()),
             },
@@ -90,8 +90,7 @@ async fn show(
     }
 }
 
-/// The totals. A connection that broke says less than the next one: whether the daemon is still
-/// there.
+/// The totals. After a broken connection a second request finds out whether the daemon still runs.
 async fn totals(client: &Client) -> Result<Stats, ClientError> {
     match client.stats().await {
         Err(ClientError::Lost { .. }) => client.stats().await,
@@ -99,7 +98,7 @@ async fn totals(client: &Client) -> Result<Stats, ClientError> {
     }
 }
 
-/// The flows with the most packets: more than fit a screen, few enough to be cheap.
+/// The flows with the most packets: more than a screen shows, and few enough to be cheap.
 async fn flows(client: &Client) -> Result<Vec<FlowView>, ClientError> {
     let request = FlowsRequest {
         sort: FlowOrder::Packets,
@@ -108,13 +107,13 @@ async fn flows(client: &Client) -> Result<Vec<FlowView>, ClientError> {
     };
     match client.flows(&request).await {
         Ok(answer) => Ok(answer.flows),
-        // The totals, asked for next, say whether the daemon is there.
+        // The next request of totals finds out whether the daemon still runs.
         Err(ClientError::Lost { .. }) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }
 
-/// Does what a key says; gives whether to go on.
+/// Handles a key; returns false to quit.
 fn act(key: KeyEvent, model: &mut Model) -> bool {
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => return false,
@@ -131,8 +130,8 @@ fn act(key: KeyEvent, model: &mut Model) -> bool {
     true
 }
 
-/// What comes from the keyboard. The thread that reads it ends with the process: nothing else can
-/// interrupt a read from a terminal.
+/// Events of the terminal. The thread that reads them ends with the process, since a blocking read of a
+/// terminal cannot be interrupted.
 fn keys() -> mpsc::UnboundedReceiver<Event> {
     let (sender, receiver) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -145,8 +144,8 @@ fn keys() -> mpsc::UnboundedReceiver<Event> {
     receiver
 }
 
-/// The terminal while it is ours: raw, and its other screen. Restored when dropped, and by a
-/// panic before its message is printed.
+/// The terminal in raw mode, on its alternate screen. Restored when dropped, and by a panic before the
+/// message of the panic is printed.
 struct Screen(DefaultTerminal);
 
 impl Screen {

@@ -1,6 +1,4 @@
-//! What `top` knows: rates, their history, and the order in which they are shown.
-//!
-//! Pure: answers and keys go in.
+//! The state of `top`: rates, their history, and the sort order. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,7 +6,7 @@ use blocker::wire::{FlowView, Stats};
 
 use crate::rates::{self, Rates, RuleRates};
 
-/// So many intervals are remembered: as many as the widest terminal shows.
+/// The number of intervals in a history: as many as the widest terminal shows.
 const HISTORY: usize = 400;
 
 /// The order of rules and flows.
@@ -26,7 +24,7 @@ pub(super) enum Sort {
 }
 
 impl Sort {
-    /// The next one, around in a circle.
+    /// The next key; the first follows the last.
     pub(super) const fn next(self) -> Self {
         match self {
             Self::Packets => Self::Bits,
@@ -36,7 +34,7 @@ impl Sort {
         }
     }
 
-    /// As the help line names it.
+    /// Its name in the help line.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Packets => "pkt/s",
@@ -58,7 +56,7 @@ pub(super) struct FlowRates {
     pub(super) bits_per_second: f64,
 }
 
-/// Everything that is shown.
+/// The state.
 #[derive(Debug, Default)]
 pub(super) struct Model {
     last: Option<Stats>,
@@ -70,9 +68,9 @@ pub(super) struct Model {
     pub(super) total: History,
     /// The order.
     pub(super) sort: Sort,
-    /// Whether the picture stands still.
+    /// Whether the display is paused.
     pub(super) paused: bool,
-    /// How many rules are scrolled away.
+    /// The number of rules above the first one that is shown.
     pub(super) offset: usize,
 }
 
@@ -97,12 +95,12 @@ impl Model {
         self.last_flows = flows;
     }
 
-    /// The rates of the last interval; none before there was one.
+    /// The rates of the last interval; `None` before the first interval ends.
     pub(super) const fn rates(&self) -> Option<&Rates> {
         self.rates.as_ref()
     }
 
-    /// The rules in their order.
+    /// The rules, sorted.
     pub(super) fn rules(&self) -> Vec<&RuleRates> {
         let mut rules: Vec<&RuleRates> = self.rates.iter().flat_map(|rates| &rates.rules).collect();
         rules.sort_by(|one, other| {
@@ -123,7 +121,7 @@ impl Model {
         rules
     }
 
-    /// The flows in their order.
+    /// The flows, sorted.
     pub(super) fn flows(&self) -> Vec<&FlowRates> {
         let mut flows: Vec<&FlowRates> = self.flows.iter().collect();
         flows.sort_by(|one, other| {
@@ -138,12 +136,12 @@ impl Model {
         flows
     }
 
-    /// What a rule did lately.
+    /// The history of a rule.
     pub(super) fn history(&self, id: &str) -> Option<&History> {
         self.histories.get(id)
     }
 
-    /// Moves the rules so many lines, as far as there are any.
+    /// Scrolls the rules by a number of lines, within their number.
     pub(super) fn scroll(&mut self, lines: isize) {
         let rules = self.rates.as_ref().map_or(0, |rates| rates.rules.len());
         let last = rules.saturating_sub(1);
@@ -165,7 +163,7 @@ fn flow_rates(before: &[FlowView], now: &[FlowView], seconds: f64) -> Vec<FlowRa
     };
     let rates = now.iter().map(|flow| {
         let old = before.iter().find(|old| same(old, flow));
-        // A record that was evicted and made again begins at nothing.
+        // A record that was replaced and created again starts at 0.
         let since = |now: u64, old: Option<u64>| {
             let old = old.unwrap_or(0);
             now.checked_sub(old).unwrap_or(now) as f64 / seconds

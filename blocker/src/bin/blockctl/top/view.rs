@@ -1,7 +1,5 @@
-//! What `top` draws, and where: a head with the sum, rules, flows if the daemon records them, a
-//! line of help.
-//!
-//! Pure: a model goes in, cells of a buffer come out.
+//! Draws `top`: the sum of all rules, the rules, the flows if the daemon records them, and a line of
+//! help. Pure: draws a model into a buffer.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -15,9 +13,9 @@ use super::model::{FlowRates, History, Model, Sort};
 use crate::rates::RuleRates;
 use crate::render::{count, endpoint, moment, per_second, printable};
 
-/// From this width on there is room for what is nice to know.
+/// From this width on, optional columns are shown.
 const WIDE: u16 = 120;
-/// Columns lie this far apart.
+/// The space between columns.
 const GAP: u16 = 2;
 /// A number: `1.23M`, `99.9k`.
 const NUMBER: u16 = 7;
@@ -29,7 +27,7 @@ pub(super) struct Theme {
 }
 
 impl Theme {
-    /// With colours, or with weight alone.
+    /// With colours, or with bold text only.
     pub(super) const fn new(colours: bool) -> Self {
         Self { colours }
     }
@@ -42,7 +40,7 @@ impl Theme {
         }
     }
 
-    /// A mode in the colour that `list` gives it.
+    /// The style of a mode, as in `list`.
     fn mode(self, mode: &str) -> Style {
         match mode {
             "reset" => self.paint(Color::Red).add_modifier(Modifier::BOLD),
@@ -67,7 +65,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, theme: Theme) {
     let area = frame.area();
     let (rules_height, flows_height) = match &flows {
         Some(flows) => {
-            // As many lines as there are rules and flows, or half of the room each.
+            // As many lines as there are flows, and at most half of the screen.
             let lines = |n: usize| Constraint::Max(u16::try_from(n + 2).unwrap_or(u16::MAX));
             (Constraint::Fill(1), half(area, lines(flows.len())))
         }
@@ -90,7 +88,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, theme: Theme) {
     frame.render_widget(keys(model, theme), help);
 }
 
-/// No more than half of the screen.
+/// At most half of the screen.
 fn half(area: Rect, wanted: Constraint) -> Constraint {
     match wanted {
         Constraint::Max(lines) => Constraint::Length(lines.min(area.height / 2)),
@@ -123,7 +121,7 @@ fn summary(model: &Model, theme: Theme) -> Line<'static> {
     line
 }
 
-/// Packets of all rules, the latest at the right.
+/// Packets of all rules over time, the latest at the right.
 fn sum(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
     let rates = latest(&model.total, usize::from(area.width));
     let sparkline = Sparkline::default()
@@ -142,7 +140,7 @@ fn rule_table(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
     }
     let wide = area.width >= WIDE;
     let longest = rules.iter().map(|rule| rule.id.len()).max().unwrap_or(0);
-    // The rest of a line is for the history.
+    // The rest of the line is for the history.
     let name = u16::try_from(longest)
         .unwrap_or(u16::MAX)
         .max(4)
@@ -200,7 +198,7 @@ fn rule_table(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
 fn flow_table(frame: &mut Frame<'_>, area: Rect, flows: &[&FlowRates], sort: Sort, theme: Theme) {
     let fixed = [5, 10, NUMBER, NUMBER, NUMBER];
     let used: u16 = fixed.iter().map(|width| width + GAP).sum::<u16>() + GAP;
-    // The longest: an IPv6 address in brackets with its port.
+    // The maximum is an IPv6 address in brackets with its port.
     let end = (area.width.saturating_sub(used) / 2).clamp(8, 47);
     let columns = [
         ("PROTO", 5, None),
@@ -224,12 +222,12 @@ fn flow_table(frame: &mut Frame<'_>, area: Rect, flows: &[&FlowRates], sort: Sor
             number(count(flow.packets)),
         ])
     });
-    // A line's distance from the rules.
+    // An empty line after the rules.
     let [_, area] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
     table(frame, area, rows.collect(), &columns, sort, theme);
 }
 
-/// A table with its head; what it is sorted by is underlined.
+/// A table with its header; the sort key is underlined.
 fn table(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -244,7 +242,7 @@ fn table(
         } else {
             theme.head()
         };
-        // Heads stand over their columns: names on the left, numbers on the right.
+        // Headers are aligned as their columns: text left, numbers right.
         let is_number = name.ends_with("/S") || *name == "PACKETS";
         let line = Line::from(Span::styled((*name).to_owned(), style));
         let line = if is_number && *width > 0 {
@@ -266,7 +264,11 @@ fn table(
 fn keys(model: &Model, theme: Theme) -> Line<'static> {
     let key = |name: &'static str| Span::styled(name, theme.head());
     let sorted = format!(" sort ({})  ", model.sort.name());
-    let pause = if model.paused { " go on  " } else { " pause  " };
+    let pause = if model.paused {
+        " resume  "
+    } else {
+        " pause  "
+    };
     Line::from(vec![
         key("q"),
         Span::raw(" quit  "),
@@ -283,7 +285,7 @@ fn number(text: String) -> Cell<'static> {
     Cell::from(Line::from(text).right_aligned())
 }
 
-/// Text that fits a width, ending in `…` if it is cut.
+/// Text truncated to a width, ending in `…` if it was truncated.
 fn cut(text: &str, width: u16) -> String {
     let text = printable(text);
     let width = usize::from(width);
@@ -295,7 +297,7 @@ fn cut(text: &str, width: u16) -> String {
     cut
 }
 
-/// The latest rates, as many as fit; nothing where there was nothing yet.
+/// The latest rates, as many as fit; 0 before the first.
 fn latest(history: &History, width: usize) -> Vec<f64> {
     let known = history.len().min(width);
     let mut rates = vec![0.0; width - known];
@@ -303,7 +305,7 @@ fn latest(history: &History, width: usize) -> Vec<f64> {
     rates
 }
 
-/// A history as bars, the highest of them as high as a line.
+/// A history as bars, scaled to the highest.
 fn bars(history: &History, width: usize) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let rates = latest(history, width);

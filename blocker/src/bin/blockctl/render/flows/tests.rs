@@ -65,10 +65,10 @@ fn what_is_not_there_is_said() {
         not_recorded: 1,
     };
     insta::assert_snapshot!(bare(&flows(&answer, view(Some(80)))), @"
-    no such flows: no rule decided a packet of one
+    no such flow was recorded
     7 more flows left out: --limit shows more
-    12,345 flows forgotten to make room (limits.flows)
-    1 packet in no flow: too many new flows came at once
+    12,345 flows replaced by newer ones (limits.flows)
+    1 packet not recorded: too many new flows at once
     ");
 }
 

@@ -124,8 +124,8 @@ fn watch_in_a_pipe() {
     21:30:05.000  device veth7 detached
     21:30:06.000  configuration reloaded
     21:30:07.000  configuration REFUSED: blocker.yaml:3:1: unknown key
-    21:30:08.000  12,345 events lost: more came at once than are told of (limits.events_per_second)
-    21:30:09.000  1 event lost: this reader was too slow for them
+    21:30:08.000  12,345 events lost: over the rate limit, or the daemon was too slow (limits.events_per_second)
+    21:30:09.000  1 event lost: this watcher was too slow
     21:30:10.000  rule dev01 expired: drop 10.48.22.221, owner config
     ");
 }
@@ -144,8 +144,8 @@ fn watch_at_80() {
     21:30:05 device veth7 detached
     21:30:06 configuration reloaded
     21:30:07 configuration REFUSED: blocker.yaml:3:1: unknown key
-    21:30:08 12,345 events lost: more came at once than are told of (limits.events_per_second)
-    21:30:09 1 event lost: this reader was too slow for them
+    21:30:08 12,345 events lost: over the rate limit, or the daemon was too slow (limits.events_per_second)
+    21:30:09 1 event lost: this watcher was too slow
     21:30:10 rule dev01 expired: drop 10.48.22.221, owner config
     ");
 }

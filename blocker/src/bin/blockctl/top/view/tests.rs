@@ -150,7 +150,7 @@ fn keys_change_the_order() {
     model.paused = true;
     let shown = lines(&drawn(&model, 80, 24, false)).join("\n");
     assert!(
-        shown.contains("paused") && shown.contains("p go on"),
+        shown.contains("paused") && shown.contains("p resume"),
         "{shown}"
     );
 }
