@@ -1,8 +1,7 @@
-//! Feeds in force: what each gave last, its rules, and how it fares.
+//! Feeds in force: the content, the rules and the account of each.
 //!
-//! Looking at their sources is [`crate::feeds`]' business. Here their rules are put in force with
-//! the daemon's start, with each reload, and whenever a feed gives something new: as one change
-//! each time.
+//! [`crate::feeds`] looks at the sources. Here rules are put in force at the daemon's start, at each
+//! reload, and when a feed has new content: as one change each time.
 
 mod held;
 
@@ -25,7 +24,7 @@ use crate::feeds::{FeedError, Host, Told, blocking};
 use crate::wire::FeedStatus;
 pub(super) use held::{Held, take_up};
 
-/// All feeds, and who is told when they are others.
+/// All feeds, and the channel that sends them after a reload.
 pub(super) struct Feeds {
     held: Vec<Held>,
     told: watch::Sender<Arc<Vec<Feed>>>,
@@ -71,7 +70,7 @@ impl Host for Controller {
 
     async fn replace_content(&self, feed: Feed, kept: Kept) -> Result<bool, FeedError> {
         let (runtime, this) = (Handle::current(), self.clone());
-        // A task of its own: once begun, a change is completed even if its feed's task is aborted.
+        // On a thread of its own: a change that has begun is completed even if the feed's task is aborted.
         blocking(move || runtime.block_on(this.put_feed_now(&feed, kept))).await
     }
 
@@ -133,8 +132,8 @@ impl Controller {
         Ok(true)
     }
 
-    /// Puts the rules of the feeds of a new configuration into a replacement. A feed that the
-    /// configuration no longer has loses its rules.
+    /// Adds the rules of the feeds of a new configuration to a replacement. Feeds that are no longer
+    /// configured have no rules.
     pub(super) fn replace_feeds(
         &self,
         replacement: &mut Replacement,
@@ -157,26 +156,26 @@ impl Controller {
         Ok(())
     }
 
-    /// What the feeds there are gave.
+    /// The feeds and their content.
     pub(super) fn held_feeds(&self) -> Vec<Held> {
         lock(&self.0.feeds).held.clone()
     }
 }
 
 impl Writer {
-    /// Takes note of feeds whose rules are in force, keeps what is yet to be kept, and tells those
-    /// who follow them.
+    /// Records feeds whose rules are in force, saves content that is not saved yet, and sends the feeds to
+    /// their followers.
     pub(super) fn settle_feeds(&mut self, mut held: Vec<Held>) {
         let state_dir = self.state_dir();
         for held in &mut held {
-            // It is in force, and in the content.
+            // They are in force now.
             held.rules = None;
             let name = &held.feed.name;
             if std::mem::take(&mut held.unsaved)
                 && let Some(kept) = &held.kept
                 && let Err(error) = kept::save(&state_dir, name, kept)
             {
-                tracing::error!(feed = %name, "it is in force, but not kept: {error}");
+                tracing::error!(feed = %name, "it is in force, but not saved: {error}");
             }
         }
         let feeds: Vec<Feed> = held.iter().map(|held| held.feed.clone()).collect();

@@ -1,4 +1,4 @@
-//! How a feed fares: what `status` and metrics say of it.
+//! The state of a feed, for `status` and metrics.
 
 use jiff::Timestamp;
 
@@ -6,22 +6,22 @@ use super::content::Made;
 use super::feed::Feed;
 use crate::wire::{FeedState, FeedStatus};
 
-/// How a feed fares.
+/// The state of a feed.
 #[derive(Debug, Clone, Default)]
 pub struct Account {
-    /// Whether there is content in force that its source gave to this daemon or one before it.
+    /// Whether content is in force, received by this daemon or the one before.
     pub filled: bool,
-    /// When the content was had.
+    /// When the content was received.
     pub got: Option<Timestamp>,
-    /// When the source was last seen to be sound.
+    /// When a look last succeeded.
     pub succeeded: Option<Timestamp>,
-    /// When it was last looked at.
+    /// When the source was last looked at.
     pub looked: Option<Timestamp>,
-    /// When it will be.
+    /// When the next look is due.
     pub next: Option<Timestamp>,
-    /// Looks that failed.
+    /// The number of looks that failed.
     pub failures: u64,
-    /// Why the last one did.
+    /// Why the last look failed.
     pub error: Option<String>,
     /// Targets in force.
     pub entries: u64,
@@ -34,7 +34,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Takes note of what is in force.
+    /// Notes what is in force.
     pub fn holds(&mut self, made: &Made, got: Timestamp) {
         self.filled = true;
         self.got = Some(got);
@@ -44,7 +44,7 @@ impl Account {
         self.left_out_first.clone_from(&made.left_out.first);
     }
 
-    /// The account of the same content, whose source is now another.
+    /// The account of the same content after the source was changed.
     #[must_use]
     pub fn moved(&self) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Account {
         }
     }
 
-    /// Takes note of a look.
+    /// Notes a look.
     pub fn looked(&mut self, outcome: Result<(), String>, now: Timestamp) {
         self.looked = Some(now);
         match outcome {
@@ -71,7 +71,7 @@ impl Account {
         }
     }
 
-    /// What `status` says.
+    /// For `status`.
     #[must_use]
     pub fn status(&self, feed: &Feed) -> FeedStatus {
         FeedStatus {

@@ -1,4 +1,4 @@
-//! What a feed gave, and the rules that it comes to. Pure.
+//! The content of a feed, and the rules made of it. Pure.
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use crate::lists::is_special;
 use crate::rule::{Defaults, Mode, Rule, RuleError, Target, Targets};
 use crate::safety::{self, HostFacts};
 
-/// What a feed gave.
+/// The content of a feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// A list: its targets, none covering another.
@@ -21,7 +21,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// How much there is, whatever of it becomes a rule.
+    /// The number of targets or decisions, including those that become no rule.
     #[must_use]
     pub fn len(&self) -> u64 {
         match self {
@@ -30,31 +30,31 @@ impl Content {
         }
     }
 
-    /// Whether there is nothing.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a source gives such content.
+    /// Whether a source gives content of this kind.
     #[must_use]
     pub const fn is_of(&self, source: &Source) -> bool {
         matches!(self, Self::Decisions(_)) == source.gives_decisions()
     }
 }
 
-/// What content comes to.
+/// The rules made of content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Made {
     /// The rules.
     pub rules: Vec<Rule>,
-    /// Their targets.
+    /// The number of their targets.
     pub entries: u64,
-    /// Targets that were left out.
+    /// The targets that were left out.
     pub left_out: LeftOut,
 }
 
-/// Targets that no rule has.
+/// Targets that were left out of the rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut {
     /// How many.
@@ -67,7 +67,7 @@ pub struct LeftOut {
 pub struct With<'a> {
     /// The configuration's defaults.
     pub defaults: Defaults,
-    /// What the host must not be cut off from.
+    /// The addresses that the host must not be cut off from.
     pub facts: &'a HostFacts,
     /// Prefixes that no rule may touch.
     pub protect: &'a [IpNet],
@@ -76,10 +76,10 @@ pub struct With<'a> {
 }
 
 impl Made {
-    /// The rules that content comes to.
+    /// Makes the rules of content.
     ///
     /// # Errors
-    /// The feed refuses private targets and has some, or a list has nothing else.
+    /// The feed refuses private targets and has one, or no target of a list is left.
     pub fn of(feed: &Feed, content: &Content, with: &With<'_>) -> Result<Self, FeedError> {
         let mut made = Self::default();
         match (content, &feed.source) {
@@ -132,7 +132,7 @@ impl Made {
         let mut rule = spec
             .resolve(|| id, with.defaults, with.now)
             .map_err(inside)?;
-        // What would be refused was left out; what is left is carved out of wider targets.
+        // Targets that would be refused are left out above; protected addresses are carved out here.
         safety::review(&mut rule, with.facts, with.protect, false)
             .map_err(|refusal| FeedError::Inside(refusal.to_string()))?;
         self.entries += count;

@@ -1,10 +1,9 @@
-//! The decisions of a CrowdSec Local API that are in force, and the few rules that they come to.
-//! Pure.
+//! The decisions of a CrowdSec Local API that are in force, grouped into few rules. Pure.
 //!
-//! A decision ends at a time of its own, and there may be tens of thousands. One rule each would be
-//! more than there is room for, so those of a mode that end at about the same time share a rule:
-//! its deadline is the last of theirs, rounded up ([`bucket`]). That is when the kernel ends them
-//! if nobody else does. While the daemon lives, each leaves its rule when its own time is over.
+//! There may be tens of thousands of decisions, each with an end of its own, and a rule for each would
+//! exceed the limit. Decisions of one mode that end at about the same time therefore share a rule,
+//! whose deadline is the last of their ends, rounded up ([`bucket`]). The rounding matters only if the
+//! daemon is dead: until then it takes each decision out of its rule when it ends.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rule::{Mode, Target};
 
-/// Ends that differ by less are the same.
+/// Ends that differ by less are taken to be equal.
 const SAME: SignedDuration = SignedDuration::from_secs(5);
 
 /// Decisions, by their type and target.
@@ -23,14 +22,14 @@ pub struct Decisions(BTreeMap<(String, Target), Term>);
 /// When a decision ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Term {
-    /// By the Local API.
+    /// As the Local API has it.
     pub until: Timestamp,
-    /// By the kernel; not before that.
+    /// As the kernel has it; never earlier.
     pub deadline: Timestamp,
 }
 
 impl Decisions {
-    /// Puts one in, in place of the one of its type and target.
+    /// Adds a decision; it replaces the one of its type and target.
     pub fn insert(&mut self, kind: &str, target: Target, lasts: SignedDuration, now: Timestamp) {
         let Ok(until) = now.checked_add(lasts) else {
             return;
@@ -39,25 +38,25 @@ impl Decisions {
         self.put(kind, target, Term { until, deadline });
     }
 
-    /// Puts one back that was kept.
+    /// Adds a decision that was saved.
     pub fn put(&mut self, kind: &str, target: Target, term: Term) {
         self.0.insert((kind.to_owned(), target), term);
     }
 
-    /// Takes one out.
+    /// Removes a decision.
     pub fn remove(&mut self, kind: &str, target: Target) {
         self.0.remove(&(kind.to_owned(), target));
     }
 
-    /// Takes out those whose time is over; says how many.
+    /// Removes the decisions that have ended; returns how many.
     pub fn prune(&mut self, now: Timestamp) -> usize {
         let before = self.0.len();
         self.0.retain(|_, term| term.until > now);
         before - self.0.len()
     }
 
-    /// Gives those that are told again the ends that they had: what is told is how long they last
-    /// still, in seconds, and computing the end anew would move it back and forth.
+    /// Keeps the ends of decisions that are reported again. The API reports the time that is left, and
+    /// an end computed from it anew would move back and forth.
     pub fn keep_terms(&mut self, before: &Self) {
         for (key, term) in &mut self.0 {
             if let Some(old) = before.0.get(key)
@@ -68,13 +67,13 @@ impl Decisions {
         }
     }
 
-    /// How many there are.
+    /// The number of decisions.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -86,8 +85,8 @@ impl Decisions {
         all.map(|((kind, target), term)| (kind.as_str(), *target, *term))
     }
 
-    /// The targets of each mode and deadline. One that is decided twice in a mode is there once,
-    /// until the later deadline.
+    /// The targets of each mode and deadline. A target with two decisions of one mode appears once, with
+    /// the later deadline.
     #[must_use]
     pub fn groups(
         &self,
@@ -114,8 +113,8 @@ impl Decisions {
     }
 }
 
-/// When the kernel ends a decision: the first full five minutes (of one with an hour left), hour
-/// (a day), day (a month) or thirty days after it. Some eighty for each mode, whatever is decided.
+/// When the kernel ends a decision: its end, rounded up to five minutes (if it lasts less than an
+/// hour), an hour (a day), a day (30 days) or 30 days. That gives about 80 rules for each mode.
 fn bucket(until: Timestamp, now: Timestamp) -> Timestamp {
     const MINUTE: i64 = 60;
     const HOUR: i64 = 60 * MINUTE;
@@ -128,7 +127,7 @@ fn bucket(until: Timestamp, now: Timestamp) -> Timestamp {
         _ => 30 * DAY,
     };
     let second = until.as_second();
-    // The end of time is no reason to fail.
+    // An end beyond the range of timestamps counts as the last timestamp.
     Timestamp::from_second((second / step + 1) * step).unwrap_or(Timestamp::MAX)
 }
 

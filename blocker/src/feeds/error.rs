@@ -1,9 +1,9 @@
-//! Why a feed has nothing new.
+//! Why a look at a feed's source failed.
 
 use std::error::Error;
 use std::io;
 
-/// Why what a feed gives cannot be had, or not be used. What was in force before stays.
+/// Why a look failed. The content before stays in force.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
     /// A file cannot be read.
@@ -14,29 +14,29 @@ pub enum FeedError {
         /// Why not.
         source: io::Error,
     },
-    /// A file of the configuration is of no use.
+    /// A file that the configuration names cannot be used.
     #[error("{0}")]
     File(String),
     /// A request failed.
     #[error("GET {from}: {why}")]
     Request {
-        /// What was asked for, without what is secret of it.
+        /// The address, without secrets.
         from: String,
         /// Why it failed.
         why: String,
     },
-    /// A server says no.
+    /// A server answers with an error.
     #[error("GET {from}: the server answers {status}{hint}")]
     Status {
-        /// What was asked for.
+        /// The address.
         from: String,
         /// The status and its reason.
         status: String,
-        /// What to do, after a colon; empty if nobody knows.
+        /// What may help, after a colon; may be empty.
         hint: &'static str,
     },
     /// More than `max_bytes`.
-    #[error("{from} is larger than {most} bytes: raise max_bytes, if it is to be")]
+    #[error("{from} is larger than {most} bytes: raise max_bytes to read it")]
     TooLarge {
         /// The source.
         from: String,
@@ -46,7 +46,7 @@ pub enum FeedError {
     /// A list cannot be read, or is empty.
     #[error("{0}")]
     List(String),
-    /// A list has lost too much.
+    /// A list has lost too many targets.
     #[error(
         "{from} has {now} targets, and had {before}: more than {most}% are gone; if that is right, raise shrink"
     )]
@@ -60,10 +60,10 @@ pub enum FeedError {
         /// `shrink`.
         most: u8,
     },
-    /// A list has targets that it must not have.
+    /// A list has private targets, which the feed refuses.
     #[error("{0}; `private: skip` leaves them out")]
     Private(String),
-    /// Nothing is left to block.
+    /// All targets are left out.
     #[error(
         "{from}: nothing would be blocked: of {count} targets all are left out, such as {first}"
     )]
@@ -76,17 +76,17 @@ pub enum FeedError {
         first: String,
     },
     /// An answer of the Local API cannot be read.
-    #[error("{from}: what the Local API answers cannot be read: {why}")]
+    #[error("{from}: the answer of the Local API cannot be read: {why}")]
     Answer {
-        /// What was asked for.
+        /// The address.
         from: String,
         /// Why not.
         why: String,
     },
-    /// It cannot be put in force.
-    #[error("it cannot be put in force: {0}")]
+    /// The controller refuses the rules.
+    #[error("the rules cannot be put in force: {0}")]
     Refused(Box<dyn Error + Send + Sync>),
-    /// The daemon failed inside.
+    /// A bug in the daemon.
     #[error("the daemon failed inside: {0}")]
     Inside(String),
 }

@@ -1,8 +1,8 @@
-//! The last good content of each feed on disk, so that it is in force again after a restart, with
-//! or without its source.
+//! The last good content of each feed on disk, so that it is in force after a restart even if its
+//! source cannot be reached.
 //!
-//! A file for each feed, `feeds/NAME` in the state directory, replaced as a whole: a line of JSON
-//! that says what it is, then a target or a decision a line.
+//! Each feed has a file, `feeds/NAME` in the state directory, which is replaced as a whole. Its first
+//! line is a header in JSON; each line after it has a target, or a decision in JSON.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -23,20 +23,20 @@ use crate::state::{self, StateError};
 const DIRECTORY: &str = "feeds";
 const VERSION: u64 = 1;
 
-/// What a feed gave, when, and where from.
+/// The content of a feed, when it was received, and from where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// What it gave.
+    /// The content.
     pub content: Content,
     /// Where it came from: a path or a whole address.
     pub source: String,
-    /// What the server said of its version.
+    /// The version, as the server named it.
     pub validators: Validators,
-    /// When it was had (wall clock).
+    /// When it was received (wall clock).
     pub got: Timestamp,
 }
 
-/// The first line.
+/// The header.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
@@ -59,7 +59,7 @@ struct Line<'a> {
     term: Term,
 }
 
-/// Why a file is of no use.
+/// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     #[error("{0}")]
@@ -72,7 +72,7 @@ enum Unusable {
     Count { found: u64, count: u64 },
 }
 
-/// The kept content of a feed. What cannot be used is told in the log, and as good as not there.
+/// Reads the saved content of a feed. A file that cannot be used is logged and ignored.
 #[must_use]
 pub fn load(state_dir: &Path, name: &FeedName) -> Option<Kept> {
     let path = file(state_dir, name);
@@ -80,7 +80,7 @@ pub fn load(state_dir: &Path, name: &FeedName) -> Option<Kept> {
         Ok(kept) => Some(kept),
         Err(Unusable::Read(error)) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::error!(feed = %name, "what was kept of it in {} cannot be used: {error}", path.display());
+            tracing::error!(feed = %name, "its saved content in {} cannot be used: {error}", path.display());
             None
         }
     }
@@ -124,10 +124,10 @@ fn read(path: &Path) -> Result<Kept, Unusable> {
     })
 }
 
-/// Keeps a feed's content, in place of what was kept. When this returns, it is on the disk.
+/// Replaces the saved content of a feed. On success it is synced to the disk.
 ///
 /// # Errors
-/// A [`StateError`]; what was kept before is intact then.
+/// A [`StateError`]; the file is unchanged then.
 pub fn save(state_dir: &Path, name: &FeedName, kept: &Kept) -> Result<(), StateError> {
     state::replace(&file(state_dir, name), |out| {
         let header = Header {
@@ -153,7 +153,7 @@ pub fn save(state_dir: &Path, name: &FeedName, kept: &Kept) -> Result<(), StateE
     })
 }
 
-/// Forgets what feeds gave that are no more.
+/// Removes the content of feeds that are no longer configured.
 pub fn sweep(state_dir: &Path, names: &[FeedName]) {
     let entries = fs::read_dir(state_dir.join(DIRECTORY))
         .into_iter()

@@ -1,18 +1,18 @@
-//! When a feed is looked at next. Pure.
+//! The pause before the next look at a source. Pure.
 
 use std::time::Duration;
 
 /// The first pause after a failure.
 const FIRST: Duration = Duration::from_secs(2);
-/// A pause after failures is at least allowed to grow to this, however short the interval is.
+/// Pauses after failures grow up to this, or to the interval if that is longer.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The pause before the next look, after so many failures in a row. `chance` spreads those that
-/// began at the same moment: all of its values are equally likely.
+/// The pause after `failures` consecutive failures. `chance`, uniformly distributed, spreads the looks
+/// of hosts that began at the same moment.
 pub(super) fn pause(interval: Duration, failures: u32, chance: u32) -> Duration {
     let chance = f64::from(chance) / f64::from(u32::MAX);
     if failures == 0 {
-        // Up to a twentieth more or less.
+        // Plus or minus 5 percent.
         return interval.mul_f64(0.95 + 0.1 * chance);
     }
     let most = interval.max(LONG);
@@ -20,7 +20,7 @@ pub(super) fn pause(interval: Duration, failures: u32, chance: u32) -> Duration 
     doubled.min(most).mul_f64(0.5 + 0.5 * chance)
 }
 
-/// A random number, or, where there is none, one in the middle.
+/// A random number, or the middle one where the kernel gives none.
 pub(super) fn chance() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX / 2)
 }

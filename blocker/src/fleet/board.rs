@@ -1,5 +1,5 @@
-//! How a host follows etcd, as `status` and the metrics tell it. Written by who follows, read by the
-//! controller.
+//! How this host follows etcd, for `status` and metrics. The follower writes it, the controller reads
+//! it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::form::Fleet;
 use crate::wire::{FleetState, FleetStatus};
 
-/// The board. Cheap to clone; all clones are one. Empty where no fleet is configured.
+/// A shared status. Clones refer to the same one. Empty if no fleet is configured.
 #[derive(Debug, Clone, Default)]
 pub struct Board(Arc<Mutex<Option<Posted>>>);
 
@@ -20,7 +20,7 @@ struct Posted {
 }
 
 impl Board {
-    /// Begins anew for a configured fleet, or with none.
+    /// Starts with a configured fleet, or with none.
     pub fn begin(&self, fleet: Option<&Fleet>) {
         *self.lock() = fleet.map(|fleet| Posted {
             status: FleetStatus {
@@ -46,7 +46,7 @@ impl Board {
         });
     }
 
-    /// Notes that etcd was heard of just now.
+    /// Notes that etcd has just answered.
     pub fn hear(&self) {
         if let Some(posted) = &mut *self.lock() {
             posted.heard = Instant::now();
@@ -54,14 +54,14 @@ impl Board {
         }
     }
 
-    /// Changes what is told.
+    /// Changes the status.
     pub fn post(&self, change: impl FnOnce(&mut FleetStatus)) {
         if let Some(posted) = &mut *self.lock() {
             change(&mut posted.status);
         }
     }
 
-    /// What is told now; `None`: no fleet is configured.
+    /// The status; `None`: no fleet is configured.
     #[must_use]
     pub fn read(&self) -> Option<FleetStatus> {
         let posted = self.lock();
@@ -72,7 +72,7 @@ impl Board {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Posted>> {
-        // Changed by assignments that cannot panic half-way.
+        // A panic elsewhere leaves the status whole: it is changed by assignments.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

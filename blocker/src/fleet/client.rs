@@ -1,5 +1,5 @@
-//! What `blockctl fleet` asks of etcd: rules written, taken back and held; hosts read and waited for;
-//! questions asked.
+//! The client of `blockctl fleet`: writes, deletes and holds rules, reads and watches hosts, and asks
+//! them questions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,29 +17,29 @@ use crate::rule::RuleId;
 use crate::wire::fleet::report::{Answer, HostReport};
 use crate::wire::fleet::value::{self, Value, ValueError};
 
-/// How much longer than a rule its key is there: hosts go by the deadline in it.
+/// How much longer than its rule a key exists. Hosts go by the deadline in the value.
 const BEHIND: SignedDuration = SignedDuration::from_secs(30);
-/// How long a question is there, in seconds.
+/// How long a question exists, in seconds.
 const ASKED: i64 = 30;
-/// Time to live of what is held, in seconds: so long rules outlive whoever held them, at most a
-/// little more where etcd lost its leader meanwhile.
+/// Time to live of held rules, in seconds: how long they outlive their holder. It is a little longer if
+/// etcd loses its leader meanwhile.
 const HELD: i64 = 10;
-/// How often that is renewed.
+/// How often their lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(3);
 
-/// Why something could not be done with the fleet.
+/// Why a request to the fleet failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// etcd.
+    /// A request to etcd failed.
     #[error("{0}")]
     Link(#[from] LinkError),
     /// No member of etcd can be reached.
     #[error("{}", each(.0))]
     Unreachable(Vec<LinkError>),
-    /// The rule.
+    /// The rule is not valid.
     #[error("{0}")]
     Value(#[from] ValueError),
-    /// The id is another rule's.
+    /// The id is taken by another rule.
     #[error("id {0} is taken by another rule of the fleet: delete it first, or choose another id")]
     Taken(RuleId),
 }
@@ -52,11 +52,11 @@ fn each(errors: &[LinkError]) -> String {
 /// A rule that is stored.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    /// Its id, as far as it is one.
+    /// The last part of its key, which should be its id.
     pub id: String,
     /// etcd's revision at which it was written.
     pub revision: i64,
-    /// Whether it goes with a lease, and so with whoever holds that or with its deadline.
+    /// Whether it has a lease, and so ends with its holder or at its deadline.
     pub leased: bool,
     /// The value, or what is wrong with it.
     pub value: Result<Value, ValueError>,
@@ -67,31 +67,31 @@ pub struct Stored {
 pub struct At<T> {
     /// etcd's revision.
     pub revision: i64,
-    /// What there was.
+    /// All of them.
     pub all: Vec<T>,
 }
 
-/// What happens in the fleet.
+/// A change in the fleet.
 #[derive(Debug, Clone)]
 pub enum News {
     /// A rule was written.
     Rule(Box<Stored>),
-    /// A rule is gone.
+    /// A rule was deleted.
     RuleGone {
         /// Its id.
         id: String,
         /// etcd's revision.
         revision: i64,
     },
-    /// A host reports.
+    /// A host reported.
     Host(Box<HostReport>),
-    /// A host's report is gone: it stopped, or was not heard of for a minute.
+    /// A host's report is gone: the host stopped, or its lease expired after a minute.
     HostGone(String),
-    /// A host answers a question.
+    /// A host answered a question.
     Answer(Answer),
 }
 
-/// The fleet, by one member of its etcd.
+/// A connection to the fleet through one member of its etcd.
 pub struct FleetClient {
     link: Link,
     keys: Keys,
@@ -101,7 +101,7 @@ impl FleetClient {
     /// Connects to the first member that can be reached and has a leader.
     ///
     /// # Errors
-    /// There is none.
+    /// No member can be reached.
     pub async fn connect(fleet: &Fleet) -> Result<Self, FleetError> {
         let mut errors = Vec::new();
         for endpoint in &fleet.endpoints {
@@ -111,13 +111,13 @@ impl FleetClient {
                     link,
                     keys: Keys::new(&fleet.prefix),
                 };
-                // One that has no leader can do nothing for us; it may take its time to say so.
+                // A member without a leader cannot serve requests.
                 client.revision().await?;
                 Ok::<_, LinkError>(client)
             };
             match client.await {
                 Ok(client) => return Ok(client),
-                // The next one would say the same.
+                // Every member would answer the same.
                 Err(error) if error.is_denied() => return Err(error.into()),
                 Err(error) => errors.push(error),
             }
@@ -138,7 +138,7 @@ impl FleetClient {
     /// All rules.
     ///
     /// # Errors
-    /// They can't be read.
+    /// They cannot be read.
     pub async fn rules(&self) -> Result<At<Stored>, FleetError> {
         let prefix = self.keys.rules();
         let mut kv = self
@@ -157,10 +157,10 @@ impl FleetClient {
         })
     }
 
-    /// The reports of all hosts that are there, by name.
+    /// The reports of all hosts, by name.
     ///
     /// # Errors
-    /// They can't be read.
+    /// They cannot be read.
     pub async fn hosts(&self) -> Result<At<HostReport>, FleetError> {
         let prefix = self.keys.hosts();
         let mut kv = self
@@ -173,7 +173,7 @@ impl FleetClient {
         let reports = all.kvs().iter().filter_map(|kv| {
             let key = kv.key_str().ok()?;
             let report: HostReport = serde_json::from_slice(kv.value()).ok()?;
-            // A host may write what it likes below its own name, but not in another's.
+            // A host may write anything below its own name, but must not report in the name of another.
             (key == self.keys.status(&report.host.name)).then_some(report)
         });
         Ok(At {
@@ -184,11 +184,11 @@ impl FleetClient {
         })
     }
 
-    /// Writes a rule. With `replaces`, in place of the one that was written at that revision; else
-    /// there must be none. Its key goes a little after its deadline. Gives etcd's revision.
+    /// Writes a rule and returns etcd's revision. With `replaces`, it replaces the one that was written
+    /// at that revision; otherwise the id must be free. The key expires soon after the deadline.
     ///
     /// # Errors
-    /// It can't be written, or another rule is in its place.
+    /// It cannot be written, or the id is taken.
     pub async fn write(
         &self,
         id: &RuleId,
@@ -236,10 +236,10 @@ impl FleetClient {
             .map_or(0, etcd_client::ResponseHeader::revision))
     }
 
-    /// Takes rules back, as one change. Gives etcd's revision and how many of them were there.
+    /// Deletes rules as one change. Returns etcd's revision and how many existed.
     ///
     /// # Errors
-    /// They can't be.
+    /// They cannot be deleted.
     pub async fn delete(&self, ids: &[RuleId]) -> Result<(i64, usize), FleetError> {
         let key = |id: &RuleId| format!("{}{id}", self.keys.rules());
         let deletes: Vec<TxnOp> = ids.iter().map(|id| TxnOp::delete(key(id), None)).collect();
@@ -258,10 +258,10 @@ impl FleetClient {
         Ok((revision, gone))
     }
 
-    /// Writes a rule that is there as long as what this gives is.
+    /// Writes a rule that exists as long as the returned value.
     ///
     /// # Errors
-    /// It can't be written, or another rule is in its place.
+    /// It cannot be written, or the id is taken.
     pub async fn hold(&self, id: &RuleId, value: &Value) -> Result<Hold, FleetError> {
         let lease = self.grant(HELD).await?;
         let revision = self.write_with(id, value, None, Some(lease)).await?;
@@ -280,10 +280,10 @@ impl FleetClient {
         Ok(Hold { revision, keeping })
     }
 
-    /// Asks all hosts that are meant what a rule would do.
+    /// Asks all selected hosts what a rule would do.
     ///
     /// # Errors
-    /// The question can't be asked.
+    /// The question cannot be written.
     pub async fn ask(&self, id: &str, value: &Value) -> Result<(), FleetError> {
         let lease = self.grant(ASKED).await?;
         let options = PutOptions::new().with_lease(lease);
@@ -294,10 +294,10 @@ impl FleetClient {
         Ok(())
     }
 
-    /// Watches what happens behind a revision. `rules`: rules, too; else hosts alone.
+    /// Watches changes after a revision: of hosts and, if `rules`, of rules.
     ///
     /// # Errors
-    /// It can't be watched.
+    /// The watch cannot be started.
     pub async fn watch(&self, behind: i64, rules: bool) -> Result<FleetWatch, FleetError> {
         let options = || {
             let options = WatchOptions::new().with_prefix();
@@ -333,7 +333,7 @@ fn stored(kv: &etcd_client::KeyValue, prefix: &str) -> Option<Stored> {
     })
 }
 
-/// A rule that is held. Dropped, it is gone when the lease is.
+/// A held rule. When this is dropped, the rule ends with its lease.
 pub struct Hold {
     /// etcd's revision at which it was written.
     pub revision: i64,
@@ -341,7 +341,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Waits until it can't be held any more, and gives the reason.
+    /// Waits until the lease can no longer be renewed, and returns the reason.
     pub async fn lost(&mut self) -> String {
         match (&mut self.keeping).await {
             Ok(error) => error.to_string(),
@@ -356,7 +356,7 @@ impl Drop for Hold {
     }
 }
 
-/// What happens, as it happens.
+/// A stream of changes.
 pub struct FleetWatch {
     endpoint: String,
     keys: Keys,
@@ -364,10 +364,10 @@ pub struct FleetWatch {
 }
 
 impl FleetWatch {
-    /// The next news: all that etcd tells at once.
+    /// The next changes: all of one message.
     ///
     /// # Errors
-    /// etcd is not there any more, or says that this may not be watched.
+    /// The connection is lost, or etcd ended the watch.
     pub async fn next(&mut self) -> Result<Vec<News>, FleetError> {
         let ended = |endpoint: &str, why: &str| LinkError::Ended {
             endpoint: endpoint.to_owned(),

@@ -1,4 +1,4 @@
-//! The fleet in the daemon: followed as the configuration in force says, over its reloads.
+//! The fleet in the daemon, over reloads of the configuration.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::form::Fleet;
 use super::held::Held;
 use super::source::{Follower, Goodbye};
 
-/// What follows the fleet now.
+/// Follows the fleet that the configuration in force names.
 pub struct Following<H> {
     host: H,
     board: Board,
@@ -27,7 +27,7 @@ struct Running {
 impl Running {
     async fn end(self) {
         self.task.abort();
-        // Nothing of it may come after what follows.
+        // The task must not write after the report is withdrawn.
         let _ended = self.task.await;
         self.goodbye.say().await;
     }
@@ -80,14 +80,16 @@ impl<H: Host> Following<H> {
     async fn leave(&self, directory: &std::path::Path) {
         self.board.begin(None);
         if let Err(error) = self.host.enforce(Vec::new()).await {
-            tracing::error!("the rules of the fleet that is left stay in force: {error}");
+            tracing::error!(
+                "the rules of the fleet that is no longer configured cannot be lifted: {error}"
+            );
         }
         if let Err(error) = Held::forget(directory) {
             tracing::error!("{error}");
         }
     }
 
-    /// Ends. The rules stay, for the controller to lift or to leave.
+    /// Stops following. The rules stay; the controller decides about them.
     pub async fn stop(self) {
         if let Some(running) = self.running {
             running.end().await;

@@ -21,13 +21,13 @@ pub struct Fleet {
     /// URLs of etcd's members. Not empty.
     #[serde(deserialize_with = "endpoints")]
     pub endpoints: Vec<String>,
-    /// What all keys begin with; no `/` at its end.
+    /// The prefix of all keys, without a `/` at its end.
     #[serde(default = "default_prefix", deserialize_with = "prefix")]
     pub prefix: String,
-    /// Certificates, for endpoints by https.
+    /// Certificates, for https endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// The user, where etcd does not take it from the certificate.
+    /// The user, if etcd does not take it from the certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// The file with the user's password. Absolute.
@@ -40,17 +40,16 @@ pub struct Fleet {
     /// This host's name in the fleet.
     #[serde(default = "host_name", deserialize_with = "name")]
     pub name: String,
-    /// What selectors may name it by, beside its name.
+    /// Labels by which selectors may choose it.
     #[serde(default, deserialize_with = "labels")]
     pub labels: BTreeMap<String, String>,
-    /// What becomes of rules without a deadline when etcd is gone for `loss_after`.
+    /// What is done with rules without a deadline after etcd has been lost for `loss_after`.
     #[serde(default)]
     pub on_loss: OnLoss,
-    /// How long etcd may be gone before that.
+    /// How long etcd may be lost before that.
     #[serde(default = "default_loss_after")]
     pub loss_after: Lifetime,
-    /// How far this host's clock may be from the clocks of those who write rules, before that is
-    /// reported.
+    /// The clock difference between this host and a writer of rules above which it is reported.
     #[serde(default = "default_max_skew")]
     pub max_skew: Lifetime,
 }
@@ -59,10 +58,10 @@ pub struct Fleet {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
-    /// Of the authority that signed etcd's certificates. Absolute.
+    /// The CA certificate of etcd. Absolute.
     #[serde(deserialize_with = "absolute")]
     pub ca: PathBuf,
-    /// Our own. Absolute.
+    /// The client certificate. Absolute.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -78,19 +77,19 @@ pub struct Tls {
     pub key: Option<PathBuf>,
 }
 
-/// What becomes of rules without a deadline when etcd is gone.
+/// What is done with rules without a deadline when etcd is lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnLoss {
     /// They stay.
     #[default]
     Keep,
-    /// They are lifted, and are back with etcd.
+    /// They are lifted, and put back when etcd returns.
     Lift,
 }
 
 impl Fleet {
-    /// Who this host is to selectors.
+    /// The host's name and labels.
     #[must_use]
     pub fn identity(&self) -> Identity {
         Identity {
@@ -99,7 +98,7 @@ impl Fleet {
         }
     }
 
-    /// What only the whole section can tell.
+    /// Checks the keys against each other.
     pub(crate) fn check(&self) -> Result<(), String> {
         if !cfg!(feature = "fleet") {
             return Err(
@@ -156,7 +155,7 @@ fn default_max_skew() -> Lifetime {
     "5s".parse().expect("\"5s\" follows the grammar")
 }
 
-/// The kernel's name of this host; empty if it is none for a fleet.
+/// The host name of the kernel; empty if it is not valid in a fleet.
 fn host_name() -> String {
     let name = nix::sys::utsname::uname().ok();
     let name = name.map(|name| name.nodename().to_string_lossy().into_owned());

@@ -1,8 +1,8 @@
-//! What etcd said last: the rules for many hosts, which of them are this host's, and the same on
-//! disk. Pure but for the file; time is an argument.
+//! The rules that etcd had last, and which of them apply to this host; in memory and on disk. Pure
+//! except for the file; time is an argument.
 //!
-//! A host that loses etcd goes by what is held here, and one that starts without etcd by what is on
-//! disk: every rule until its own deadline.
+//! A host that loses etcd keeps to these rules, and one that starts without etcd to those on disk, each
+//! until its deadline.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,24 +21,24 @@ use crate::wire::fleet::value::{self, Value, ValueError};
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "fleet.json";
-/// Version of the file's form.
+/// Version of the file format.
 const VERSION: u64 = 1;
 
-/// How a value came to be known.
+/// How a value was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
-    /// By a change that etcd told of as it happened: clocks can be compared.
+    /// By a watch, as it was written: clocks can be compared.
     Fresh,
-    /// It was there already.
+    /// By listing.
     Listed,
 }
 
-/// A rule that this host is told to enforce.
+/// A rule that applies to this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
-    /// The rule, with the deadline that holds here.
+    /// The rule, with its deadline on this host.
     pub rule: Rule,
-    /// Whether refusals that may be overridden are.
+    /// Whether refusals are overridden where that is allowed.
     pub force: bool,
     /// etcd's revision at which it was written.
     pub revision: i64,
@@ -52,17 +52,17 @@ struct Entry {
     value: Result<Read, ValueError>,
 }
 
-/// A value that was understood.
+/// A value that was read.
 #[derive(Debug, Clone)]
 struct Read {
     id: RuleId,
     value: Value,
     until: Option<Timestamp>,
-    /// The deadline had passed, by this host's clock, when it was written.
+    /// By this host's clock, the deadline had passed when the value arrived.
     dead_on_arrival: bool,
 }
 
-/// What etcd said last.
+/// The rules that etcd had last.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
     revision: i64,
@@ -71,21 +71,20 @@ pub struct Held {
 }
 
 impl Held {
-    /// etcd's revision up to which all changes are in it; 0: none.
+    /// etcd's revision up to which all changes are included; 0: none.
     #[must_use]
     pub const fn revision(&self) -> i64 {
         self.revision
     }
 
-    /// How far this host's clock was ahead of a writer's when they could be compared last; what the
-    /// value took to come here included.
+    /// How far this host's clock was ahead of a writer's at the last comparison, including the time that
+    /// the value travelled.
     #[must_use]
     pub const fn skew(&self) -> Option<SignedDuration> {
         self.skew
     }
 
-    /// Takes all there is, at a revision, in place of what was held. What did not change keeps the
-    /// deadline that it had.
+    /// Replaces all values by those listed at a revision. A value that did not change keeps its deadline.
     pub fn list<'a>(
         &mut self,
         revision: i64,
@@ -104,7 +103,7 @@ impl Held {
         self.revision = revision;
     }
 
-    /// Takes a value that was written at a revision.
+    /// Adds a value that was written at a revision.
     pub fn put(&mut self, tail: &str, revision: i64, bytes: &[u8], came: Came, now: Timestamp) {
         let read = Value::parse(bytes).and_then(|value| {
             let until = value.until(now);
@@ -127,14 +126,14 @@ impl Held {
         self.revision = self.revision.max(revision);
     }
 
-    /// Forgets a value that was deleted at a revision.
+    /// Removes a value that was deleted at a revision.
     pub fn delete(&mut self, tail: &str, revision: i64) {
         self.entries.remove(tail);
         self.revision = self.revision.max(revision);
     }
 
-    /// The rules that this host is to enforce now, in the order in which they were written, and what
-    /// is refused of what it was told. `lost`: without those that have no deadline.
+    /// The rules that this host has to enforce now, in the order in which they were written, and the
+    /// refused ones. `lost`: without rules that have no deadline.
     #[must_use]
     pub fn due(&self, me: &Identity, now: Timestamp, lost: bool) -> (Vec<Told>, Vec<FleetRefusal>) {
         let mut told = Vec::new();
@@ -181,10 +180,10 @@ impl Held {
         (told, refused)
     }
 
-    /// Reads what was saved for a prefix. No file, or one of another prefix: nothing.
+    /// Reads what was saved for a prefix; empty if there is no file, or one of another prefix.
     ///
     /// # Errors
-    /// The file is there and cannot be used.
+    /// The file cannot be used.
     pub fn load(directory: &Path, prefix: &str, now: Timestamp) -> Result<Self, HeldError> {
         let path = directory.join(FILE);
         let error = |source| HeldError::new("reading", &path, source);
@@ -221,10 +220,10 @@ impl Held {
         Ok(held)
     }
 
-    /// Saves it, in place of what was saved before.
+    /// Saves the values; replaces the file.
     ///
     /// # Errors
-    /// It cannot be written: the file is as it was.
+    /// It cannot be written; the file is unchanged.
     pub fn save(&self, directory: &Path, prefix: &str) -> Result<(), HeldError> {
         let rules = self.entries.iter().map(|(key, entry)| Kept {
             key: key.clone(),
@@ -244,10 +243,10 @@ impl Held {
         saved.map_err(|error| HeldError::new(error.attempt, &error.path, error.source))
     }
 
-    /// Removes what was saved.
+    /// Removes the file.
     ///
     /// # Errors
-    /// It is there and cannot be removed.
+    /// It cannot be removed.
     pub fn forget(directory: &Path) -> Result<(), HeldError> {
         let path = directory.join(FILE);
         match fs::remove_file(&path) {
@@ -259,7 +258,7 @@ impl Held {
     }
 }
 
-/// The rules that a host goes by until it hears from etcd.
+/// The rules that a host enforces until etcd answers.
 ///
 /// # Errors
 /// As [`Held::load`].

@@ -1,9 +1,7 @@
-//! Connections to etcd: certificates read, one member spoken to, every wait bounded, and errors that
-//! say what was tried.
+//! Connections to etcd: certificates, time limits, and errors that say what was tried.
 //!
-//! One connection is to one member. The client library can spread requests over all of them, but a
-//! watch lives and dies with one, and with one at a time a dead or cut-off member is simply the one
-//! that is left for the next.
+//! A connection is to one member. The client library can spread requests over all members, but a watch
+//! depends on one; with one connection for everything, a dead member is replaced as a whole.
 
 use std::error::Error as _;
 use std::io;
@@ -14,27 +12,27 @@ use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Ident
 
 use super::form::{Fleet, Tls};
 
-/// How long a connection may take.
+/// The time limit of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an answer may take.
+/// The time limit of an answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
-/// The largest answer that is read, in bytes.
+/// The largest answer, in bytes.
 pub(super) const LARGEST: usize = 256 << 20;
 
-/// Why something could not be done with etcd.
+/// Why a request to etcd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// A file of the configuration.
+    /// A file that the configuration names cannot be read.
     #[error("cannot read {} ({what}): {source}", path.display())]
     File {
         /// What it is.
         what: &'static str,
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// etcd, or the way to it.
+    /// etcd answered with an error, or the connection failed.
     #[error("{what} at {endpoint}: {}", reason(.source))]
     Etcd {
         /// What was tried.
@@ -44,34 +42,34 @@ pub enum LinkError {
         /// Why it failed.
         source: Box<EtcdError>,
     },
-    /// No answer.
+    /// There was no answer in time.
     #[error("{what} at {endpoint}: no answer within {} s", within.as_secs())]
     Silent {
         /// What was tried.
         what: &'static str,
         /// With which member.
         endpoint: String,
-        /// How long it was waited.
+        /// The time limit.
         within: Duration,
     },
-    /// The member ended what was under way.
+    /// The member ended a stream.
     #[error("{endpoint} ended the watch: {why}")]
     Ended {
         /// Which member.
         endpoint: String,
-        /// Why, as it says.
+        /// Its reason.
         why: String,
     },
-    /// Changes that were yet to come are no longer there: all must be listed again.
+    /// Changes that were not received yet are compacted away: all rules must be listed again.
     #[error("etcd compacted its history up to revision {revision} before this host had read it")]
     Compacted {
-        /// The oldest revision that is there.
+        /// The oldest revision that is left.
         revision: i64,
     },
 }
 
 impl LinkError {
-    /// Whether etcd answered that the user may not.
+    /// Whether etcd denied permission.
     #[must_use]
     pub fn is_denied(&self) -> bool {
         // gRPC's PERMISSION_DENIED and UNAUTHENTICATED.
@@ -90,7 +88,7 @@ impl LinkError {
     }
 }
 
-/// What etcd or the transport said, with what is behind it.
+/// The error of etcd or the transport, with its causes.
 fn reason(error: &EtcdError) -> String {
     let chain = |error: &dyn std::error::Error| {
         let mut text = error.to_string();
@@ -134,7 +132,7 @@ impl Link {
     /// Connects to a member.
     ///
     /// # Errors
-    /// A file cannot be read, or the member can't be spoken to.
+    /// A file cannot be read, or the connection fails.
     pub async fn open(fleet: &Fleet, endpoint: &str) -> Result<Self, LinkError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT)
@@ -157,10 +155,10 @@ impl Link {
         })
     }
 
-    /// Waits for an answer as long as one may take.
+    /// Waits for an answer, within the time limit.
     ///
     /// # Errors
-    /// There is none, or it is an error.
+    /// There is no answer, or it is an error.
     pub async fn ask<T>(
         &self,
         what: &'static str,

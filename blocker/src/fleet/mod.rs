@@ -8,9 +8,9 @@
 //! | [`Host`] | what enforces the rules |
 //! | `link` | connections to etcd |
 //! | `source` | following etcd: list, watch, lose, come back |
-//! | `reporter` | telling etcd of this host, at a bounded rate |
-//! | `daemon` | all of it in the daemon, and over its reloads |
-//! | `client` | what `blockctl fleet` asks of etcd |
+//! | `reporter` | reporting this host to etcd, at a bounded rate |
+//! | `daemon` | the fleet in the daemon, over reloads |
+//! | `client` | the client of `blockctl fleet` |
 //!
 //! The lower five are compiled with the Cargo feature `fleet`. What is stored in etcd is defined in
 //! [`crate::wire::fleet`].
@@ -46,7 +46,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Those under a prefix, which has no `/` at its end.
+    /// The keys under a prefix, which has no `/` at its end.
     #[must_use]
     pub fn new(prefix: &str) -> Self {
         Self {
@@ -54,19 +54,19 @@ impl Keys {
         }
     }
 
-    /// What the keys of rules begin with; a rule's id is behind it.
+    /// The prefix of rules; a rule's id follows.
     #[must_use]
     pub fn rules(&self) -> String {
         format!("{}/rules/", self.prefix)
     }
 
-    /// What the keys of questions begin with.
+    /// The prefix of questions.
     #[must_use]
     pub fn asks(&self) -> String {
         format!("{}/asks/", self.prefix)
     }
 
-    /// What all keys of hosts begin with.
+    /// The prefix of hosts.
     #[must_use]
     pub fn hosts(&self) -> String {
         format!("{}/hosts/", self.prefix)

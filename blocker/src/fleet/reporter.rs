@@ -1,7 +1,7 @@
-//! Tells the fleet of this host: one key under a lease, written when something changed, at a bounded
-//! rate, and now and then so that it can be seen to be fresh.
+//! Reports this host to the fleet: one key under a lease, written after changes at a bounded rate, and
+//! once a minute to show that it is current.
 //!
-//! A host whose user may not write there enforces its rules all the same, and says so in `status`.
+//! A host that may not write there still enforces its rules, and says so in `status`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,21 +16,21 @@ use super::board::Board;
 use super::link::{Link, LinkError};
 use crate::wire::fleet::report::HostReport;
 
-/// Time to live of the lease, in seconds: so long a dead host's report is there.
+/// Time to live of the lease, in seconds: how long the report of a dead host remains.
 const TTL: i64 = 60;
 /// How often the lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(20);
-/// How many times it is renewed before the report is written again, though nothing changed.
+/// After so many renewals an unchanged report is written again.
 const RENEWALS: usize = 3;
-/// No more reports than this within so long: the first few go out at once, so that whoever waits for
-/// one change does not wait for the report.
+/// At most BURST reports are written WITHIN this time. The first few are written at once, so that a
+/// single change is reported without delay.
 const BURST: usize = 5;
 const WITHIN: Duration = Duration::from_secs(5);
-/// How often it is tried again after a failure, and where the host may not report.
+/// The pause after a failure, and after permission was denied.
 const RETRY: Duration = Duration::from_secs(2);
 const DENIED: Duration = Duration::from_secs(60);
 
-/// A host's report, for those who change it and for the one who sends it.
+/// A host's report, shared by those that change it and the task that writes it.
 #[derive(Debug, Clone)]
 pub(super) struct Reports(watch::Sender<HostReport>);
 
@@ -39,7 +39,7 @@ impl Reports {
         Self(watch::Sender::new(report))
     }
 
-    /// Changes the report: it is sent soon.
+    /// Changes the report; it is written soon.
     pub(super) fn change(&self, change: impl FnOnce(&mut HostReport)) {
         self.0.send_modify(change);
     }
@@ -62,7 +62,7 @@ pub(super) async fn report(link: Link, keys: Keys, reports: Reports, board: Boar
     }
 }
 
-/// Reports under one lease, as long as it lives.
+/// Reports under one lease until it is lost.
 async fn lease(
     link: &Link,
     keys: &Keys,
@@ -78,7 +78,7 @@ async fn lease(
     renewal.tick().await;
     let mut sent: VecDeque<Instant> = VecDeque::new();
     loop {
-        // What changes from here on is in the next one.
+        // Later changes are in the next report.
         let mut report = changed.borrow_and_update().clone();
         report.at = Timestamp::now();
         let text = serde_json::to_vec(&report).unwrap_or_default();
@@ -102,7 +102,7 @@ async fn lease(
     }
 }
 
-/// Renews a lease that must be there still.
+/// Renews a lease; it must still exist.
 pub(super) async fn renew(
     link: &Link,
     keeper: &mut LeaseKeeper,
@@ -120,7 +120,7 @@ pub(super) async fn renew(
     }
 }
 
-/// Takes a report away, now rather than when its lease is over. Best effort: who is gone is gone.
+/// Deletes the report at once instead of when its lease expires. Errors are ignored.
 pub(super) async fn withdraw(link: &Link, keys: &Keys, host: &str) {
     let mut client = link.client.clone();
     let gone = client.delete(keys.status(host), None);

@@ -1,16 +1,16 @@
-//! Follows etcd: lists the rules at a revision, watches from there, applies each change of etcd's as
-//! one change, and comes back from whatever ends the watch.
+//! Follows etcd: lists the rules at a revision, watches from there, applies each of etcd's changes as one
+//! change, and starts again when the watch ends.
 //!
-//! | what happens | what is done |
+//! | event | action |
 //! |---|---|
-//! | a change, of however many keys | one change of this host's rules, with owner `fleet` |
-//! | the member dies, is cut off, loses its leader, is silent | the next member, all listed again; meanwhile every rule until its deadline |
-//! | no member, for `loss_after` | rules without a deadline by `on_loss` |
-//! | the history was compacted away | all listed again, at once |
-//! | a value cannot be read, or may not be here | refused for its key alone, told in `status` and in the report |
+//! | a change of any number of keys | one change of the rules of owner `fleet` on this host |
+//! | the member dies, cannot be reached, loses its leader or is silent | all rules are listed again from the next member; meanwhile each rule stays until its deadline |
+//! | no member can be reached for `loss_after` | `on_loss` applies to rules without a deadline |
+//! | etcd compacted its history | all rules are listed again at once |
+//! | a value is not valid, or its rule is refused | the others are applied; `status` and the report name the refused one |
 //!
-//! The same code follows etcd in the daemon and, without a datapath, in the simulation of a large
-//! fleet: what enforces is behind [`Host`].
+//! The same code runs in the daemon and, without a datapath, in the simulation of a large fleet: what
+//! enforces the rules is a [`Host`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,24 +32,24 @@ use crate::wire::fleet::selector::Identity;
 use crate::wire::fleet::value::Value;
 use crate::wire::{FleetRefusal, FleetState};
 
-/// How often a sign of life is asked for while nothing happens.
+/// How often a progress notification is requested.
 const ASK: Duration = Duration::from_secs(5);
-/// How long there may be none.
+/// The longest time without one, or any other message.
 const SILENCE: Duration = Duration::from_secs(12);
 /// The pauses between attempts: the first after a member failed, the first after all did, the longest.
 const NEXT: Duration = Duration::from_millis(20);
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(5);
-/// How long until it is tried again what was refused here.
+/// When refused rules are tried again.
 const REFUSED: SignedDuration = SignedDuration::from_secs(30);
-/// Questions older than this were answered, or nobody waits any more.
+/// Questions older than this are ignored: nobody waits for the answer.
 const STALE: Duration = Duration::from_secs(60);
-/// How many questions are answered at once; each looks at every flow of the host.
+/// How many questions are answered at once. Each one lists every flow of the host.
 const QUESTIONS: usize = 2;
-/// Names of the two watches.
+/// The ids of the two watches.
 const RULES: i64 = 1;
 const ASKS: i64 = 2;
-/// How long an answer is there, in seconds.
+/// How long an answer exists, in seconds.
 const ANSWERED: i64 = 60;
 
 /// Follows etcd for one host.
@@ -60,18 +60,18 @@ pub struct Follower<H> {
     host: H,
     board: Board,
     reports: Reports,
-    /// Where what is held is saved; nowhere if absent.
+    /// Where the rules are saved, if anywhere.
     directory: Option<PathBuf>,
     held: Held,
     heard: Instant,
     /// Whether rules without a deadline are lifted.
     lifted: bool,
-    /// Whether what is held is yet to be enforced, because that failed.
+    /// Whether enforcing the rules failed and has to be tried again.
     behind: bool,
-    /// When to look again though nothing was heard: a deadline passes, or what was refused may be
-    /// no more (an id or room that became free).
+    /// When to apply the rules again without a change: a deadline passes, or a refused rule may be
+    /// accepted by then.
     again: Option<Timestamp>,
-    /// The connection, for whoever ends this.
+    /// The connection, shared with [`Goodbye`].
     link: Arc<std::sync::Mutex<Option<Link>>>,
     questions: Arc<Semaphore>,
 }
@@ -85,7 +85,7 @@ pub struct Goodbye {
 }
 
 impl Goodbye {
-    /// Takes the host's report away.
+    /// Deletes the host's report.
     pub async fn say(self) {
         let link = self.link.lock().ok().and_then(|link| link.clone());
         if let Some(link) = link {
@@ -95,7 +95,7 @@ impl Goodbye {
 }
 
 impl<H: Host> Follower<H> {
-    /// One that goes by what was saved in `directory`, if anywhere, until it reaches etcd.
+    /// A follower that uses the rules saved in `directory`, if any, until it reaches etcd.
     pub fn new(fleet: Fleet, host: H, board: Board, directory: Option<PathBuf>) -> Self {
         board.begin(Some(&fleet));
         let now = Timestamp::now();
@@ -123,7 +123,7 @@ impl<H: Host> Follower<H> {
         }
     }
 
-    /// What is to be said when it ends.
+    /// What withdraws the report after the follower has ended.
     #[must_use]
     pub fn goodbye(&self) -> Goodbye {
         Goodbye {
@@ -139,7 +139,7 @@ impl<H: Host> Follower<H> {
             self.apply(false).await;
         }
         let members = self.fleet.endpoints.len();
-        // Not all hosts at the same member, and not all at once after they lost it.
+        // Random, so that hosts spread over the members.
         let mut turn = usize::try_from(random(members as u64)).unwrap_or(0);
         let (mut failures, mut pause) = (0, FIRST);
         loop {
@@ -169,7 +169,7 @@ impl<H: Host> Follower<H> {
         }
     }
 
-    /// Follows one member as long as it is there.
+    /// Follows one member until the connection fails.
     async fn follow(&mut self, endpoint: &str) -> Result<std::convert::Infallible, LinkError> {
         self.board
             .post(|status| status.endpoint = Some(endpoint.to_owned()));
@@ -209,7 +209,7 @@ impl<H: Host> Follower<H> {
                         return Err(LinkError::Compacted { revision: message.compact_revision() });
                     }
                     if message.canceled() && message.watch_id() == ASKS {
-                        // A user that may not read questions is none that rules depend on.
+                        // Rules do not depend on the permission to read questions.
                         let why = message.cancel_reason();
                         tracing::warn!("questions of the fleet are not answered here: {why}");
                         continue;
@@ -237,7 +237,7 @@ impl<H: Host> Follower<H> {
         }
     }
 
-    /// Lists all rules, and enforces what is this host's.
+    /// Lists all rules, and enforces those of this host.
     async fn list(&mut self, link: &Link) -> Result<(), LinkError> {
         let prefix = self.keys.rules();
         let mut kv = link.client.kv_client().max_decoding_message_size(LARGEST);
@@ -257,7 +257,7 @@ impl<H: Host> Follower<H> {
         Ok(())
     }
 
-    /// Watches rules from what was listed, and questions.
+    /// Watches rules, from the revision that was listed, and questions.
     async fn watch(&self, link: &Link) -> Result<WatchStream, LinkError> {
         let options = |id| {
             let from = self.held.revision() + 1;
@@ -275,7 +275,7 @@ impl<H: Host> Follower<H> {
         Ok(watch)
     }
 
-    /// Takes what changed; all of it is one change.
+    /// Applies events, all of them as one change.
     async fn take(&mut self, link: &Link, events: &[Event]) {
         let (rules, asks) = (self.keys.rules(), self.keys.asks());
         let now = Timestamp::now();
@@ -303,7 +303,7 @@ impl<H: Host> Follower<H> {
         }
     }
 
-    /// Enforces what is held. `news`: it may differ from what is saved.
+    /// Enforces the rules. `news`: they may differ from those saved.
     async fn apply(&mut self, news: bool) {
         let revision = self.held.revision();
         let now = Timestamp::now();
@@ -330,7 +330,9 @@ impl<H: Host> Follower<H> {
             Err(error) => {
                 // The rules before stay in force.
                 self.behind = true;
-                tracing::error!("the fleet's rules cannot be enforced, those before stay: {error}");
+                tracing::error!(
+                    "the fleet's rules cannot be enforced, the previous ones stay in force: {error}"
+                );
                 self.board.post(|status| {
                     status.error = Some(format!("the rules cannot be enforced: {error}"));
                 });
@@ -347,7 +349,7 @@ impl<H: Host> Follower<H> {
         }
     }
 
-    /// Tells of a change that is in force, and of its teardown once that is over.
+    /// Reports a change that is in force, and its teardown when that is finished.
     fn tell(&self, revision: i64, done: Replaced, refused: &[FleetRefusal]) {
         let now = Timestamp::now();
         let skew = self.held.skew();
@@ -402,7 +404,7 @@ impl<H: Host> Follower<H> {
         };
         let age = now.duration_since(value.written);
         let stale = i64::try_from(STALE.as_secs()).is_ok_and(|most| age.as_secs().abs() > most);
-        // Where so many are asked at once, not each can be answered: who asks sees which host did.
+        // Further questions are dropped: who asks sees which hosts answered.
         let Ok(permit) = Arc::clone(&self.questions).try_acquire_owned() else {
             return;
         };
@@ -438,7 +440,7 @@ impl<H: Host> Follower<H> {
         self.board.hear();
     }
 
-    /// Notes that the member is not there any more.
+    /// Notes that the member is lost.
     fn lose(&self, error: &LinkError) {
         let mut lost = false;
         self.board.post(|status| {
@@ -448,7 +450,7 @@ impl<H: Host> Follower<H> {
                 status.losses += 1;
             }
             if status.error.is_none() {
-                tracing::warn!("the fleet's etcd is not there: {error}");
+                tracing::warn!("the fleet's etcd cannot be reached: {error}");
             }
             status.error = Some(error.to_string());
         });
@@ -457,7 +459,7 @@ impl<H: Host> Follower<H> {
         }
     }
 
-    /// Goes on without etcd: after `loss_after`, rules without a deadline by `on_loss`.
+    /// Continues without etcd; applies `on_loss` after `loss_after`.
     async fn stand_alone(&mut self) {
         let after = Duration::try_from(self.fleet.loss_after.duration()).unwrap_or(Duration::MAX);
         let due = self.fleet.on_loss == OnLoss::Lift && self.heard.elapsed() >= after;
@@ -475,7 +477,7 @@ impl<H: Host> Follower<H> {
     }
 }
 
-/// A task that ends with whoever started it.
+/// A task that is aborted when this is dropped.
 struct EndsWithThis(tokio::task::JoinHandle<()>);
 
 impl Drop for EndsWithThis {
@@ -484,7 +486,7 @@ impl Drop for EndsWithThis {
     }
 }
 
-/// A number below a bound. Only spread is asked of it; 0 does where randomness fails.
+/// A random number below a bound, for spreading; 0 if the kernel gives none.
 fn random(below: u64) -> u64 {
     getrandom::u64().unwrap_or(0) % below.max(1)
 }

@@ -1,4 +1,4 @@
-//! A feed and what there is of it: found at the daemon's start, carried over at a reload.
+//! A feed with its content: loaded at the daemon's start, carried over at a reload.
 
 use jiff::Timestamp;
 
@@ -16,22 +16,22 @@ use crate::feeds::source::file::File;
 use crate::rule::{Rule, RuleId};
 use crate::safety::HostFacts;
 
-/// A feed, and what it gave last.
+/// A feed with its content.
 #[derive(Clone)]
 pub(in crate::controller) struct Held {
     pub(super) feed: Feed,
     pub(super) kept: Option<Kept>,
-    /// What the rules were made with.
+    /// The facts that the rules were made with.
     pub(super) facts: HostFacts,
     pub(super) account: Account,
-    /// The rules; `None`: those that are in force stay.
+    /// The rules to put in force; `None`: those in force stay.
     pub(super) rules: Option<Vec<Rule>>,
-    /// Whether the content is yet to be kept.
+    /// Whether the content is still to be saved.
     pub(super) unsaved: bool,
 }
 
-/// The feeds of a configuration with what there is of them: what those before gave, what was kept,
-/// what stands in files.
+/// The feeds of a configuration, with content from the feeds before, from the disk or from the files
+/// that are their sources.
 pub(in crate::controller) fn take_up(
     config: &Config,
     before: &[Held],
@@ -55,7 +55,7 @@ pub(in crate::controller) fn take_up(
             facts: facts.clone(),
             account: match old {
                 Some(old) if same => old.account.clone(),
-                // What was there is in force still.
+                // The content before is still in force.
                 Some(old) => old.account.moved(),
                 None => Account::default(),
             },
@@ -82,7 +82,7 @@ pub(in crate::controller) fn take_up(
 }
 
 impl Held {
-    /// Reads the list of a feed that is a file.
+    /// Reads the list of a feed whose source is a file.
     fn read(&mut self, config: &Config, now: Timestamp) {
         if let Source::File(file) = self.feed.source.clone() {
             let outcome = self.read_file(&file, config, now);
@@ -105,14 +105,14 @@ impl Held {
             validators: Default::default(),
             got: now,
         };
-        // What makes no rules must not take the place of what does.
+        // Content that makes no rules must not replace content that does.
         self.make(&kept, config, now)?;
         self.kept = Some(kept);
         self.unsaved = true;
         Ok(())
     }
 
-    /// Makes the rules of what was kept.
+    /// Makes the rules of the content.
     fn make_kept(&mut self, config: &Config, now: Timestamp) {
         match self.kept.clone() {
             None => self.rules = Some(Vec::new()),
@@ -147,7 +147,7 @@ impl Held {
         self.account.looked(outcome, now);
     }
 
-    /// The rules as they are wanted at the daemon's start.
+    /// The rules to put in force at the daemon's start.
     pub(in crate::controller) fn wanted(
         &self,
         now: Timestamp,
@@ -157,7 +157,7 @@ impl Held {
         rules.map(move |rule| Wanted::entry(rule, &owner, now))
     }
 
-    /// Says that its rules do not fit, and has none.
+    /// Gives up the rules because of an error, and notes it.
     pub(in crate::controller) fn give_up(&mut self, error: &Error, now: Timestamp) {
         let error = FeedError::Inside(format!("its rules are not in force: {error}"));
         self.account = Account {
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!((first.account.entries, first.unsaved), (2, true));
         let kept = first.kept.clone().unwrap();
         kept::save(dir.path(), &first.feed.name, &kept).unwrap();
-        // Everything at once is left out, and nothing else is in it.
+        // A list of everything at once (left out), an empty one, and one that cannot be read.
         for text in ["0.0.0.0/0\n", "", "nonsense\n"] {
             fs::write(&file, text).unwrap();
             let held = take_up(&[]);
@@ -201,7 +201,7 @@ mod tests {
             assert!(held.account.error.is_some(), "{text}");
             assert_eq!(held.rules.map(|rules| rules.len()), Some(1));
         }
-        // At a reload the file is not read: whoever follows it does.
+        // At a reload the file is left to its follower.
         let carried = take_up(&[first]);
         assert_eq!((carried.account.entries, carried.account.error), (2, None));
     }

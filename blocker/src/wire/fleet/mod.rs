@@ -20,43 +20,42 @@ pub struct FleetStatus {
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub prefix: String,
-    /// Whether etcd is there.
+    /// Whether the host follows etcd.
     pub state: FleetState,
-    /// The member that is followed, or was tried last.
+    /// The member that is followed or was tried last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// etcd's revision up to which all changes are applied; 0: none yet.
     pub revision: i64,
-    /// When etcd was heard of last.
+    /// When etcd last answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Moment>")]
     pub heard: Option<Timestamp>,
-    /// Seconds since then, or since the daemon began to look for it: changes made meanwhile may be
-    /// unknown here.
+    /// Seconds since then, or since the daemon began to connect. Later changes may be unknown here.
     pub stale_seconds: f64,
-    /// The fleet's rules in force here.
+    /// The number of the fleet's rules in force here.
     pub rules: u64,
-    /// What is refused here, and why.
+    /// The rules that are refused here, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<FleetRefusal>,
-    /// Whether rules without a deadline are lifted, because etcd is gone for too long.
+    /// Whether rules without a deadline are lifted because etcd has been lost for too long.
     pub lifted_by_loss: bool,
-    /// How far this host's clock was ahead of a writer's, when they could be compared last; the time
-    /// that the value took to come here included.
+    /// How far this host's clock was ahead of a writer's at the last comparison, including the time that
+    /// the value travelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skew_seconds: Option<f64>,
     /// Whether that is more than `max_skew`.
     pub skewed: bool,
-    /// Changes of the fleet's that were applied since the daemon's start.
+    /// Changes of the fleet applied since the daemon's start.
     pub changes: u64,
     /// How many times etcd was lost since the daemon's start.
     pub losses: u64,
-    /// Why etcd is not there.
+    /// Why etcd cannot be reached, or its rules not be enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Why this host can't report itself to the fleet.
+    /// Why this host cannot report itself to the fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_error: Option<String>,
 }
@@ -65,19 +64,19 @@ pub struct FleetStatus {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FleetState {
-    /// It was not reached yet.
+    /// Etcd has not been reached yet.
     #[default]
     Connecting,
-    /// It is there.
+    /// The host follows etcd.
     Following,
-    /// It was there.
+    /// Etcd was reached before, and is lost.
     Lost,
 }
 
 /// A rule of the fleet that a host refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FleetRefusal {
-    /// The last part of its key: its id, unless that is what is wrong.
+    /// The last part of its key, which should be its id.
     pub rule: String,
     /// etcd's revision at which it was written.
     pub revision: i64,

@@ -1,5 +1,4 @@
-//! What a host tells the fleet of itself, under `PREFIX/hosts/NAME/status`, and what it answers when
-//! it is asked. Pure.
+//! A host's report, `PREFIX/hosts/NAME/status`, and its answers to questions. Pure.
 
 use std::collections::VecDeque;
 
@@ -10,10 +9,9 @@ use super::FleetRefusal;
 use super::selector::Identity;
 use crate::wire::{Account, TeardownTotals};
 
-/// Version of the form of reports and answers.
+/// Version of the format of reports and answers.
 pub const VERSION: u64 = 1;
-/// So many refusals, and changes with so many rules each, are told of: a report is small, whatever
-/// there is.
+/// A report has at most so many refusals, and changes with so many rules each: its size is bounded.
 const REFUSALS: usize = 32;
 const CHANGES: usize = 8;
 const RULES: usize = 32;
@@ -23,7 +21,7 @@ const RULES: usize = 32;
 pub struct HostReport {
     /// [`VERSION`].
     pub version: u64,
-    /// Who it is.
+    /// Its name and labels.
     #[serde(flatten)]
     pub host: Identity,
     /// The daemon's version.
@@ -34,22 +32,22 @@ pub struct HostReport {
     pub at: Timestamp,
     /// etcd's revision up to which all changes are applied.
     pub revision: i64,
-    /// The fleet's rules in force there.
+    /// The number of the fleet's rules in force.
     pub rules: u64,
-    /// What is refused there; the first of them.
+    /// The first refused rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<FleetRefusal>,
-    /// How many there are.
+    /// The number of refused rules.
     pub refused_total: u64,
     /// The last changes that started rules, the oldest first.
     #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     pub changes: VecDeque<Change>,
-    /// What the teardowns of all of them came to.
+    /// The sum of all teardowns.
     pub teardowns: TeardownTotals,
     /// How far its clock was ahead of a writer's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skew_ms: Option<i64>,
-    /// Whether that is more than it finds acceptable.
+    /// Whether that is more than `max_skew`.
     pub skewed: bool,
     /// How many times it lost etcd since it started.
     pub losses: u64,
@@ -62,9 +60,9 @@ pub struct Change {
     pub revision: i64,
     /// When it was in force, by the host's clock.
     pub at: Timestamp,
-    /// The rules; the first of them.
+    /// The first of the rules.
     pub rules: Vec<String>,
-    /// What became of established flows; absent while they are being killed.
+    /// The result for established flows; absent while they are being killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teardown: Option<Killed>,
 }
@@ -130,13 +128,13 @@ impl HostReport {
         }
     }
 
-    /// Takes what is refused now.
+    /// Records the rules that are refused now.
     pub fn refuse(&mut self, refused: &[FleetRefusal]) {
         self.refused_total = refused.len() as u64;
         self.refused = refused.iter().take(REFUSALS).cloned().collect();
     }
 
-    /// Takes a change that started rules.
+    /// Records a change that started rules.
     pub fn change(&mut self, revision: i64, started: &[String], now: Timestamp) {
         self.changes.push_back(Change {
             revision,
@@ -149,7 +147,7 @@ impl HostReport {
         }
     }
 
-    /// Takes what the teardown of a change came to.
+    /// Records the teardown of a change.
     pub fn killed(&mut self, revision: i64, account: &Account) {
         self.teardowns.add(account);
         let change = self.changes.iter_mut().find(|c| c.revision == revision);
@@ -158,7 +156,7 @@ impl HostReport {
         }
     }
 
-    /// What became of a rule that was written at `revision`; `None`: the host is not so far yet.
+    /// The outcome for a rule that was written at `revision`; `None`: the host has not read it yet.
     #[must_use]
     pub fn outcome(&self, rule: &str, revision: i64) -> Option<Outcome> {
         if self.revision < revision {
@@ -175,7 +173,7 @@ impl HostReport {
                 at: Some(*at),
                 teardown: *teardown,
             }),
-            // It was in force already, or is among those that are not told of.
+            // It was in force already, or the change is no longer in the report.
             None => Some(Outcome::Applied {
                 at: None,
                 teardown: None,
@@ -184,7 +182,7 @@ impl HostReport {
     }
 }
 
-/// What became of a rule on a host.
+/// The outcome for a rule on a host.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// It is in force, and established flows are being killed.
@@ -193,10 +191,10 @@ pub enum Outcome {
     Applied {
         /// Since when, by the host's clock.
         at: Option<Timestamp>,
-        /// What became of established flows.
+        /// The result for established flows.
         teardown: Option<Killed>,
     },
-    /// The host refuses it, and why.
+    /// The host refuses it, for this reason.
     Refused(String),
 }
 

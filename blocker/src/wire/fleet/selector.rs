@@ -3,11 +3,11 @@
 //! | written | matches |
 //! |---|---|
 //! | `*` | every host |
-//! | `web1,web2`, `web*` | hosts of these names: any of them |
+//! | `web1,web2`, `web*` | hosts with any of these names |
 //! | `role=web` | hosts with that label |
-//! | `role=web,role=db` | hosts with either: the same label twice is a choice |
-//! | `role=web,zone=a*` | hosts with both: another label narrows |
-//! | `web*,!web3`, `role=web,zone!=b` | all of the first but those of the second |
+//! | `role=web,role=db` | hosts with either: values of one label are alternatives |
+//! | `role=web,zone=a*` | hosts with both: different labels must all match |
+//! | `web*,!web3`, `role=web,zone!=b` | hosts that match the first, except those that match the second |
 //!
 //! A label that a host lacks is not matched by any pattern, `*` included, and so is never excluded.
 
@@ -21,7 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// The longest name, label or pattern, in bytes: a DNS name (RFC 1035, 2.3.4) fits.
 const LONGEST: usize = 253;
 
-/// Who a host is to selectors.
+/// A host's name and labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Its name.
@@ -35,37 +35,37 @@ pub struct Identity {
 #[derive(Debug, Clone)]
 pub struct Selector {
     text: String,
-    /// By key; `name` is the name's. Each one must match, by any of its patterns.
+    /// Patterns by key; [`NAME`] is the key of the name. For each key one pattern must match.
     wanted: BTreeMap<String, Vec<GlobMatcher>>,
     /// None of them may match.
     excluded: Vec<(String, GlobMatcher)>,
 }
 
-/// Why a text is no selector.
+/// Why a selector is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
-    /// Nothing in it.
+    /// It is empty.
     #[error("an empty selector matches nothing: write * for every host, web1, web* or role=web")]
     Empty,
-    /// Nothing between two commas.
+    /// Nothing stands between two commas, or at an end.
     #[error("selector {0:?} has nothing between two commas, or at an end: leave the comma out")]
     Gap(String),
-    /// Only what is excluded.
+    /// It only excludes hosts.
     #[error(
         "selector {0:?} says only which hosts are not meant: write *,{0} for every host but those"
     )]
     OnlyExcludes(String),
-    /// A pattern that is none.
+    /// A pattern is not valid.
     #[error(
         "{0:?} is not valid in a selector: letters, digits, '.', '_', '-', '/' and ':', and the globs *, ? and [a-c]"
     )]
     Pattern(String),
-    /// A label's key that is none.
+    /// The key of a label is not valid.
     #[error("{0:?} is no label: letters, digits, '.', '_', '-' and '/', without globs")]
     Key(String),
 }
 
-/// The key by which patterns mean the host's name.
+/// The key of the host's name.
 const NAME: &str = "name";
 
 impl FromStr for Selector {
@@ -114,7 +114,7 @@ impl FromStr for Selector {
 }
 
 impl Selector {
-    /// Whether a host is meant.
+    /// Whether a host matches.
     #[must_use]
     pub fn matches(&self, host: &Identity) -> bool {
         let value = |key: &str| match key {

@@ -1,8 +1,7 @@
-//! What is stored in etcd: a rule for many hosts, and a question to them. Pure: time is an argument.
+//! The values in etcd: a rule for many hosts, or a question to them. Pure: time is an argument.
 //!
-//! The value carries all that a host needs to do the right thing on its own: the deadline, since an
-//! etcd lease may outlive its time, and when it was written by the writer's clock, so that a host
-//! can tell how far its own clock is from it.
+//! A value has the deadline, because an etcd lease may live longer, and the time at which it was written
+//! by the writer's clock, so that a host can compare clocks.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,14 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::selector::{Identity, Selector};
 use crate::rule::{Defaults, Rule, RuleError, RuleId, RuleSpec};
 
-/// Version of the form of values. A host refuses others, each for its key alone.
+/// Version of the format. A host refuses a value of another version.
 pub const VERSION: u64 = 1;
 /// The largest value that is written, in bytes: etcd takes requests of 1.5 MiB
 /// (`--max-request-bytes`), key and all.
 pub const LARGEST: usize = 1_400_000;
 
-/// A rule for many hosts, under `PREFIX/rules/ID`; a question what it would do, under
-/// `PREFIX/asks/ID`.
+/// A rule for many hosts, `PREFIX/rules/ID`, or a question what it would do, `PREFIX/asks/ID`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Value {
@@ -25,18 +23,18 @@ pub struct Value {
     pub version: u64,
     /// The hosts.
     pub hosts: Selector,
-    /// The rule: `expires` is its deadline; no `id`, which is the key's, and nothing that is relative
-    /// to when it is read.
+    /// The rule. `expires` is its deadline. It has no `id`, which is in the key, and no time relative to
+    /// when it is read.
     pub rule: RuleSpec,
     /// When it was written, by the writer's clock.
     pub written: Timestamp,
-    /// Who wrote it, as they say.
+    /// Who wrote it, as the writer says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// Whether it is there as long as whoever wrote it, and no longer (`blockctl fleet during`).
+    /// Whether it ends with its writer (`blockctl fleet during`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
-    /// Whether refusals that may be overridden are.
+    /// Whether refusals are overridden where that is allowed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
@@ -44,13 +42,13 @@ pub struct Value {
 /// Why a value is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// The key's last part is no id.
+    /// The last part of the key is no id.
     #[error("the key's last part is no rule's id: {0}")]
     Key(RuleError),
-    /// Not JSON, or not of this form.
+    /// It is not JSON, or not in this format.
     #[error("the value is not valid: {0}")]
     Form(String),
-    /// Another version.
+    /// It has another version.
     #[error(
         "the value has version {0}, this host knows version {VERSION}: upgrade blocker here, or write it with an older blockctl"
     )]
@@ -58,7 +56,7 @@ pub enum ValueError {
     /// The rule is wrong.
     #[error("the rule is not valid: {0}")]
     Rule(#[from] RuleError),
-    /// The rule has what a stored one may not.
+    /// The rule has a field that a stored one must not have.
     #[error("the rule is not valid: `{0}` has no meaning in a stored rule")]
     Relative(&'static str),
     /// It ended before it was written.
@@ -69,14 +67,14 @@ pub enum ValueError {
         /// When it was written.
         written: Timestamp,
     },
-    /// Too large for etcd.
+    /// It is too large for etcd.
     #[error(
         "the rule takes {0} bytes, and etcd takes {LARGEST} at most: spread its targets over several rules"
     )]
     Large(usize),
 }
 
-/// Read first, whatever else there is.
+/// The part that is read first, in every version.
 #[derive(Deserialize)]
 struct Header {
     version: u64,
@@ -101,7 +99,7 @@ impl Value {
     /// Writes a value.
     ///
     /// # Errors
-    /// What is wrong with it: whatever is written can be read.
+    /// What is wrong with it: only valid values are written.
     pub fn text(&self) -> Result<String, ValueError> {
         self.check()?;
         let text = serde_json::to_string(self).map_err(|e| ValueError::Form(e.to_string()))?;
@@ -130,26 +128,25 @@ impl Value {
         self.rule(&placeholder()).map(drop)
     }
 
-    /// The rule, every default explicit: the same on every host, whatever its `defaults`.
+    /// The rule with every default explicit. It is the same on every host: `defaults` do not apply.
     ///
     /// # Errors
     /// What is wrong with it; a value that was read gives none.
     pub fn rule(&self, id: &RuleId) -> Result<Rule, ValueError> {
         let id = id.clone();
         let spec = self.rule.clone();
-        // Whether its time is over is for those to say who have a clock.
+        // The deadline is checked by the caller, who has a clock.
         Ok(spec.resolve(|| id, Defaults::default(), Timestamp::MIN)?)
     }
 
-    /// Whether a host is meant.
+    /// Whether the selector matches a host.
     #[must_use]
     pub fn is_for(&self, host: &Identity) -> bool {
         self.hosts.matches(host)
     }
 
-    /// When the rule ends on a host that saw it at `seen`, by the host's clock: at its deadline, and
-    /// never later after `seen` than its whole life is. So a host whose clock is behind does not
-    /// keep it longer than anybody meant.
+    /// When the rule ends on a host that received it at `seen`, by the host's clock: at its deadline, and
+    /// no later than its whole duration after `seen`, so that a slow clock does not lengthen it.
     #[must_use]
     pub fn until(&self, seen: Timestamp) -> Option<Timestamp> {
         let expires = self.rule.expires?;
@@ -161,10 +158,10 @@ impl Value {
     }
 }
 
-/// Reads the id in a key, `PREFIX/rules/ID`, of which `tail` is what is behind the last `/`.
+/// Reads the id from `tail`, the last part of a key `PREFIX/rules/ID`.
 ///
 /// # Errors
-/// It is none.
+/// It is not an id.
 pub fn id(tail: &str) -> Result<RuleId, ValueError> {
     tail.parse().map_err(ValueError::Key)
 }
