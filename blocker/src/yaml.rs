@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, de};
 use serde_yaml::{Error as YamlError, Location, MessageFormatter as _, UserMessageFormatter};
 
-/// What is wrong at one place of a file.
+/// An error at a position of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// The file.
@@ -20,7 +20,7 @@ pub struct Fault {
     pub column: u64,
     /// What was found, and what is expected.
     pub message: String,
-    /// The lines around, each after a line break.
+    /// The lines around it, each after a line break.
     pub snippet: String,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 impl Fault {
-    /// The fault of a file that is text up to byte `valid` only. `what` it is that must be text.
+    /// The fault of a file that is not UTF-8 after byte `valid`; `what` names the file.
     pub(crate) fn not_text(bytes: &[u8], valid: usize, name: String, what: &str) -> Self {
         let before = String::from_utf8_lossy(&bytes[..valid]);
         let line_start = before.rfind('\n').map_or(0, |end| end + 1);
@@ -55,20 +55,20 @@ impl Fault {
     }
 }
 
-/// A file's text and its name, from which faults are made.
+/// A file's text and its name, for faults.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) text: &'a str,
     pub(crate) name: &'a str,
 }
 
-/// Lines shown before the one that a fault names.
+/// How many lines are shown before the line of a fault.
 const LINES_BEFORE: u64 = 2;
-/// Columns shown of a long line, half of them before the fault.
+/// How many columns are shown of a long line, half of them before the fault.
 const COLUMNS: usize = 100;
 
 impl Source<'_> {
-    /// A fault at a place in the text.
+    /// A fault at a position in the text.
     pub(crate) fn fault(self, location: Location, message: impl AsRef<str>) -> Fault {
         let (line, column) = (location.line().max(1), location.column().max(1));
         Fault {
@@ -80,7 +80,7 @@ impl Source<'_> {
         }
     }
 
-    /// An error of the YAML reader, in words for who writes the file.
+    /// An error of the YAML parser, in terms of the file.
     pub(crate) fn unread(self, error: &YamlError) -> Fault {
         let error = error.without_snippet();
         let location = error.location().unwrap_or(Location::UNKNOWN);
@@ -126,7 +126,7 @@ impl Source<'_> {
         self.fault(location, message)
     }
 
-    /// What stands at a place, in quotes; its first line, cut if long.
+    /// The text at a position, in quotes: its first line, shortened if long.
     fn at(self, location: Location) -> String {
         let line = self.line(location.line());
         let start = usize::try_from(location.column().saturating_sub(1)).unwrap_or(0);
@@ -186,12 +186,12 @@ pub(crate) fn absolute_if_any<'de, D: Deserializer<'de>>(
     absolute(deserializer).map(Some)
 }
 
-/// Text that moves no cursor: control characters become blanks.
+/// Text without control characters: each becomes a blank.
 fn printable(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// The pieces of YAML in a document in Markdown.
+/// The YAML examples in a Markdown document.
 #[cfg(test)]
 pub(crate) fn examples(document: &str) -> Vec<&str> {
     let begun = document.split("```yaml\n").skip(1);

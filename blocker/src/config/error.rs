@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration.
+//! Errors of a configuration.
 
 use std::borrow::Cow;
 use std::io;
@@ -19,7 +19,7 @@ pub enum ConfigError {
         /// Why not.
         source: io::Error,
     },
-    /// Something in the text is wrong.
+    /// The text is not valid.
     #[error(transparent)]
     Invalid(#[from] Fault),
     /// A rule that was not read from text is wrong.
@@ -27,7 +27,7 @@ pub enum ConfigError {
     Rule {
         /// Which one, from 1.
         number: usize,
-        /// What is wrong.
+        /// What is wrong with it.
         source: crate::rule::RuleError,
     },
     /// The configuration cannot be printed.
@@ -35,7 +35,7 @@ pub enum ConfigError {
     Print(String),
 }
 
-/// The reason of a failed read, with the way out where there is one.
+/// Why reading failed, and what to do.
 fn reason(error: &io::Error) -> Cow<'static, str> {
     match error.kind() {
         io::ErrorKind::NotFound => {
@@ -57,7 +57,7 @@ impl ConfigError {
     }
 }
 
-/// A configuration's text and its name, from which errors are made.
+/// A configuration's text and its name, for errors.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     pub(super) text: &'a str,
@@ -75,7 +75,7 @@ impl<'a> Source<'a> {
         self.yaml().unread(error).into()
     }
 
-    /// The same for the modules below.
+    /// The same, for modules that know only YAML.
     pub(super) fn yaml(self) -> yaml::Source<'a> {
         let Self { text, name } = self;
         yaml::Source { text, name }

@@ -1,8 +1,9 @@
 //! The configuration file: what it may say, how it is read, and how it is printed.
 //!
-//! Pure but for reading the file and the target lists that its rules name. Nothing here acts on the configuration,
-//! or asks whether an interface or a group of that name exists. Every error names the file, the
-//! line and the column, what was found there and what is expected.
+//! Pure, except that it reads the file and the target lists that its rules name. Nothing here acts on
+//! the configuration, or checks that an interface or a group exists. Errors name the file, the line and
+//! the column, what was found and what is expected. The keys `feeds` and `fleet` are declared by
+//! [`crate::feeds`] and [`crate::fleet`].
 
 mod error;
 mod rules;
@@ -29,7 +30,7 @@ use crate::rule::{Defaults, RuleSpec, Target};
 use crate::yaml;
 use error::Source;
 
-/// Where the configuration is looked for if nothing else is said.
+/// The path of the configuration by default.
 pub const DEFAULT_PATH: &str = "/etc/blocker/blocker.yaml";
 
 /// The configuration. An empty file gives [`Config::default`].
@@ -43,23 +44,23 @@ pub struct Config {
     pub namespaces: Namespaces,
     /// The control socket, and who may use it.
     pub control: Control,
-    /// Where metrics are served beside the control socket.
+    /// Where metrics are served in addition to the control socket.
     pub metrics: Metrics,
-    /// Where API rules are kept. Absolute.
+    /// Where API rules and the content of feeds are saved. Absolute.
     pub state_dir: PathBuf,
     /// Where programs, maps and links are pinned: a directory of a bpf file system. Absolute.
     pub pin_dir: PathBuf,
-    /// What becomes of the rules when the daemon is stopped.
+    /// What is done with the rules when the daemon stops.
     pub on_stop: OnStop,
-    /// What the datapath has room for.
+    /// The limits of the datapath.
     pub limits: Limits,
     /// Prefixes that no rule may touch.
     pub protect: Vec<Target>,
     /// The etcd that rules for many hosts come from; `None`: none.
     pub fleet: Option<Fleet>,
-    /// What rules take that leave it out, those of the API included.
+    /// Defaults for rules, including those of the API.
     pub defaults: Defaults,
-    /// Lists of targets that come from elsewhere.
+    /// Lists of targets that are followed.
     pub feeds: Vec<Feed>,
     /// The rules of owner `config`, as written. [`Config::rules`] makes them explicit.
     pub rules: Vec<RuleSpec>,
@@ -91,7 +92,7 @@ impl Default for Control {
     }
 }
 
-/// Metrics for Prometheus beside the control socket's.
+/// Metrics for Prometheus, in addition to the control socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
@@ -100,28 +101,28 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
-/// What the datapath has room for.
+/// The limits of the datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Prefixes: targets and exceptions of all rules, and protected ones.
     #[serde(deserialize_with = "values::whole::<1, 4_000_000, _>")]
     pub prefixes: u32,
-    /// How many of them may be IPv6, which takes more room; no more than `prefixes` count.
+    /// How many of them may be IPv6, which takes more memory; at most `prefixes`.
     #[serde(deserialize_with = "values::whole::<1, 4_000_000, _>")]
     pub prefixes_v6: u32,
     /// Rules.
     #[serde(deserialize_with = "values::whole::<1, 65_536, _>")]
     pub rules: u32,
-    /// Flows that are remembered: those that rules decided, and as many that are to be killed at
-    /// the end of rules with `on_lift: reset`; the oldest give way. 0: none of the former, and the
-    /// default of the latter.
+    /// Flow records: of flows that rules decided, and as many of flows to be killed at the end of rules
+    /// with `on_lift: reset`. The oldest are replaced. 0: none of the former, and the default number of
+    /// the latter.
     #[serde(deserialize_with = "values::whole::<0, 1_048_576, _>")]
     pub flows: u32,
     /// Replies (RST, ICMP) a second on each CPU; 0: none.
     #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]
     pub replies_per_second: u32,
-    /// Events a second on each CPU, while somebody watches; 0: none.
+    /// Events a second on each CPU, while a client watches; 0: none.
     #[serde(deserialize_with = "values::whole::<0, 1_000_000, _>")]
     pub events_per_second: u32,
 }
@@ -160,7 +161,7 @@ impl Default for Config {
     }
 }
 
-/// The file's form: as [`Config`], with the place of each rule.
+/// The file: as [`Config`], with the position of each rule.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Document {
@@ -205,8 +206,8 @@ impl Default for Document {
 }
 
 impl Config {
-    /// Reads a configuration from text; `name`, its path, names it in errors. The target lists
-    /// that its rules name are read, too; relative paths start at the directory of `name`.
+    /// Reads a configuration from text; `name` is its path, for errors. Also reads the target lists that
+    /// its rules name; relative paths start at the directory of `name`.
     ///
     /// # Errors
     /// The first thing that is wrong with it or a list, and where.
@@ -216,7 +217,7 @@ impl Config {
 
     fn parse_in(text: &str, name: &str, directory: &Path) -> Result<Self, ConfigError> {
         let source = Source { text, name };
-        // A million targets are some three million events; aliases stay as bounded as they are.
+        // A million targets are about three million events. The limits of aliases are unchanged.
         let options = serde_yaml::options! {
             budget: serde_yaml::budget! {
                 max_events: 40_000_000,
@@ -269,11 +270,11 @@ impl Config {
         }
     }
 
-    /// The configuration as YAML with every default made explicit, those of the rules included.
-    /// Read again, it means the same.
+    /// The configuration as YAML with every default explicit, in rules too. It can be read again and
+    /// means the same.
     ///
     /// # Errors
-    /// As [`Config::rules`]; a configuration that was parsed gives none.
+    /// As [`Config::rules`]; none for a configuration that was parsed.
     pub fn effective_yaml(&self) -> Result<String, ConfigError> {
         #[derive(Serialize)]
         struct Effective<'a> {
@@ -313,7 +314,7 @@ impl Config {
     }
 }
 
-/// Where a file is.
+/// The directory of a file.
 fn directory(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new(""))
 }

@@ -17,18 +17,18 @@ impl Config {
     /// The rules of the configuration that are in force at `now` (wall clock): all but those
     /// whose `expires` has passed.
     ///
-    /// A rule without an id gets one that follows from what it does, so that it is the same rule,
-    /// with its counters, after a reload.
+    /// A rule without an id gets one derived from its effect, so that a reload finds the same rule and
+    /// its counters continue.
     ///
     /// # Errors
-    /// If a rule is wrong. A configuration that was parsed gives none.
+    /// A rule is not valid. None for a configuration that was parsed.
     pub fn rules(&self, now: Timestamp) -> Result<Vec<Rule>, ConfigError> {
         let mut rules = resolved(&self.rules, self.defaults)?;
         rules.retain(|rule| !past(rule, now));
         Ok(rules)
     }
 
-    /// The rules that [`Config::rules`] leaves out, because their time has passed.
+    /// The rules that [`Config::rules`] leaves out because they have expired.
     ///
     /// # Errors
     /// As [`Config::rules`].
@@ -57,8 +57,8 @@ pub(super) fn resolved(specs: &[RuleSpec], defaults: Defaults) -> Result<Vec<Rul
         .collect()
 }
 
-/// Puts the targets of the lists that rules name into the rules; what is notable about them goes
-/// to the log. A bad line refuses the configuration, as one of its own would.
+/// Puts the targets of the lists that rules name into the rules, and logs what is notable about them. A
+/// line that is not valid makes the configuration invalid.
 pub(super) fn read_lists(
     specs: &mut [Spanned<RuleSpec>],
     directory: &Path,
@@ -78,7 +78,7 @@ pub(super) fn read_lists(
     Ok(())
 }
 
-/// Finds what [`RuleSpec::resolve`] finds, and ids that are not unique, with their places.
+/// Checks each rule by [`RuleSpec::resolve`], and that ids are unique; errors name the position.
 pub(super) fn check(
     specs: &[Spanned<RuleSpec>],
     defaults: Defaults,
@@ -125,7 +125,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// A deadline in the past is no mistake here: the rule is over, the file may still have it.
+/// A deadline in the past is no error: the file may contain rules that have expired.
 fn resolve(spec: &RuleSpec, defaults: Defaults) -> Result<Rule, crate::rule::RuleError> {
     let unnamed = spec.id.is_none();
     let placeholder = || {
@@ -142,8 +142,7 @@ fn resolve(spec: &RuleSpec, defaults: Defaults) -> Result<Rule, crate::rule::Rul
     Ok(rule)
 }
 
-/// An id that follows from what a rule does: the comment and the deadline don't count, nor does
-/// the order in which targets are written.
+/// An id derived from the effect of a rule: not from the comment, the deadline or the order of targets.
 fn id_of(rule: &Rule) -> RuleId {
     let bare = Rule {
         comment: None,
@@ -158,8 +157,8 @@ fn id_of(rule: &Rule) -> RuleId {
         .expect("a word, a hyphen and hexadecimal digits follow the rule for ids")
 }
 
-/// FNV-1a, 64 bits (draft-eastlake-fnv): unlike the standard library's hash, it stays the same
-/// from one release to the next.
+/// FNV-1a, 64 bits (draft-eastlake-fnv). Unlike the standard library's hash it does not change between
+/// releases.
 struct Fnv1a(u64);
 
 impl Default for Fnv1a {

@@ -1,5 +1,5 @@
-//! The values of single keys: words, paths, numbers in a range. Each refuses what it is not in
-//! words that name what was found and what is expected.
+//! The values of single keys: words, numbers in a range. Errors name what was found and what is
+//! expected.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -12,14 +12,14 @@ use crate::rule::{check_interface, interface_matches};
 /// Which devices are attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Interfaces {
-    /// Every device but loopback, as they come and go.
+    /// Every device except loopback, as devices appear and disappear.
     Auto,
-    /// Those with these names or matching these globs, as they come and go. Not empty.
+    /// Devices with these names or globs, as they appear and disappear. Not empty.
     Named(Vec<DeviceName>),
 }
 
 impl Interfaces {
-    /// Whether a device of this name is to be attached. Loopback never is.
+    /// Whether to attach to a device of this name. Loopback is never attached.
     #[must_use]
     pub fn covers(&self, device: &str) -> bool {
         let named = |pattern: &DeviceName| interface_matches(&pattern.0, device);
@@ -78,7 +78,7 @@ impl<'de> Deserialize<'de> for Interfaces {
     }
 }
 
-/// A device's name, or a glob for several.
+/// The name of a device, or a glob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeviceName(String);
 
@@ -114,7 +114,7 @@ macro_rules! choice {
 }
 
 choice! {
-    /// What becomes of the rules when the daemon is stopped.
+    /// What is done with the rules when the daemon stops.
     OnStop {
         /// They are lifted.
         Lift,
@@ -124,16 +124,16 @@ choice! {
 }
 
 choice! {
-    /// Who may read over the control socket but root and its group.
+    /// Who may read over the control socket, besides root and its group.
     ReadAccess {
         /// Nobody.
         None,
-        /// Everybody whom the socket's permissions let connect.
+        /// Everybody whom the permissions of the socket admit.
         All,
     }
 }
 
-/// Permissions of the control socket, written as octal digits.
+/// Permissions of the control socket, in octal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketMode(u32);
 
@@ -173,7 +173,7 @@ impl<'de> Deserialize<'de> for SocketMode {
     }
 }
 
-/// Reads an address and a port to listen on, or nothing: what is printed is read again.
+/// Reads an address and a port to listen on, or null, which is how "nowhere" is printed.
 pub(super) fn listen<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<SocketAddr>, D::Error> {

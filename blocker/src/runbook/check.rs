@@ -1,4 +1,4 @@
-//! Checks: what is tried, and when it is as expected.
+//! Checks: what is tried, and what is expected.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,69 +9,69 @@ use url::Url;
 use super::expect::{Connect, Text};
 use super::values::Endpoint;
 
-/// Looks whether something is as it should be, perhaps again and again.
+/// Tries something, once or repeatedly, and compares the result with what is expected.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Check {
     /// What is tried.
     pub probe: Probe,
-    /// How long one try may take.
+    /// The time limit of one try.
     pub timeout: Duration,
-    /// How long it is tried again; `None`: there is one try.
+    /// How long to try again; `None`: there is one try.
     pub within: Option<Duration>,
-    /// How long after a try the next one comes.
+    /// The pause between two tries.
     pub every: Duration,
 }
 
-/// What is tried, and what must come of it.
+/// What is tried, and what is expected.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Probe {
-    /// A request to a server.
+    /// An HTTP request.
     Http(Http),
-    /// A connection.
+    /// A TCP connection.
     Tcp(Tcp),
     /// A command.
     Command(Command),
 }
 
-/// A GET, and what its answer must be.
+/// A GET request and the expected answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Http {
-    /// Whom to ask, and for what.
+    /// The URL.
     pub url: Url,
-    /// The status is one of these. Not empty.
+    /// The expected statuses. Not empty.
     pub status: Vec<u16>,
-    /// What the body must be.
+    /// The expected body.
     pub body: Option<Text>,
     /// Headers of the request.
     pub headers: BTreeMap<String, String>,
-    /// Whether any certificate will do.
+    /// Whether any certificate is accepted.
     pub insecure: bool,
 }
 
-/// A connection, and what must become of it.
+/// A connection and the expected outcome.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tcp {
     /// The other end.
     pub to: Endpoint,
-    /// What must become of it.
+    /// The expected outcome.
     pub expect: Connect,
 }
 
-/// A command, and how it must end.
+/// A command and its expected result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Command {
     /// The program and its arguments. Not empty.
     pub words: Vec<String>,
-    /// As it stands in the file, if it is a line for the shell.
+    /// The line as it is written in the file, if it is for the shell.
     pub line: Option<String>,
-    /// The exit code that it must have.
+    /// The expected exit code.
     pub exit: u8,
-    /// What it must write to standard output.
+    /// The expected standard output.
     pub output: Option<Text>,
 }
 
 impl Probe {
-    /// What must come of it, in words.
+    /// What is expected, in words.
     #[must_use]
     pub fn expected(&self) -> String {
         let with = |first: String, text: &Option<Text>, what: &str| match text {
@@ -107,7 +107,7 @@ impl fmt::Display for Probe {
 }
 
 impl Http {
-    /// What of an answer is not as expected; `None`: all is.
+    /// How an answer differs from what is expected; `None`: it does not.
     #[must_use]
     pub fn unmet(&self, status: u16, body: &str) -> Option<String> {
         if !self.status.contains(&status) {
@@ -119,8 +119,8 @@ impl Http {
 }
 
 impl Command {
-    /// What of an end is not as expected; `None`: all is. `code` is the exit code, if the command
-    /// was not ended by a signal.
+    /// How a result differs from what is expected; `None`: it does not. `code` is the exit code, unless
+    /// a signal ended the command.
     #[must_use]
     pub fn unmet(&self, code: Option<i32>, output: &str) -> Option<String> {
         match code {

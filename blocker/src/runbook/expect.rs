@@ -13,23 +13,23 @@ use crate::rule::RuleError;
 use crate::rule::text::{text_serde, words};
 
 words! {
-    /// What becomes of a connection that is tried.
+    /// The outcome of a connection attempt.
     Connect, "expect", "connects, refused, unreachable or times_out", {
-        /// It is there.
+        /// The connection is established.
         Connects = "connects",
-        /// The other end refuses it (RST), or somebody in its name.
+        /// It is refused (RST).
         Refused = "refused",
-        /// A host or a router says that there is no way (ICMP).
+        /// A host or a router reports it unreachable (ICMP).
         Unreachable = "unreachable",
-        /// Nobody answers within the time.
+        /// There is no answer within the time limit.
         TimesOut = "times_out",
     }
 }
 
-/// So much of a text is shown that is not as expected, in characters.
+/// The most that is shown of an unexpected text, in characters.
 const SHOWN: usize = 200;
 
-/// What a text must be. All that is given must hold; something is.
+/// What a text must be. At least one condition is given, and all must hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Text {
     equals: Option<String>,
@@ -38,7 +38,7 @@ pub struct Text {
     matches: Option<Pattern>,
 }
 
-/// A regular expression; equal to another if it is written so.
+/// A regular expression. Two are equal if their texts are.
 #[derive(Debug, Clone)]
 struct Pattern(Regex);
 
@@ -52,7 +52,7 @@ impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Regex::new(&text).map(Self).map_err(|error| {
-            // The last line says what is wrong, those before draw it.
+            // The last line is the message; the lines before point to the position.
             let why = error.to_string();
             let why = why.lines().last().unwrap_or_default();
             let why = why.trim_start_matches("error: ");
@@ -62,8 +62,8 @@ impl<'de> Deserialize<'de> for Pattern {
 }
 
 impl Text {
-    /// What of a text is not as expected; `None`: all is. White space at its end counts for nothing
-    /// where the whole text is compared.
+    /// How a text differs from what is expected; `None`: it does not. Trailing white space is ignored when
+    /// the whole text is compared.
     #[must_use]
     pub fn unmet(&self, text: &str) -> Option<String> {
         let equals = self.equals.as_ref();

@@ -1,9 +1,8 @@
-//! Runbooks: experiments as files, step by step: block, wait, check, lift.
+//! Runbooks: experiments as files. The steps are block, wait, check and lift.
 //!
-//! Owns what such a file may say, how it is read, and its JSON Schema. Pure but for reading the file
-//! and the target lists that its rules name: `blockctl run` carries it out. Every error names the
-//! file, the line and the column, what was found there and what is expected, as those of the
-//! configuration do.
+//! Owns the file format, how it is read, and its JSON Schema. Pure, except that it reads the file and
+//! the target lists that its rules name; `blockctl run` carries it out. Errors name the file, the line
+//! and the column, what was found and what is expected.
 
 mod check;
 mod document;
@@ -27,28 +26,28 @@ use crate::rule::{RuleId, RuleSpec};
 use crate::yaml::{Fault, Source};
 use document::Document;
 
-/// How long a run may take at most, if the file does not say.
+/// The time limit of a run by default.
 pub const DEADLINE: Duration = Duration::from_secs(3_600);
 
 /// An experiment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Runbook {
-    /// What it is called: the file's stem, if the file does not say.
+    /// Its name. Default: the stem of the file name.
     pub name: String,
     /// What it is for.
     pub description: Option<String>,
-    /// How long the run may take, all in all.
+    /// The time limit of the whole run.
     pub deadline: Duration,
-    /// What is done, one after the other. Not empty.
+    /// The steps, in order. Not empty.
     pub steps: Vec<Step>,
 }
 
-/// One thing to do.
+/// A step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// What it is for, in the author's words.
     pub name: Option<String>,
-    /// Where it stands in the file, from 1.
+    /// Its line in the file, from 1.
     pub line: u64,
     /// What is done.
     pub action: Action,
@@ -57,11 +56,11 @@ pub struct Step {
 /// What a step does.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Puts a rule in force, until it is lifted or the run is over. It has no deadline of its own.
+    /// Puts a rule in force until it is lifted or the run ends. It has no deadline of its own.
     Block(Box<RuleSpec>),
-    /// Lets time pass.
+    /// Waits.
     Wait(Duration),
-    /// Looks whether something is as it should be; the run ends where it is not.
+    /// Checks that something is as expected. If it is not, the run ends.
     Check(Box<Check>),
     /// Lifts a block, or all.
     Lift(Lift),
@@ -89,7 +88,7 @@ pub enum Lift {
     One(RuleId),
 }
 
-/// What is wrong with a runbook.
+/// Why a runbook cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RunbookError {
     /// The file cannot be read.
@@ -100,14 +99,14 @@ pub enum RunbookError {
         /// Why not.
         source: io::Error,
     },
-    /// Something in the text is wrong.
+    /// The text is not valid.
     #[error(transparent)]
     Invalid(#[from] Fault),
 }
 
 impl Runbook {
-    /// Reads a runbook from text; `name`, its path, names it in errors. The target lists that its
-    /// rules name are read, too; relative paths start at the directory of `name`.
+    /// Reads a runbook from text; `name` is its path, for errors. Also reads the target lists that its
+    /// rules name; relative paths start at the directory of `name`.
     ///
     /// # Errors
     /// The first thing that is wrong with it or a list, and where.

@@ -1,4 +1,4 @@
-//! From the file's form to a runbook: what only the whole can tell is looked at here.
+//! From the file format to a runbook: checks that need more than one key.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::lists::{Invalid, List};
 use crate::rule::{Defaults, Lifetime, RuleId, RuleSpec};
 use crate::yaml::{Fault, Source};
 
-/// How long one try of a check may take, if the file does not say.
+/// The time limit of one try of a check by default.
 const TRY: Duration = Duration::from_secs(5);
 /// The same, for a command.
 const COMMAND: Duration = Duration::from_secs(60);
-/// How long after a try the next one comes, if the file does not say.
+/// The pause between two tries by default.
 const EVERY: Duration = Duration::from_millis(500);
 
 pub(super) fn review(document: Document, source: Source<'_>) -> Result<Runbook, Fault> {
@@ -52,9 +52,9 @@ pub(super) fn review(document: Document, source: Source<'_>) -> Result<Runbook, 
 
 struct Reviewer<'a> {
     source: Source<'a>,
-    /// The blocks that are in force at this step; `None`: one whose id is made up.
+    /// The blocks that are in force at this step; `None`: one with a generated id.
     held: Vec<(Option<RuleId>, u64)>,
-    /// What all waits come to.
+    /// The sum of all waits.
     waits: Duration,
     deadline: Duration,
 }
@@ -120,7 +120,7 @@ impl Reviewer<'_> {
         let directory = directory.unwrap_or_else(|| Path::new(""));
         List::take(&mut spec, directory, Invalid::Refuse)
             .map_err(|error| fault(format!("targets_file: {}", error.brief())))?;
-        // The daemon's default mode is not known here; `drop` contradicts nothing.
+        // The daemon's default mode is not known here; every field is valid with `drop`.
         let id = || "unnamed".parse().expect("\"unnamed\" follows the grammar");
         let rule = spec
             .clone()
@@ -265,7 +265,7 @@ fn span(time: Lifetime) -> Duration {
     time.duration().unsigned_abs()
 }
 
-/// A time as one writes it: `1m 30s`.
+/// A time as text: `1m 30s`.
 fn shown(time: Duration) -> String {
     SignedDuration::try_from(time).map_or_else(|_| format!("{time:?}"), |time| format!("{time:#}"))
 }

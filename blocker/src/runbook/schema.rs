@@ -1,4 +1,4 @@
-//! The JSON Schema of runbooks: for editors, which complete and check by it, and for validators.
+//! The JSON Schema of runbooks, for editors and validators.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::document::Document;
 use crate::rule::RuleSpec;
 
-/// The schema, of draft 2020-12.
+/// The schema (draft 2020-12).
 #[must_use]
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft2020_12();
@@ -18,14 +18,14 @@ pub fn schema() -> Value {
         .to_value()
 }
 
-/// That exactly one of these keys is there.
+/// Requires exactly one of these keys.
 pub(super) fn one_of(keys: &[&str]) -> Value {
     keys.iter()
         .map(|key| json!({ "required": [key] }))
         .collect()
 }
 
-/// A rule as it may stand in a step: without a deadline of its own, which the run gives it.
+/// A rule in a step: without a deadline, which the run sets.
 pub(super) struct Block;
 
 impl JsonSchema for Block {

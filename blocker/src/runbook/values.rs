@@ -1,5 +1,4 @@
-//! The values of single keys. Each refuses what it is not in words that name what was found and what
-//! is expected.
+//! The values of single keys. Errors name what was found and what is expected.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -116,7 +115,7 @@ impl JsonSchema for Link {
     }
 }
 
-/// Statuses of HTTP: one, or a list.
+/// HTTP statuses: one, or a list.
 pub(super) struct Statuses(pub(super) Vec<u16>);
 
 impl Default for Statuses {
@@ -183,7 +182,7 @@ impl Serialize for Statuses {
     }
 }
 
-/// A command: a line for the shell, or the words themselves.
+/// A command: a line for the shell, or a program with arguments.
 pub(super) enum Line {
     Shell(String),
     Words(Vec<String>),
@@ -242,7 +241,7 @@ impl JsonSchema for Line {
     }
 }
 
-/// What `lift` names.
+/// The value of `lift`.
 pub(super) struct Word(pub(super) Lift);
 
 impl<'de> Deserialize<'de> for Word {

@@ -1,4 +1,4 @@
-//! `GET /v1/events`: what happens, as it happens, an object a line.
+//! `GET /v1/events`: a stream of events, one JSON object a line.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -32,9 +32,8 @@ words! {
     }
 }
 
-/// Which events: the query of `GET /v1/events`. What is left out narrows nothing; an event that has
-/// not what is asked for (a rule change has no remote) is not one of them. That events were lost is
-/// always told.
+/// Which events: the query of `GET /v1/events`. An absent field does not filter. An event that lacks a
+/// field that is filtered by (a rule change has no remote) is left out. Lost events are always reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventsRequest {
@@ -52,13 +51,13 @@ pub struct EventsRequest {
     pub remote: Vec<Target>,
     /// Of this protocol.
     pub protocol: Protocol,
-    /// Of packets that one of these became of.
+    /// Of packets with one of these decisions.
     #[serde(with = "commas", skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<Decision>")]
     pub verdict: Vec<Decision>,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// When.
@@ -127,14 +126,14 @@ pub struct Packet {
     /// Type of an ICMP or ICMPv6 message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub icmp_type: Option<u8>,
-    /// Whether it is a part of a fragmented packet.
+    /// Whether it is a fragment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fragment: bool,
     /// Its bytes, with link-layer header.
     pub length: u32,
-    /// What became of it.
+    /// What was done with it.
     pub verdict: Decision,
-    /// The rule; left out if it was gone before its name was asked for.
+    /// The rule; absent if it was removed before its name could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleId>,
 }
@@ -144,9 +143,9 @@ words! {
     RuleFate, "change", "added, changed, lifted or expired", {
         /// It is new.
         Added = "added",
-        /// It is another now: its targets, its deadline, or what it does.
+        /// Its targets, its deadline or its effect changed.
         Changed = "changed",
-        /// It was taken away.
+        /// It was removed.
         Lifted = "lifted",
         /// Its deadline has passed.
         Expired = "expired",
@@ -160,9 +159,9 @@ pub struct RuleChange {
     pub change: RuleFate,
     /// The rule.
     pub rule: RuleId,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
-    /// What it does.
+    /// Its mode.
     pub mode: Mode,
     /// Its first targets.
     pub targets: Vec<Target>,
@@ -175,7 +174,7 @@ pub struct RuleChange {
     /// Its comment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
-    /// Who asked for the change, where somebody did.
+    /// Who asked for the change, if anybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
 }
@@ -183,13 +182,13 @@ pub struct RuleChange {
 /// Established flows that were killed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Killed {
-    /// The rules for which they were.
+    /// The rules that killed them.
     pub rules: Vec<RuleId>,
     /// Flows found.
     pub found: u64,
     /// Flows dead at both ends.
     pub killed: u64,
-    /// Flows that are not.
+    /// Flows that are left.
     pub left: u64,
     /// Time taken, in milliseconds.
     pub elapsed_ms: f64,
@@ -198,7 +197,7 @@ pub struct Killed {
 /// The configuration, read again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
-    /// Why it was refused; the one before is in force then.
+    /// Why it was refused; the previous one stays in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -227,11 +226,11 @@ pub struct DeviceChange {
 }
 
 words! {
-    /// Where events were lost.
+    /// Where events are lost.
     LostAt, "place", "datapath or watcher", {
-        /// There were more than `limits.events_per_second`, or than the daemon could read.
+        /// In the datapath: more than `limits.events_per_second`, or than the daemon could read.
         Datapath = "datapath",
-        /// This watcher was too slow for them.
+        /// In the daemon: this client was too slow.
         Watcher = "watcher",
     }
 }

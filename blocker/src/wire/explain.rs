@@ -1,11 +1,11 @@
-//! `POST /v1/explain`: what becomes of a packet, and which rules have a say in it.
+//! `POST /v1/explain`: what is done with a packet, and which rules are tried on it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rule::{Direction, Mode, Protocol, RuleId, Target};
 
-/// A packet, as far as it is known. What is left out may be anything.
+/// A packet, as far as it is known. An absent field may have any value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
@@ -26,31 +26,31 @@ pub struct ExplainRequest {
     /// The protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
-    /// Which way it goes; both are answered if absent.
+    /// Its direction; absent: both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
-    /// The device (name or glob) that it is on; all attached ones are answered if absent.
+    /// Its device (name or glob); absent: all attached ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
 }
 
-/// The answer, from what the datapath holds at that moment.
+/// The answer, from the tables of the datapath at that moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainResponse {
     /// The remote.
     pub address: Target,
-    /// The protected prefix that keeps every rule off the address.
+    /// The protected prefix that the address is in, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected_by: Option<Target>,
-    /// Rules that cover the address and spare it: by an exception of theirs, or carved out.
+    /// Rules that cover the address but have an exception for it, written or carved out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spared_by: Vec<Spared>,
-    /// What becomes of the packet: one for each direction, and for devices that differ. Empty if
-    /// no device is attached: nothing is enforced then.
+    /// What is done with the packet, for each direction and each group of devices that treat it alike.
+    /// Empty if no device is attached: nothing is enforced then.
     pub answers: Vec<Explanation>,
 }
 
-/// A rule that leaves an address alone that its targets cover.
+/// A rule with an exception for an address that its targets cover.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Spared {
     /// The rule.
@@ -61,7 +61,7 @@ pub struct Spared {
     pub except: Target,
 }
 
-/// What becomes of a packet that goes one way, on devices that treat it alike.
+/// What is done with a packet of one direction, on devices that treat it alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// `ingress` or `egress`.
@@ -73,7 +73,7 @@ pub struct Explanation {
     /// The rule that decides, if that is certain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleId>,
-    /// Where it does: `xdp`, `tc-ingress` or `tc-egress`.
+    /// The hook at which it decides: `xdp`, `tc-ingress` or `tc-egress`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
     /// Why nothing decides.
@@ -81,7 +81,7 @@ pub struct Explanation {
     pub why: Option<String>,
     /// The rules of the address, in the order in which they are tried.
     pub rules: Vec<TriedRule>,
-    /// What passes all the same.
+    /// Packets that pass in spite of the rule.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -100,7 +100,7 @@ pub enum Fate {
     Rejected,
     /// Counted, and passed.
     Audited,
-    /// Not all such packets have the same fate.
+    /// It depends on the packet.
     Depends,
 }
 
@@ -111,30 +111,30 @@ pub struct TriedRule {
     pub id: RuleId,
     /// The most specific of its targets that covers the address.
     pub target: Target,
-    /// What it does with what it takes.
+    /// Its mode.
     pub mode: Mode,
-    /// What becomes of its trial.
+    /// The outcome of trying it.
     pub outcome: Outcome,
     /// Where it would decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
-    /// Why, or how much.
+    /// Why, or for which share of packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
 
-/// What becomes of the trial of a rule.
+/// The outcome of trying a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It decides all that comes to it.
+    /// It decides every packet that reaches it.
     Decides,
-    /// It decides a part, by its percentage; the rest goes on to the next.
+    /// It decides a share, by its percentage; the rest is tried on the next.
     Share,
-    /// It decides some, by what is not known of the packet; the rest goes on to the next.
+    /// It decides some packets, depending on unknown fields; the rest is tried on the next.
     Depends,
-    /// It would take the packet, but another rule decides before it.
+    /// It would match, but another rule decides before it.
     Shadowed,
-    /// It does not take the packet.
+    /// It does not match.
     NoMatch,
 }

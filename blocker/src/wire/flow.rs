@@ -16,7 +16,7 @@ use crate::rule::{Protocol, RuleError, RuleId, Target};
 words! {
     /// What became of a packet that a rule decided.
     Decision, "verdict", "dropped, reset, rejected, audited or suppressed", {
-        /// Dropped in silence: by the rule's mode, or because no reply was due.
+        /// Dropped without a reply: by the rule's mode, or because no reply was due.
         Dropped = "dropped",
         /// Answered by RSTs, or by an ICMP port unreachable.
         Reset = "reset",
@@ -24,13 +24,13 @@ words! {
         Rejected = "rejected",
         /// Counted, and passed.
         Audited = "audited",
-        /// Dropped without the reply that was due: over the rate of replies.
+        /// Dropped without the reply that was due, because of the rate limit.
         Suppressed = "suppressed",
     }
 }
 
 words! {
-    /// What flows are sorted by, the largest first; of times, the latest.
+    /// What flows are sorted by: the largest or latest first.
     FlowOrder, "order", "packets, bytes, first_seen or last_seen", {
         /// Packets.
         Packets = "packets",
@@ -43,10 +43,10 @@ words! {
     }
 }
 
-/// How many flows are answered with unless it is said.
+/// The number of flows in an answer by default.
 pub const FLOWS_LIMIT: u32 = 1_000;
 
-/// Which flows: the query of `GET /v1/flows`. What is left out narrows nothing.
+/// Which flows: the query of `GET /v1/flows`. An absent field does not filter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowsRequest {
@@ -60,7 +60,7 @@ pub struct FlowsRequest {
     pub remote: Vec<Target>,
     /// Of this protocol.
     pub protocol: Protocol,
-    /// What comes first.
+    /// The order.
     pub sort: FlowOrder,
     /// How many at most.
     pub limit: u32,
@@ -83,20 +83,20 @@ impl Default for FlowsRequest {
 pub struct FlowsResponse {
     /// Whether flows are recorded at all: `limits.flows` is not 0.
     pub recording: bool,
-    /// The flows that were asked for, in the order that was.
+    /// The flows, in the requested order.
     pub flows: Vec<FlowView>,
-    /// How many more there are, left out by the limit.
+    /// How many more match, beyond the limit.
     pub truncated: u64,
-    /// How many flows, of all rules, were forgotten to make room.
+    /// How many flow records of all rules were replaced by newer ones.
     pub evicted: u64,
-    /// How many packets, of all rules, are in no flow: they came while too many new flows did.
+    /// How many packets of all rules are in no flow record, because too many new flows came at once.
     pub not_recorded: u64,
 }
 
 /// A flow that a rule decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowView {
-    /// The rule, which may be gone since; left out if not even its name is known any more.
+    /// The rule, which may have ended since; absent if its name is no longer known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleId>,
     /// `tcp`, `udp`, `icmp`, `icmpv6`, a number, or `unknown`: behind a fragment's beginning or too

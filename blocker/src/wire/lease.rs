@@ -1,4 +1,4 @@
-//! Leases: rules that hold as long as the connection that asked for them.
+//! Leases: rules that are in force as long as the connection that asked for them is open.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,8 +8,8 @@ use crate::rule::{Rule, RuleSpec};
 
 /// `POST /v1/leases`: rules to hold. Query: `force`.
 ///
-/// The answer is a stream of [`LeaseLine`]s, a line of JSON each, that goes on as long as the rules
-/// hold. Whoever closes the connection gives them up; so does whoever dies.
+/// The answer is a stream of [`LeaseLine`]s, one JSON object a line, as long as the rules are in force.
+/// They are lifted when the connection closes, also by the death of the client.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseRequest {

@@ -1,4 +1,5 @@
-//! What travels: requests, answers, events and reports, over the control API and the fleet. Field names are a contract: scripts rely on them.
+//! What travels over the control API and the fleet: requests, answers, events, reports. Field names are
+//! a contract: scripts rely on them.
 
 mod commas;
 pub mod event;
@@ -40,15 +41,15 @@ pub const SSH_CONNECTION_HEADER: &str = "blocker-ssh-connection";
 
 /// `POST /v1/rules`: one rule to add. Query: `force`, `dry_run`.
 ///
-/// The answer is an [`AddResponse`]. A rule that is there already with the same effect is no
-/// error: `created` is false, and a new deadline or comment is taken over.
+/// The answer is an [`AddResponse`]. Adding a rule that exists with the same effect is no error:
+/// `created` is false, and a new deadline or comment is taken over.
 pub type AddRequest = RuleSpec;
 
-/// The preference of `POST /v1/rules` for an answer that names only the first [`FEW_TARGETS`] targets
-/// of the rule, and their number (RFC 7240 4.2): of a million the caller knows.
+/// The preference (RFC 7240 4.2) of `POST /v1/rules` for an answer with only the first [`FEW_TARGETS`]
+/// targets of the rule, and their number.
 pub const RETURN_MINIMAL: &str = "return=minimal";
 
-/// How many targets such an answer names.
+/// How many targets such an answer has.
 pub const FEW_TARGETS: usize = 8;
 
 /// The answer to `POST /v1/rules`.
@@ -56,11 +57,11 @@ pub const FEW_TARGETS: usize = 8;
 pub struct AddResponse {
     /// The rule as it now is.
     pub rule: Rule,
-    /// How many targets the rule has, if `rule.targets` names the first of them only: `Prefer:
-    /// return=minimal` asks for that.
+    /// How many targets the rule has, if `rule.targets` has only the first of them (`Prefer:
+    /// return=minimal`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets_total: Option<u64>,
-    /// Whether it was not there before.
+    /// Whether it is new.
     pub created: bool,
     /// Parts of the targets that were spared, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -73,7 +74,7 @@ pub struct AddResponse {
 }
 
 impl AddResponse {
-    /// Leaves out what [`RETURN_MINIMAL`] leaves out; whether that is anything.
+    /// Shortens the targets for [`RETURN_MINIMAL`]; returns whether that left any out.
     pub(super) fn cut(&mut self) -> bool {
         let targets = &mut self.rule.targets;
         let cut = targets.len() > FEW_TARGETS;
@@ -128,7 +129,7 @@ pub struct Account {
     pub left: Vec<Left>,
     /// Time taken, in milliseconds.
     pub elapsed_ms: f64,
-    /// What could not be looked at, and why.
+    /// What could not be examined, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -150,7 +151,7 @@ pub struct ListResponse {
     pub rules: Vec<RuleView>,
 }
 
-/// A rule and how it fares; `GET /v1/rules/{id}`.
+/// A rule and its counters; `GET /v1/rules/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RuleView {
     /// The rule.
@@ -164,12 +165,12 @@ pub struct RuleView {
     /// Seconds until its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remaining_seconds: Option<u64>,
-    /// What it did, both directions.
+    /// Its counters, both directions.
     pub counters: Counters,
-    /// What of that came from the remotes.
+    /// Of that, ingress.
     #[serde(default)]
     pub ingress: Counters,
-    /// What of that went to them.
+    /// Of that, egress.
     #[serde(default)]
     pub egress: Counters,
 }
@@ -183,7 +184,7 @@ pub struct Counters {
     pub bytes: u64,
     /// Replies sent.
     pub replies: u64,
-    /// Packets left without a reply by the rate limit.
+    /// Packets dropped without a reply because of the rate limit.
     pub suppressed: u64,
 }
 
@@ -205,7 +206,7 @@ impl Add for Counters {
 pub struct ConfirmResponse {
     /// The rule as it now is.
     pub rule: Rule,
-    /// Whether it was to be confirmed.
+    /// Whether it was on trial.
     pub confirmed: bool,
 }
 
@@ -216,7 +217,7 @@ pub struct ConfirmResponse {
 pub struct DeleteResponse {
     /// The rules that are gone.
     pub removed: Vec<RuleId>,
-    /// Rules that lost the target and live on with their others.
+    /// Rules that lost the target and remain with their others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub narrowed: Vec<RuleId>,
     /// What became of the flows, for rules with `on_lift: reset`.
@@ -227,20 +228,20 @@ pub struct DeleteResponse {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RulesetRequest {
-    /// All the rules that are to be.
+    /// The new rules.
     pub rules: Vec<RuleSpec>,
 }
 
-/// The answer to `PUT /v1/ruleset`: what changed, or would.
+/// The answer to `PUT /v1/ruleset`: what changed, or would change.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RulesetResponse {
-    /// Rules that were not there.
+    /// Rules that are new.
     pub added: Vec<Rule>,
     /// Rules that are gone.
     pub removed: Vec<Rule>,
     /// Rules that changed.
     pub changed: Vec<Changed>,
-    /// How many stayed as they were.
+    /// How many did not change.
     pub unchanged: u64,
     /// Parts of targets that were spared, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -263,7 +264,7 @@ pub struct Changed {
 /// An error: RFC 9457 problem details, with a stable `code`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
-    /// `about:blank`: `code` tells problems apart.
+    /// `about:blank`: `code` distinguishes problems.
     #[serde(rename = "type")]
     pub kind: String,
     /// What went wrong, in a few words.
@@ -294,10 +295,10 @@ pub enum Code {
     NotFound,
     /// No such path or method (404, 405).
     NoSuchEndpoint,
-    /// The caller may not (403).
+    /// The caller has no permission (403).
     Forbidden,
     /// The kernel or the disk refused; nothing was changed (500).
     Internal,
-    /// As many are being served as may be at once; nothing was changed (503).
+    /// Too many requests are being served; nothing was changed (503).
     Busy,
 }

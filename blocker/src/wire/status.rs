@@ -1,4 +1,4 @@
-//! What the daemon tells of itself: `status` and `stats`.
+//! The state of the daemon: `status` and `stats`.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -42,12 +42,12 @@ pub struct Status {
     pub map_bytes: u64,
     /// Resident memory of the daemon, in bytes.
     pub resident_bytes: u64,
-    /// What the kernel lacks, and what follows from it.
+    /// What the kernel lacks, and the consequences.
     pub lacks: Vec<String>,
-    /// How far the teardown that runs now has come.
+    /// The progress of the teardown that runs now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teardown: Option<Teardown>,
-    /// What all teardowns since the daemon's start came to.
+    /// The sum of all teardowns since the daemon's start.
     pub teardowns: TeardownTotals,
     /// How the fleet is followed, if one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,7 +57,7 @@ pub struct Status {
     pub feeds: Vec<FeedStatus>,
 }
 
-/// How a feed fares.
+/// The state of a feed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FeedStatus {
     /// Its name; the owner of its rules is `feed:NAME`.
@@ -78,19 +78,19 @@ pub struct FeedStatus {
     /// The first of them, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out_first: Option<String>,
-    /// When what is in force was had from the source.
+    /// When the content in force was received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Moment>")]
     pub changed: Option<Timestamp>,
-    /// When the source was last seen to be sound, by this daemon.
+    /// When a look by this daemon last succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Moment>")]
     pub last_success: Option<Timestamp>,
-    /// When it was last looked at.
+    /// When the source was last looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Moment>")]
     pub last_attempt: Option<Timestamp>,
-    /// When it will be. Files are looked at all the time.
+    /// When the next look is due. Files are looked at every second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Moment>")]
     pub next_attempt: Option<Timestamp>,
@@ -105,13 +105,13 @@ pub struct FeedStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedState {
-    /// It has given nothing yet.
+    /// It has no content yet.
     Waiting,
-    /// What a daemon before this one kept is in force; the source was not asked yet.
+    /// The content that the daemon before saved is in force; the source was not looked at yet.
     Kept,
     /// The last attempt succeeded.
     Current,
-    /// The last attempt failed; what it gave before is in force.
+    /// The last attempt failed; the content before is in force.
     Stale,
 }
 
@@ -137,7 +137,7 @@ pub struct Teardown {
     pub killed: u64,
 }
 
-/// What teardowns came to.
+/// The sum of teardowns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TeardownTotals {
     /// Flows found.
@@ -166,12 +166,12 @@ pub struct Reload {
     /// When the configuration that is in force was loaded.
     #[schemars(with = "Moment")]
     pub in_force_since: Timestamp,
-    /// What was wrong, if it was refused; the configuration before it is in force then.
+    /// Why it was refused, if it was; the previous configuration is in force then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// Something with a limit.
+/// The use of something limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Used.
@@ -189,7 +189,7 @@ pub struct InterfaceStatus {
     pub index: u32,
     /// Its hooks.
     pub hooks: Vec<HookStatus>,
-    /// What is not attached there, or not in the best way, and why.
+    /// Hooks that are missing or not attached in the best way, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -224,14 +224,13 @@ pub struct MapStatus {
     pub entries: Option<Usage>,
 }
 
-/// `GET /v1/stats`: totals, to make rates of. Carries no targets, so it stays small whatever the
-/// rules hold.
+/// `GET /v1/stats`: totals, for rates. It has no targets, so its size does not depend on theirs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// The wall clock when they were read.
     #[schemars(with = "Moment")]
     pub at: Timestamp,
-    /// `CLOCK_BOOTTIME` when they were read, in nanoseconds: rates are over differences of it.
+    /// `CLOCK_BOOTTIME` when they were read, in nanoseconds, for rates.
     pub boot_ns: u64,
     /// The rules in force, by id.
     pub rules: Vec<RuleStats>,
@@ -239,7 +238,7 @@ pub struct Stats {
     pub interfaces: Vec<InterfaceStatus>,
 }
 
-/// What a rule did.
+/// The counters of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleStats {
     /// Its id.
@@ -248,15 +247,15 @@ pub struct RuleStats {
     pub owner: Owner,
     /// What it does.
     pub mode: Mode,
-    /// When it was put there. One that was lifted and put back counts from 0.
+    /// When it was added. A rule that was lifted and added again counts from 0.
     #[schemars(with = "Moment")]
     pub created: Timestamp,
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Moment>")]
     pub expires: Option<Timestamp>,
-    /// What came from the remotes.
+    /// Ingress.
     pub ingress: Counters,
-    /// What went to them.
+    /// Egress.
     pub egress: Counters,
 }
