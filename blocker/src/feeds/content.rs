@@ -5,7 +5,6 @@ use jiff::Timestamp;
 
 use super::feed::{Feed, Private};
 use super::source::Source;
-use super::source::crowdsec::Crowdsec;
 use super::{Decisions, FeedError};
 use crate::lists::is_special;
 use crate::rule::{Defaults, Mode, Rule, RuleError, Target, Targets};
@@ -39,7 +38,7 @@ impl Content {
     /// Whether a source gives content of this kind.
     #[must_use]
     pub const fn is_of(&self, source: &Source) -> bool {
-        matches!(self, Self::Decisions(_)) == source.gives_decisions()
+        matches!(self, Self::Decisions(_)) == source.decision_modes().is_some()
     }
 }
 
@@ -82,7 +81,7 @@ impl Made {
     /// The feed refuses private targets and has one, or no target of a list is left.
     pub fn of(feed: &Feed, content: &Content, with: &With<'_>) -> Result<Self, FeedError> {
         let mut made = Self::default();
-        match (content, &feed.source) {
+        match (content, feed.source.decision_modes()) {
             (Content::List(targets), _) => {
                 made.add(feed, None, targets, None, with)?;
                 if made.rules.is_empty() {
@@ -93,7 +92,7 @@ impl Made {
                     });
                 }
             }
-            (Content::Decisions(decisions), Source::Crowdsec(Crowdsec { types, .. })) => {
+            (Content::Decisions(decisions), Some(types)) => {
                 for ((word, deadline), (mode, targets)) in decisions.groups(types) {
                     if deadline > with.now {
                         let part = deadline
@@ -104,7 +103,7 @@ impl Made {
                     }
                 }
             }
-            (Content::Decisions(_), _) => {}
+            (Content::Decisions(_), None) => {}
         }
         Ok(made)
     }

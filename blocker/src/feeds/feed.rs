@@ -113,7 +113,11 @@ impl Feed {
         let id = self.name.rule(None).ok_or("its name is no rule's")?;
         // Any target does: a documentation address (RFC 5737).
         let target = Target::from(std::net::IpAddr::from([192, 0, 2, 1]));
-        for mode in self.source.modes() {
+        let modes = match self.source.decision_modes() {
+            Some(types) => types.values().copied().map(Some).collect(),
+            None => vec![None],
+        };
+        for mode in modes {
             self.spec(id.clone(), vec![target], mode)
                 .resolve(|| id.clone(), defaults, jiff::Timestamp::MIN)
                 .map_err(|error| error.to_string())?;

@@ -64,11 +64,10 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn review(&self, feed: Feed) -> impl Future<Output = Result<(), FeedError>> + Send;
 }
 
-/// Logs what is wrong with sources that can be checked without asking a server: it may be put right
-/// later.
+/// Logs what is wrong with local sources. It is no error: they may be put right later.
 pub fn warn_of_sources(feeds: &[Feed]) {
     for feed in feeds {
-        if let Err(error) = feed.source.check(feed.max_bytes) {
+        if let Some(Err(error)) = feed.source.load(feed.max_bytes, None) {
             tracing::warn!("feed {}: {error}", feed.name);
         }
     }

@@ -11,8 +11,7 @@ use crate::feeds::account::Account;
 use crate::feeds::content::{Content, Made, With};
 use crate::feeds::feed::Feed;
 use crate::feeds::kept::{self, Kept};
-use crate::feeds::source::Source;
-use crate::feeds::source::file::File;
+use crate::lists::List;
 use crate::rule::{Rule, RuleId};
 use crate::safety::HostFacts;
 
@@ -43,8 +42,8 @@ pub(in crate::controller) fn take_up(
     let facts = facts(&Asking::default());
     let take = |feed: &Feed| {
         let old = before.iter().find(|held| held.feed.name == feed.name);
-        let old =
-            old.filter(|held| held.feed.source.gives_decisions() == feed.source.gives_decisions());
+        let gives_decisions = |feed: &Feed| feed.source.decision_modes().is_some();
+        let old = old.filter(|held| gives_decisions(&held.feed) == gives_decisions(feed));
         let same = old.is_some_and(|old| old.feed.source.key() == feed.source.key());
         let mut held = Held {
             feed: feed.clone(),
@@ -82,19 +81,26 @@ pub(in crate::controller) fn take_up(
 }
 
 impl Held {
-    /// Reads the list of a feed whose source is a file.
+    /// Reads the list of a local source.
     fn read(&mut self, config: &Config, now: Timestamp) {
-        if let Source::File(file) = self.feed.source.clone() {
-            let outcome = self.read_file(&file, config, now);
+        let source = self.feed.source.key();
+        let known = self.kept.as_ref().filter(|kept| kept.source == source);
+        let before = known.map(|kept| kept.content.len());
+        if let Some(list) = self.feed.source.load(self.feed.max_bytes, before) {
+            let outcome = list.and_then(|list| self.take(list, source, config, now));
             self.looked(outcome, now);
         }
     }
 
-    fn read_file(&mut self, file: &File, config: &Config, now: Timestamp) -> Result<(), FeedError> {
-        let source = self.feed.source.key();
+    /// Takes over a list, and makes its rules, if it is another one.
+    fn take(
+        &mut self,
+        list: List,
+        source: String,
+        config: &Config,
+        now: Timestamp,
+    ) -> Result<(), FeedError> {
         let known = self.kept.as_ref().filter(|kept| kept.source == source);
-        let before = known.map(|kept| kept.content.len());
-        let list = file.load(self.feed.max_bytes, before)?;
         let content = Content::List(list.targets.into());
         if known.is_some_and(|kept| kept.content == content) {
             return Ok(());

@@ -23,7 +23,7 @@ use self::url::Url;
 use super::feed::Private;
 use super::follower::Follower;
 use super::{FeedError, Host};
-use crate::lists::Invalid;
+use crate::lists::{Invalid, List};
 use crate::matching::with_match;
 use crate::rule::{Defaults, Established, Lifetime, Mode, OnLift, RuleSpec, Target};
 use crate::yaml::Fault;
@@ -71,28 +71,22 @@ impl Source {
         }
     }
 
-    /// Whether it gives decisions, each with a deadline, rather than a list.
+    /// The mode for each type of decision; `None`: the source gives a list.
     #[must_use]
-    pub const fn gives_decisions(&self) -> bool {
-        matches!(self, Self::Crowdsec(_))
-    }
-
-    /// The modes that its rules can have; `None` is the feed's own.
-    pub(super) fn modes(&self) -> Vec<Option<Mode>> {
+    pub const fn decision_modes(&self) -> Option<&BTreeMap<String, Mode>> {
         match self {
-            Self::Crowdsec(crowdsec) => crowdsec.types.values().copied().map(Some).collect(),
-            Self::File(_) | Self::Url(_) => vec![None],
+            Self::Crowdsec(crowdsec) => Some(&crowdsec.types),
+            Self::File(_) | Self::Url(_) => None,
         }
     }
 
-    /// Finds what is wrong with the source and may yet be put right, without asking a server.
-    ///
-    /// # Errors
-    /// What is wrong.
-    pub(super) fn check(&self, max_bytes: u64) -> Result<(), FeedError> {
+    /// Reads the list of a local source, of `max_bytes` at most, in place of one with `before` targets.
+    /// `None`: the source is on a server.
+    #[must_use]
+    pub fn load(&self, max_bytes: u64, before: Option<u64>) -> Option<Result<List, FeedError>> {
         match self {
-            Self::File(file) => file.load(max_bytes, None).map(drop),
-            Self::Url(_) | Self::Crowdsec(_) => Ok(()),
+            Self::File(file) => Some(file.load(max_bytes, before)),
+            Self::Url(_) | Self::Crowdsec(_) => None,
         }
     }
 
