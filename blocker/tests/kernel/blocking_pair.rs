@@ -1,7 +1,4 @@
-//! What the end-to-end tests share: a pair of hosts with a daemon in A, and connections that are
-//! made, used and watched there.
-//!
-//! Owns no expectation: what must be true stands in the tests.
+//! A pair of hosts with a daemon in A, and what the end-to-end tests do with connections between them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -13,7 +10,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 use xtask::hosts::{Connection, Daemon, End, Namespace, Pair, connect_timed, poll};
 
-/// How long something may take that takes milliseconds when all is well.
+/// How long a step may take that normally takes milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
 
 /// A's and B's addresses of either family.
@@ -59,7 +56,7 @@ impl BlockingPair {
     }
 }
 
-/// A moment by which everything is over that goes well.
+/// The deadline of a step that begins now.
 pub(crate) fn soon() -> Instant {
     Instant::now() + PATIENCE
 }

@@ -1,4 +1,4 @@
-//! A stand-in for the datapath, and rules to tear down: for tests of the teardown by itself.
+//! A fake datapath with fixed evidence, and rules to tear down: for tests of the teardown alone.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,14 +18,14 @@ pub(crate) const SETTINGS: Settings = Settings {
     mark: 0x5eed,
 };
 
-/// A datapath that says the same of every flow.
+/// A datapath that reports the same bits for every flow.
 pub(crate) struct FixedEvidence {
     bits: u32,
     watched: Mutex<Vec<FlowKey>>,
 }
 
 impl FixedEvidence {
-    /// One that says these bits.
+    /// Reports these bits.
     pub(crate) const fn bits(bits: u32) -> Self {
         Self {
             bits,
@@ -33,17 +33,17 @@ impl FixedEvidence {
         }
     }
 
-    /// One that saw a RST go to both ends.
+    /// Reports a RST to both ends.
     pub(crate) const fn everything() -> Self {
         Self::bits(bits::REMOTE | bits::LOCAL)
     }
 
-    /// One that saw no RST.
+    /// Reports no RST.
     pub(crate) const fn nothing() -> Self {
         Self::bits(0)
     }
 
-    /// How many flows it was told to watch, and not yet to forget.
+    /// The number of flows that are watched: `watch` without a later `forget`.
     pub(crate) fn watching(&self) -> usize {
         self.locked(|watched| watched.len())
     }

@@ -1,6 +1,6 @@
 //! Floods from both CPUs: frames that the kernel makes, and datagrams of sockets.
 //!
-//! Owns how they are sent and counted by their sender; what becomes of them is the tests' matter.
+//! Owns sending and the sender's count; the tests check what happens to the packets.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -13,12 +13,12 @@ use nix::unistd::Pid;
 use xtask::bpf::Program;
 use xtask::hosts::Namespace;
 
-/// The CPUs that send, and as veth serves a frame on the CPU that sent it, receive.
+/// The CPUs that send. They receive too: veth processes a frame on the CPU that sent it.
 pub(crate) const CPUS: [usize; 2] = [0, 1];
 
 /// Frames in a batch: as many as a driver's NAPI poll takes.
 const BATCH: u32 = 64;
-/// Frames in a call: so few that floods end in time, so many that its beginning is little.
+/// Frames in a call: few enough to end a flood on time, enough to make the call's own cost small.
 const CALL: u32 = 1 << 14;
 /// Datagrams in a call.
 const MESSAGES: usize = 256;

@@ -1,4 +1,4 @@
-//! The laboratory itself: what later tests conclude from it holds only if it shows what is there.
+//! [`xtask::hosts`] itself: the other tests rely on it to show what both ends of a connection see.
 
 use std::net::IpAddr;
 use std::path::Path;

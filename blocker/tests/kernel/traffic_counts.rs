@@ -1,6 +1,4 @@
-//! Two accounts of the same traffic: what blocker counted, and what tcpdump saw.
-//!
-//! Owns how either is read; that they must agree stands in the tests.
+//! Two counts of the same traffic: blocker's and tcpdump's. The tests compare them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::{AddAssign, Sub};
@@ -163,12 +161,12 @@ fn number(value: &Value) -> Option<u64> {
     value.as_u64()
 }
 
-/// What is asked of a captured frame.
+/// What the tests need to know of a captured frame.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame {
     /// Its length, with the Ethernet header.
     pub(crate) length: u64,
-    /// Who sent it on this wire.
+    /// Its source MAC address.
     pub(crate) from: [u8; 6],
     /// Its IP source and destination, if it is an IP packet.
     pub(crate) addresses: Option<(IpAddr, IpAddr)>,
@@ -176,12 +174,12 @@ pub(crate) struct Frame {
     pub(crate) kind: Kind,
 }
 
-/// What a frame is to those who block.
+/// The kinds of frames that the tests tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Reset,
     Unreachable,
-    /// ARP's successor, which always passes.
+    /// IPv6 neighbour discovery, which always passes.
     Neighbour,
     Other,
 }
@@ -226,7 +224,7 @@ impl Frame {
         }
     }
 
-    /// Whether it is something that blocker sends in answer.
+    /// Whether it is of a kind that blocker sends as a reply.
     pub(crate) fn is_reply(&self) -> bool {
         matches!(self.kind, Kind::Reset | Kind::Unreachable)
     }

@@ -1,10 +1,9 @@
 //! Counters at a million packets a second and more, over both CPUs: none is lost, and none is
-//! counted twice. What was sent is what the senders say; what arrived, what the devices say, as no
-//! capture keeps up. Rates are shown, not judged.
+//! counted twice. Senders count what was sent and devices what arrived, as no capture keeps up. Rates
+//! are printed, not asserted.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,9 +17,6 @@ use crate::traffic_counts::{Hooks, Ruled, Sum};
 const RULE: &str = "counted";
 /// How long a flood lasts.
 const TIME: Duration = Duration::from_millis(400);
-
-/// Each flood has both CPUs for itself.
-static CPUS: Mutex<()> = Mutex::new(());
 
 /// What a device's driver counted, by name.
 type Driver = BTreeMap<String, u64>;
@@ -39,10 +35,6 @@ struct Counts {
     sent: Driver,
 }
 
-fn alone() -> MutexGuard<'static, ()> {
-    CPUS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A pair whose devices have a queue for each CPU, and a daemon in A.
 fn hosts(config: &str) -> Result<BlockingPair> {
     let pair = Pair::new()?;
@@ -55,8 +47,8 @@ fn hosts(config: &str) -> Result<BlockingPair> {
     Ok(BlockingPair { daemon, pair })
 }
 
-/// Reads them all, at a moment at which nothing passes: on either side of what the drivers say, the
-/// hooks say the same.
+/// Reads all counters while nothing passes: the hooks' counters are the same before and after the
+/// drivers' are read.
 fn counts(hosts: &BlockingPair) -> Result<Counts> {
     poll("a moment without packets", PATIENCE, || {
         let hooks = || Some(traffic_counts::hooks(&hosts.daemon, "eth0").ok()?.0);
@@ -194,7 +186,6 @@ fn frame(pair: &Pair, from: IpAddr, length: usize) -> Result<Vec<u8>> {
 
 #[test]
 fn a_flood_is_counted_to_the_packet_coming_in() -> Result<()> {
-    let _alone = alone();
     for hook in ["auto", "tc"] {
         let hosts = hosts(&format!("hook: {hook}\n"))?;
         for (_, b) in FAMILIES {
@@ -215,7 +206,6 @@ fn a_flood_is_counted_to_the_packet_coming_in() -> Result<()> {
 
 #[test]
 fn a_flood_that_is_answered_has_a_reply_or_a_suppressed_one_for_each_packet() -> Result<()> {
-    let _alone = alone();
     for mode in ["reset", "reject"] {
         let hosts = hosts("")?;
         hosts.add(&[&Pair::B.to_string(), "--mode", mode, "--id", RULE])?;
@@ -227,7 +217,6 @@ fn a_flood_that_is_answered_has_a_reply_or_a_suppressed_one_for_each_packet() ->
 
 #[test]
 fn a_flood_is_counted_to_the_packet_going_out() -> Result<()> {
-    let _alone = alone();
     let hosts = hosts("")?;
     for (a, b) in FAMILIES {
         for mode in ["drop", "audit"] {

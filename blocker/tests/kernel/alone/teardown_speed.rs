@@ -1,5 +1,5 @@
-//! Teardown of ten thousand connections beside `ss --kill` on the same set, in one run. Prints how
-//! they compare, and fails only if a connection lives; `cargo xtask bench` runs it optimised.
+//! Teardown of ten thousand connections, compared with `ss --kill` in one run. Prints the ratio, and
+//! fails only if a connection survives; `cargo xtask bench` runs it optimised.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -18,8 +18,8 @@ const CONNECTIONS: usize = 10_000;
 
 /// Many connections.
 ///
-/// The ends that were accepted live in a thread with a table of descriptors of its own: both
-/// tables stay below the usual limit.
+/// The accepted ends belong to a thread with a file descriptor table of its own, so that both tables
+/// stay below the usual limit.
 struct Connections {
     _clients: Vec<TcpStream>,
     count_dead: mpsc::Sender<()>,
@@ -67,7 +67,7 @@ impl Connections {
         Ok(connections)
     }
 
-    /// How many of the accepted ends are dead. Asking takes their error with it.
+    /// The number of accepted ends that are dead. Reading a socket's error clears it.
     fn dead(&self) -> Result<usize> {
         self.count_dead.send(())?;
         Ok(self.dead.recv()?)

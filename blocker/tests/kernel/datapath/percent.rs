@@ -1,12 +1,12 @@
-//! Which packets a rule takes that takes a share of them.
+//! Rules with a `percent` below 100.
 
 use anyhow::Result;
 
 use crate::packets::program::XDP_PASS;
 use crate::packets::{Bench, Program, SETTINGS, rule, udp};
 
-/// XDP leaves to TC what a die decides, so that it is cast once: else the rule behind would get the
-/// packets that lose at XDP, and then its share of the rest again at TC.
+/// XDP leaves rules with random sampling to TC, so that a packet is sampled once: otherwise XDP would drop
+/// the packets that the first rule's sample leaves out, and TC would sample the rest again.
 #[test]
 fn xdp_settles_nothing_behind_a_die() -> Result<()> {
     let rules = [

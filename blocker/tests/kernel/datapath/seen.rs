@@ -1,5 +1,5 @@
-//! What is kept of packets that rules decide: records of their flows, and events while somebody
-//! watches.
+//! What the datapath records of packets that rules decide: their flows, and events while there is a
+//! watcher.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -67,7 +67,7 @@ fn kinds() -> Vec<(Packet, u32, (u16, u16), u8)> {
     [v4, v6].concat()
 }
 
-/// Keeps this thread on one CPU: what a CPU knows of flows is its own.
+/// Keeps this thread on one CPU: each CPU has its own record of known flows.
 fn stay(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
@@ -288,7 +288,7 @@ fn new_flows_over_the_rate_are_counted_and_known_ones_go_on() -> Result<()> {
 #[test]
 fn a_known_flow_is_counted_to_the_packet_while_a_flood_of_others_comes_and_goes() -> Result<()> {
     const EACH: u32 = 100;
-    /// So many are several generations of what a CPU knows.
+    /// Enough flows to pass several generations of a CPU's record.
     const RECORDED: u64 = 40_000;
     let settings = Settings {
         flows: 262_144,

@@ -256,8 +256,7 @@ fn the_ends_of_the_address_space_are_found() -> Result<()> {
     })
 }
 
-/// A CPU remembers which addresses no list names, by few of their bits: never for another ruleset, nor
-/// of another address.
+/// A CPU's record of addresses without a list must not outlive the ruleset, nor match other addresses.
 #[test]
 fn what_is_remembered_of_an_address_ends_with_its_ruleset() -> Result<()> {
     let mut dice = Dice(0x0f1e_2d3c_4b5a_6978);

@@ -1,4 +1,4 @@
-//! What becomes of one packet: verdict, reply, counters; on every hook, in every mode.
+//! One packet on every hook, in every mode: its verdict, the replies, the counters.
 //!
 //! One rule names the remote, both ways. Each row is a packet from the remote, and on egress the
 //! same packet to the remote. What is expected is written once for all hooks: XDP drops what
@@ -312,7 +312,7 @@ fn check(mode: &str) -> Result<()> {
     })
 }
 
-/// What differs, as a person would want it on one screen.
+/// The fields that differ, in a readable form.
 fn difference(
     program: Program,
     what: &str,

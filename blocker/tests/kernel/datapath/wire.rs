@@ -37,7 +37,7 @@ fn outcome(counted: &Counted) -> Outcome {
     }
 }
 
-/// Sees what becomes of a frame, however it must be brought to the program.
+/// Sends a frame through a program in the way that it needs, and gives the outcome.
 fn see(
     bench: &mut Bench,
     program: Program,
@@ -172,7 +172,7 @@ fn a_packet_without_its_ports_is_taken_by_rules_with_ports() -> Result<()> {
     })
 }
 
-/// What is cut short on its way here has a bad checksum, or none: nobody is answered.
+/// A truncated packet has a bad checksum, or none: it gets no reply.
 #[test]
 fn nobody_is_answered_for_a_packet_cut_short() -> Result<()> {
     Bench::with(SETTINGS, |bench| {

@@ -1,5 +1,4 @@
-//! Blocks of flows that are in the middle of something: half closed, many at once, sending while
-//! a silent block begins or ends.
+//! Blocks of busy flows: half closed, many at once, sending while a `drop` rule begins or ends.
 
 use std::net::Shutdown;
 use std::time::{Duration, Instant};

@@ -99,7 +99,7 @@ fn a_dead_client_is_taken_out_of_rotation() -> Result<()> {
     Ok(())
 }
 
-/// A balancer that is too patient is found out, and what was blocked is rolled back.
+/// A balancer that keeps a dead server in rotation fails the experiment, and the block is rolled back.
 #[test]
 fn a_balancer_that_is_too_patient_is_found_out_and_rolled_back() -> Result<()> {
     let hosts = BlockingPair::new("")?;

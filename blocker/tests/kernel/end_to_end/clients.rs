@@ -1,4 +1,4 @@
-//! Clients that stall and clients that flood: none of them keeps others from being served.
+//! Clients that stall and clients that flood do not keep the daemon from serving others.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,12 +13,12 @@ use crate::blocking_pair::{BlockingPair, PATIENCE};
 
 /// As many as the daemon serves at once, and some more.
 const MANY: usize = 300;
-/// What a request takes is milliseconds; what stalled clients may cost is less than this.
+/// How long a request may take beside stalled clients; it takes milliseconds without them.
 const SOON: Duration = Duration::from_secs(5);
 /// How long others may be kept waiting by clients that don't read what they asked for.
 const UNREAD: Duration = Duration::from_secs(20);
 
-/// Connections to the daemon that each said this, and say nothing more.
+/// Connections to the daemon that send these bytes, and nothing more.
 fn stalled(hosts: &BlockingPair, count: usize, said: &[u8]) -> Result<Vec<UnixStream>> {
     let connect = |_| {
         let mut stream = UnixStream::connect(hosts.daemon.socket())?;
@@ -29,7 +29,7 @@ fn stalled(hosts: &BlockingPair, count: usize, said: &[u8]) -> Result<Vec<UnixSt
     (0..count).map(connect).collect()
 }
 
-/// That a change is made, soon.
+/// Checks that a change is made within [`SOON`].
 fn assert_served(hosts: &BlockingPair, what: &str) -> Result<()> {
     let start = Instant::now();
     hosts

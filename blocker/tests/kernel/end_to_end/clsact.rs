@@ -1,5 +1,5 @@
-//! Kernels before 6.6 have no TCX: there the programs are clsact filters. This kernel has it, so
-//! that the datapath is told to do without.
+//! Kernels before 6.6 have no TCX, so the programs are clsact filters. The datapath is told not to use
+//! TCX here, as this kernel may have it.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -54,7 +54,7 @@ fn put(datapath: &mut Datapath, rules: &[RuleInput<'_>]) -> Result<()> {
     Ok(datapath.switch(&snapshot)?)
 }
 
-/// What somebody else has at clsact: a filter that passes everything.
+/// Another program's clsact filter, which passes everything.
 const FILTER: [&str; 15] = [
     "tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", "u32", "match", "u32", "0", "0",
     "flowid", "1:1",

@@ -22,7 +22,7 @@ fn set<'a>(keys: &[&'a str]) -> BTreeSet<&'a str> {
     keys.iter().copied().collect()
 }
 
-/// A remote that hears nothing can't be told; that is said, and is exit code 6.
+/// A remote that receives no RST keeps its connection: this is reported, with exit code 6.
 #[test]
 fn what_is_left_of_a_teardown_is_told() -> Result<()> {
     let hosts = BlockingPair::new("")?;

@@ -1,4 +1,4 @@
-//! Rules on trial: they end by themselves, whatever dies, unless they are confirmed.
+//! Rules with `--confirm-within`: unless confirmed they end by themselves, even if the daemon dies.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use xtask::hosts::{Pair, poll};
 
 use crate::blocking_pair::{BlockingPair, PATIENCE, connect_error};
 
-/// Nobody listens there: what is not blocked is refused at once.
+/// No listener has this port: without a block a connection is refused at once.
 const PORT: u16 = 9;
 
 fn is_blocked(hosts: &BlockingPair) -> Result<bool> {

@@ -26,7 +26,7 @@ const FAMILIES: [(IpAddr, IpAddr); 2] = [
 const MODES: [&str; 4] = ["drop", "reset", "reject", "audit"];
 /// From nothing to more than a packet takes, which is sent as fragments.
 const DATAGRAMS: [usize; 8] = [0, 1, 2, 63, 512, 1000, 1472, 4000];
-/// Requests to connect.
+/// Connection attempts.
 const REQUESTS: u64 = 4;
 /// From one byte, as a keepalive's, to what leaves the sender as one packet where the device
 /// segments.
@@ -42,7 +42,7 @@ enum Sender {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Udp,
-    /// Requests to connect, to where nobody listens.
+    /// Connection attempts to a port without a listener.
     Syn,
     /// Segments of established flows.
     Tcp,
@@ -123,7 +123,7 @@ impl BlockingPair {
         })
     }
 
-    /// Waits until nothing moves any more.
+    /// Waits until no counter changes any more.
     fn start(&self) -> Result<Start> {
         let mut since = Instant::now();
         let mut last = None;

@@ -1,5 +1,5 @@
-//! Counters where a packet meets two attached devices, one upon the other: a packet is counted
-//! once, on the device that it meets first, and audit counts what a block would have hit.
+//! Counters where a packet passes two attached devices, such as a bridge and its port: it is counted
+//! once, on the first device, and `audit` counts what a block would have matched.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -97,8 +97,8 @@ fn a_bridge_and_its_port_count_once() -> Result<()> {
     Ok(())
 }
 
-/// A die of its own on each device would take three of four packets where a half is asked for, and
-/// leave what audit took on the port to the rule behind on the bridge.
+/// A random sample of its own on each device would match three of four packets at `percent: 50`, and
+/// leave what `audit` matched on the port to the next rule on the bridge.
 #[test]
 fn a_bridge_and_its_port_cast_one_die() -> Result<()> {
     const SENT: u64 = 2_000;

@@ -1,5 +1,5 @@
-//! The real CrowdSec Local API: what is decided there is in force, for as long as it is decided,
-//! whatever becomes of the Local API.
+//! The real CrowdSec Local API: its decisions are in force for as long as they last, also while the
+//! Local API is down.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,7 +18,7 @@ use xtask::hosts::{Connection, Daemon, Namespace, Pair, connect_timed, poll};
 
 use crate::blocking_pair::{assert_died, soon};
 
-/// How long a decision may take from `cscli` to packets: an interval, and what the machine needs.
+/// How long a decision may take from `cscli` to the datapath: an interval, and time for a busy machine.
 const NOTICE: Duration = Duration::from_secs(40);
 
 const CONFIG: &str = "\
@@ -152,7 +152,7 @@ fn feed(daemon: &Daemon) -> Result<Value> {
     Ok(daemon.json(&["status"])?["feeds"][0].clone())
 }
 
-/// Waits until the feed is as it should be.
+/// Waits until the feed's status satisfies a condition.
 fn wait(daemon: &Daemon, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
     let waited = poll(what, NOTICE, || feed(daemon).ok().filter(&is));
     waited.with_context(|| format!("{:?}\n{}", feed(daemon), daemon.log()))

@@ -1,4 +1,4 @@
-//! Datagrams from B to A, and whether one of them arrives.
+//! Datagrams from B to A, and whether any arrives.
 
 use std::io;
 use std::net::{IpAddr, UdpSocket};
@@ -10,7 +10,7 @@ use xtask::hosts::{Pair, poll};
 
 use crate::blocking_pair::udp;
 
-/// Some ten thousand datagrams a second.
+/// Sixteen datagrams a millisecond: about ten thousand a second.
 const BURST: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -27,7 +27,7 @@ pub(crate) fn between(pair: &Pair, a: IpAddr, b: IpAddr) -> Result<(UdpSocket, U
     Ok((sink, source))
 }
 
-/// Whether anything is there to be received.
+/// Whether a datagram can be received.
 pub(crate) fn arrived(sink: &UdpSocket) -> Result<bool> {
     match sink.recv(&mut [0; 16]) {
         Ok(_) => Ok(true),
@@ -44,8 +44,7 @@ pub(crate) fn wait_passing(sink: &UdpSocket, source: &UdpSocket, within: Duratio
     })
 }
 
-/// Checks that what is sent during some work does not arrive: not one datagram. Gives how many were
-/// sent.
+/// Checks that no datagram arrives of those sent during some work. Gives how many were sent.
 pub(crate) fn assert_tight(
     sink: &UdpSocket,
     source: &UdpSocket,

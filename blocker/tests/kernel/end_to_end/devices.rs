@@ -1,5 +1,5 @@
-//! Devices that come, go and change their names while the daemon runs, and those whose XDP slot
-//! is somebody else's.
+//! Devices that appear, disappear and are renamed while the daemon runs, and devices whose XDP slot
+//! another program uses.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
-//! `--mode drop`: silence. An established flow resumes when the rule ends, unless the rule was to
-//! kill it at its start or at its end.
+//! `--mode drop`: no replies. An established flow resumes when the rule ends, unless the rule kills it at
+//! its start or at its end.
 
 use std::time::{Duration, Instant};
 

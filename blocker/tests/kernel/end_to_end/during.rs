@@ -1,4 +1,4 @@
-//! Blocks that hold as long as somebody is there: a command, a client, a daemon.
+//! Blocks with the lifetime of a command, a client or a daemon.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,4 @@
-//! A hosts for experiments from files: `blockctl run` in A, and what it leaves.
-//!
-//! Owns no expectation: what must be true stands in the tests.
+//! An experiment from a file: `blockctl run` in A, its report, and the rules that it leaves.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +11,7 @@ use xtask::hosts::{Output, poll};
 
 use crate::blocking_pair::{BlockingPair, PATIENCE};
 
-/// A hosts, and files of a test in it.
+/// The hosts, and the files of an experiment.
 pub(crate) struct Experiment {
     pub(crate) hosts: BlockingPair,
     files: TempDir,

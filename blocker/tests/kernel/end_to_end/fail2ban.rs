@@ -1,4 +1,4 @@
-//! The real fail2ban with our action: who is banned is cut off, and who is not is left alone.
+//! The real fail2ban with our action: banned addresses are blocked, others are not.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -46,7 +46,7 @@ struct Fail2ban {
 }
 
 impl Fail2ban {
-    /// Starts one whose jails ban through the hosts's daemon.
+    /// Starts one whose jails ban through the daemon.
     fn start(hosts: &BlockingPair) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("blocker-test-").tempdir()?;
         let dir = files.path();

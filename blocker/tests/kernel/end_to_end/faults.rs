@@ -1,5 +1,5 @@
-//! What the daemon needs is taken from it: each request that needs it fails with a clear error and
-//! changes nothing, what is in force stays in force, and all is well again once it is back.
+//! The daemon loses a resource (disk space, descriptors, bpffs): requests that need it fail with a clear
+//! error and change nothing, rules stay in force, and all works again once the resource is back.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ fn rules(hosts: &BlockingPair) -> Result<Value> {
     Ok(ids.map(|rule| rule["id"].clone()).collect())
 }
 
-/// That a change fails, saying this, and changes nothing.
+/// Checks that a change fails with this error and has no effect.
 fn assert_refused(hosts: &BlockingPair, words: &[&str], code: i32, says: &str) -> Result<()> {
     let before = rules(hosts)?;
     let output = hosts.daemon.blockctl(words)?;

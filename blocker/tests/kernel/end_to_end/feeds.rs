@@ -1,5 +1,5 @@
-//! Feeds from files and from a real web server: from the list to packets that are refused, and what
-//! stays in force whatever the source does.
+//! Feeds from files and from a real web server: listed addresses are blocked, and stay blocked when the
+//! source fails.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -18,10 +18,10 @@ use xtask::hosts::{Connection, Daemon, Namespace, Pair, connect_timed, poll};
 
 use crate::blocking_pair::{BlockingPair, assert_died, soon};
 
-/// How long a feed may take to notice: an interval, and what the machine needs.
+/// How long a feed may take to see a change: an interval, and time for a busy machine.
 const NOTICE: Duration = Duration::from_secs(20);
 
-/// Twenty-five targets that nobody is, and these lines.
+/// A list of 25 unused addresses, and these lines.
 fn list(more: &str) -> String {
     let nobody: String = (1..=25).map(|n| format!("198.51.100.{n}\n")).collect();
     nobody + more
@@ -36,7 +36,7 @@ fn feed(daemon: &Daemon, name: &str) -> Result<Value> {
         .clone())
 }
 
-/// Waits until a feed is as it should be.
+/// Waits until a feed's status satisfies a condition.
 fn wait(daemon: &Daemon, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
     let waited = poll(what, NOTICE, || feed(daemon, name).ok().filter(&is));
     waited.with_context(|| format!("{:?}\n{}", feed(daemon, name), daemon.log()))
@@ -53,7 +53,7 @@ fn failed(with: &str) -> impl Fn(&Value) -> bool {
     }
 }
 
-/// Whether B is blocked: a connection to somebody who listens fails.
+/// Whether B is blocked: a connection to a listener fails.
 fn is_blocked(pair: &Pair) -> bool {
     Connection::open(&pair.b, &pair.a, Pair::A).is_err()
 }

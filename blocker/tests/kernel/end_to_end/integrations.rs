@@ -1,5 +1,5 @@
-//! The API as its neighbours use it: what the documentation shows is run as it stands there, and what
-//! `/openapi.json` says is what the daemon does.
+//! The API as other programs use it: the documentation's commands are run as written, and the daemon
+//! behaves as `/openapi.json` says.
 
 use std::path::Path;
 use std::process::Command;
@@ -34,8 +34,8 @@ fn blocks() -> Result<Vec<Block>> {
     parts.iter().skip(1).step_by(2).map(block).collect()
 }
 
-/// That an answer has all that the documentation shows, of the same kind. What is not of this run alone
-/// (a word, a number that is none of time) is the same.
+/// Checks that an answer has all that the documentation shows, of the same types; words, and numbers
+/// that are no times, must be equal.
 fn has(answer: &Value, shown: &Value, at: &str) {
     match (answer, shown) {
         (Value::Object(answer), Value::Object(shown)) => {

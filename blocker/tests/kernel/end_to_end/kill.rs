@@ -1,7 +1,7 @@
-//! `kill -9` at any moment of a change: the next daemon finds the rules of before or those of after,
-//! nothing that was acknowledged is lost, nothing that was lifted is back, and nothing leaks.
+//! `kill -9` at random moments of a change: the next daemon has the rules from before or after the
+//! change, acknowledged rules are kept, lifted rules stay lifted, and no packet leaks.
 //!
-//! The moments follow from a seed, which `BLOCKER_FUZZ_SEED` sets.
+//! `BLOCKER_FUZZ_SEED` sets the seed of the moments.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -30,11 +30,11 @@ fn dice() -> Result<Rng> {
     Ok(Rng::with_seed(seed))
 }
 
-/// A hosts whose daemon is killed again and again.
+/// Hosts whose daemon is killed again and again.
 struct Killing {
     hosts: BlockingPair,
     rng: Rng,
-    /// How long what is killed takes when it is not.
+    /// How long the change takes when it is not interrupted.
     takes: Duration,
     footprint: KernelObjects,
 }

@@ -1,5 +1,5 @@
-//! A device without a link-layer header. WireGuard and the kernel's IP tunnels are of the same
-//! kind, but not every kernel has them; a pair of tun devices is, and any kernel has those.
+//! A device without a link-layer header: a pair of tun devices, which every kernel has. WireGuard and
+//! the kernel's IP tunnels are of the same kind.
 
 use std::fs::File;
 use std::io::{Read, Write};

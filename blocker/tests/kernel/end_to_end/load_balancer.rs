@@ -1,6 +1,4 @@
-//! A service as runbooks meet it: servers in one host, a real HAProxy that checks them in another.
-//!
-//! Owns no expectation: what must be true stands in the tests, and in the runbooks.
+//! The service that runbooks test: servers on one host, a real HAProxy that checks them on another.
 
 use std::fs;
 use std::io::Write as _;
@@ -16,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use xtask::hosts::{Namespace, Pair, poll};
 
-/// How long the slow path of a server takes: longer than it takes to begin a block, and no longer than
-/// the runbook waits under it, so that the answer is sent during the block.
+/// How long the slow path of a server takes: the block has begun by then and still holds, so that the
+/// answer is sent during the block.
 const SLOW: Duration = Duration::from_secs(5);
 /// How long HAProxy may take to start, and to find its servers up.
 const START: Duration = Duration::from_secs(20);

@@ -152,7 +152,7 @@ fn field(message: &[u8], name: &str) -> Option<String> {
     String::from_utf8(value).ok()
 }
 
-/// In a mount namespace of this thread and those that it starts, where journald's socket is ours.
+/// In a mount namespace of this thread and its children, in which the test owns journald's socket.
 fn as_journald() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let directory = "/run/systemd";

@@ -1,4 +1,4 @@
-//! Which rule decides where several could, and that what a rule does not decide it does not kill.
+//! Which rule decides where several match; and that a rule kills only flows that it decides.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Metrics of a real daemon, scraped by a real Prometheus: what is asked there is answered with
-//! what was sent, and every expression of the alert rules and of the dashboard has data.
+//! Metrics of a real daemon, scraped by a real Prometheus: its answers match the traffic, and every
+//! expression of the alert rules and of the dashboard has data.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -59,7 +59,7 @@ fn over_tcp(
     exchange(stream, request, headers)
 }
 
-/// A Prometheus that scrapes the daemon of a scene; ends when dropped.
+/// A Prometheus that scrapes a daemon; ends when dropped.
 struct Prometheus<'a> {
     process: Child,
     host: &'a Namespace,
@@ -147,7 +147,7 @@ fn value(samples: &[Value]) -> Option<f64> {
     samples.first()?["value"][1].as_str()?.parse().ok()
 }
 
-/// What `promtool check metrics` objects to.
+/// The complaints of `promtool check metrics`.
 fn lint(text: &str) -> Result<()> {
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])

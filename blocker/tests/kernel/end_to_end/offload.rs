@@ -1,5 +1,5 @@
-//! Whoever computes checksums and cuts segments, sender, device or nobody: what blocker sends is
-//! accepted at both ends, and its checksums are right on the wire.
+//! Checksum and segmentation offload in all states: what blocker sends is accepted at both ends, and its
+//! checksums are right on the wire.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What outlives a daemon: counters, to the packet, while another one takes its place.
+//! Counters survive a restart of the daemon, to the packet.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,7 +35,7 @@ fn flooded(
     Ok(sent - (lost(hosts)? - before))
 }
 
-/// Packets that B's device had no room for: the receiver never saw them.
+/// Packets that B's device dropped for lack of room.
 fn lost(hosts: &BlockingPair) -> Result<u64> {
     let text = hosts
         .pair

@@ -1,4 +1,4 @@
-//! Whole rulesets: `apply` is a diff and one change; what exceeds a limit is refused whole.
+//! Whole rulesets: `apply` is a diff and one change; a ruleset over a limit is refused as a whole.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -214,7 +214,7 @@ fn targets(hosts: &BlockingPair) -> Result<BTreeMap<String, Vec<String>>> {
     rules.iter().map(of).collect()
 }
 
-/// Checks that rulesets, rules and a deletion came one after the other, in whatever order.
+/// Checks that rulesets, rules and a deletion were applied one at a time, in any order.
 fn assert_serial(rules: &BTreeMap<String, Vec<String>>) {
     let shared = |targets: &Vec<String>| targets.iter().any(|target| target == SHARED);
     let (base, added): (Vec<_>, Vec<_>) = rules.iter().partition(|(id, _)| id.starts_with("set"));

@@ -1,4 +1,4 @@
-//! Experiments from files: however they end, they leave nothing in force.
+//! `blockctl run` leaves no rule in force, however it ends.
 
 use std::fs;
 use std::process::Child;
@@ -65,7 +65,7 @@ steps:
     Ok(())
 }
 
-/// Whether a process is no more, or only waits to be waited for.
+/// Whether a process is gone or a zombie.
 fn gone(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.map_or(true, |stat| stat.contains(") Z "))

@@ -1,5 +1,5 @@
-//! The runbooks that are shipped, as they are: each is right, and the main ones really run. And the
-//! experiment that this project is for, with blocker and with what it replaces.
+//! The shipped runbooks: each is valid, and the main ones are run. The main experiment runs with blocker
+//! and with the netfilter rules that it replaces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,8 +98,7 @@ fn a_dependency_that_is_unreachable() -> Result<()> {
     Ok(())
 }
 
-/// A service that does not care about its database does not say so: the runbook finds out, and what
-/// was cut off is there again.
+/// The runbook detects a service that does not notice the loss of its database, and lifts its block.
 #[test]
 fn a_dependency_that_nobody_misses() -> Result<()> {
     let hosts = BlockingPair::new("")?;

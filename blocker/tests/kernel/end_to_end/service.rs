@@ -1,4 +1,4 @@
-//! What the service manager is told, as `sd_notify(3)` has it.
+//! Notifications to the service manager, as `sd_notify(3)` defines them.
 
 use std::fs;
 use std::io::IoSliceMut;
@@ -16,7 +16,7 @@ use xtask::hosts::{Daemon, Killed, Pair};
 use super::datagrams::{assert_tight, datagrams, wait_passing};
 use crate::blocking_pair::PATIENCE;
 
-/// Starts a daemon that tells `manager`, and gives it with the directory that `manager` is in.
+/// Starts a daemon that notifies `manager`, and gives it with the directory of its socket.
 fn start(pair: &Pair, daemon: &Daemon) -> Result<(Killed, UnixDatagram, tempfile::TempDir)> {
     let files = tempfile::tempdir()?;
     let path = files.path().join("notify");
@@ -32,8 +32,8 @@ fn start(pair: &Pair, daemon: &Daemon) -> Result<(Killed, UnixDatagram, tempfile
     Ok((child, manager, files))
 }
 
-/// Waits until the daemon asks whether what it told was heard. It was when what this gives is
-/// dropped.
+/// Waits for the daemon's `BARRIER=1`: its notifications count as received when the descriptor that this
+/// gives is dropped.
 fn wait_asked(manager: &UnixDatagram) -> Result<OwnedFd> {
     loop {
         let mut message = [0; 4096];
@@ -69,8 +69,7 @@ fn wait_told(manager: &UnixDatagram, line: &str) -> Result<()> {
     }
 }
 
-/// The watchdog asks whether the daemon answers. A reload that takes its time is none of its business:
-/// here the configuration file is one that nobody writes yet.
+/// A slow reload must not starve the watchdog: here the configuration file is a FIFO without a writer.
 #[test]
 fn the_watchdog_is_told_that_all_is_well_while_a_reload_takes_its_time() -> Result<()> {
     let pair = Pair::new()?;
@@ -96,8 +95,8 @@ fn the_watchdog_is_told_that_all_is_well_while_a_reload_takes_its_time() -> Resu
     Ok(())
 }
 
-/// systemd runs no `ExecStop=` for a service that is not up yet, be it stopped or restarted: the daemon
-/// can't know which it is, leaves what is in force and says so by its exit code.
+/// systemd runs no `ExecStop=` for a service that is still starting, so the daemon cannot tell a stop from
+/// a restart: it leaves the rules in force, and its exit code says so.
 #[test]
 fn who_is_stopped_before_the_service_manager_has_heard_leaves_all_in_force() -> Result<()> {
     let pair = Pair::new()?;

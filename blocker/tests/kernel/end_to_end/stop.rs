@@ -1,4 +1,4 @@
-//! What stays in force when the daemon stops, is killed, starts again, or is unloaded.
+//! Which rules stay in force when the daemon stops, is killed, starts again, or is unloaded.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Large rulesets swapped for each other under full traffic: no packet meets a mixture of two.
+//! Large rulesets replace each other under full traffic: every packet meets exactly one of them.
 //!
 //! A flood of datagrams comes from three addresses: one that every ruleset blocks, one that none
 //! does, and one that a rule blocks which is the same in all of them. Each is counted exactly, at
@@ -21,7 +21,7 @@ use crate::blocking_pair::{BlockingPair, PATIENCE, udp};
 const SWAPS: usize = 100;
 /// How many datagrams the sender may be ahead of the receiver.
 const AHEAD: u64 = 8_192;
-/// Prefixes of one ruleset, beside B's addresses.
+/// Prefixes of one ruleset, in addition to B's addresses.
 const PREFIXES: u32 = 100_000;
 /// B's address that every ruleset blocks, each by another rule.
 const ALWAYS: IpAddr = Pair::B;
@@ -45,9 +45,9 @@ fn ruleset(name: &str, first: Ipv4Addr) -> Value {
 /// What the threads of the flood tell each other.
 #[derive(Default)]
 struct Flood {
-    /// Nobody is to send any more.
+    /// The senders are to stop.
     over: AtomicBool,
-    /// Nobody sends any more.
+    /// The senders have stopped.
     sent: AtomicBool,
     /// Datagrams from [`NEVER`] that were received.
     passed: AtomicU64,
@@ -69,8 +69,8 @@ fn send(source: &UdpSocket, flood: &Flood, arrives: bool) -> io::Result<u64> {
     Ok(sent)
 }
 
-/// Gives the calling thread the time that nobody else wants: senders without end would leave the
-/// daemon little on few CPUs. It is the thread's own, as `setpriority(2)` says of Linux.
+/// Gives the calling thread the lowest priority: on few CPUs endless senders would starve the daemon. On
+/// Linux the priority is the thread's own (`setpriority(2)`).
 fn yield_to_the_daemon() -> io::Result<()> {
     // SAFETY: takes three integers.
     let done = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };

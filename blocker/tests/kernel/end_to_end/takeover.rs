@@ -1,4 +1,4 @@
-//! A flood from a blocked address, while daemons come and go: not one packet of it is delivered.
+//! A flood from a blocked address while daemons stop and start: no packet of it is delivered.
 
 use std::fs;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn blocked() -> Result<(BlockingPair, KernelObjects)> {
     Ok((hosts, footprint))
 }
 
-/// That the rule is in force, and that the datapath is no larger than it was.
+/// Checks that the rule is in force, and that the datapath has no more kernel objects than before.
 fn check(daemon: &Daemon, footprint: &KernelObjects, what: &str) -> Result<()> {
     let list = daemon.json(&["list"])?;
     assert_eq!(list["rules"][0]["id"], "dev01", "{what}: {list}");
@@ -71,8 +71,8 @@ fn nothing_passes_while_the_daemon_is_killed_twenty_times() -> Result<()> {
     Ok(())
 }
 
-/// What an older version leaves behind is what this one does, but for the name of the directory of
-/// maps, which says their layout: so that is how the daemon before is made an older one.
+/// What an older version leaves differs only in the name of the maps' directory, which is the version
+/// of their layout: renaming it makes the previous daemon an older one.
 #[test]
 fn nothing_passes_while_a_version_with_other_maps_takes_over() -> Result<()> {
     let (BlockingPair { mut daemon, pair }, footprint) = blocked()?;

@@ -1,4 +1,4 @@
-//! `blockctl top` in a real terminal, tmux: what is on its screen, and what is left of it.
+//! `blockctl top` in a real terminal, tmux: what its screen shows, and that it is restored at the end.
 
 use std::process::{Command, Stdio};
 use std::thread;

@@ -1,5 +1,5 @@
-//! Watching, as a user does: what happens is told to many at once, in full or with what was lost,
-//! and what was blocked can be listed afterwards.
+//! `blockctl watch`: events go to many watchers at once, complete or with the number lost, and blocked
+//! flows can be listed afterwards.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};

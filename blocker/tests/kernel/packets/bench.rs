@@ -24,7 +24,7 @@ use super::packet::{LOCAL_MAC, Packet};
 use super::program::Program;
 use super::wire::Tap;
 
-/// What a datapath of a test is loaded with: replies without end.
+/// The settings of a datapath under test: no limit on replies.
 pub(crate) const SETTINGS: Settings = Settings {
     limits: Limits {
         prefixes: 4_096,
@@ -42,7 +42,7 @@ pub(crate) const SETTINGS: Settings = Settings {
     log: log::LevelFilter::Off,
 };
 
-/// What the kernel tells a program about a packet beside its bytes (`struct __sk_buff`).
+/// A packet's metadata that the kernel gives to a program (`struct __sk_buff`).
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sight {
     pub(crate) mark: u32,
@@ -118,7 +118,7 @@ pub(crate) struct Bench {
     pub(crate) ifindex: u32,
     rules: u32,
     attached: bool,
-    /// How many there were; each has its number.
+    /// The number of the last collection.
     collections: u64,
     own: Tap,
     peer: Tap,

@@ -1,4 +1,4 @@
-//! Packets for the datapath's programs, and what becomes of them.
+//! Packets for the datapath's programs, and their outcome.
 //!
 //! [`packet`] builds a packet, field by field; [`bench`] runs a [`program`] on its bytes by
 //! `BPF_PROG_TEST_RUN` and gathers all that it did: verdict, the packet afterwards, what was sent

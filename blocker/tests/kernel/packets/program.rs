@@ -6,7 +6,7 @@ use super::packet::Packet;
 
 pub(crate) const XDP_DROP: i32 = 1;
 pub(crate) const XDP_PASS: i32 = 2;
-/// `TCX_NEXT`: not ours, whoever else is on the hook gets it.
+/// `TCX_NEXT`: the next program on the hook gets the packet.
 pub(crate) const NEXT: i32 = -1;
 /// `TCX_DROP`.
 pub(crate) const SHOT: i32 = 2;

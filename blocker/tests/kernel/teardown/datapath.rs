@@ -1,4 +1,4 @@
-//! Teardown as a user has it: the real daemon and its datapath, real connections, both ends.
+//! Teardown by the real daemon with its datapath, seen from both ends of real connections.
 //!
 //! Every flow is idle when the rule starts, so that only the teardown can kill it.
 

@@ -1,5 +1,5 @@
-//! The end of rules with `on_lift: reset`, where nothing tells of the flows but the datapath
-//! itself, and where the daemon is stopped or dead. Local flows are `end_to_end_drop`'s.
+//! The end of rules with `on_lift: reset` where only the datapath knows the flows, and where the daemon
+//! is stopped or dead. `end_to_end::drop` has the local flows.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The teardown of established flows by itself, without a daemon.
+//! The teardown of established flows: alone with a fake datapath, and with the real one.
 
 mod datapath;
 mod lift;

@@ -1,4 +1,4 @@
-//! Probes on the wire, without the datapath: who gets them, by which way, and what they draw.
+//! Probes on the wire, without the datapath: their recipients, their route, and the answers.
 
 use std::time::{Duration, Instant};
 

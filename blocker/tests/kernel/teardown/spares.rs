@@ -1,5 +1,5 @@
-//! What a teardown leaves alone: transfers with other remotes and on other ports go on, byte for
-//! byte, while connections beside them die.
+//! What a teardown does not touch: transfers with other remotes and on other ports go on, byte for byte,
+//! while other connections die.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,5 @@
-//! What netfilter tracks, without the datapath: which forwarded flows are found, under which
-//! addresses they are probed, and what becomes of netfilter's entries.
+//! Conntrack, without the datapath: which forwarded flows are found, under which addresses they are
+//! probed, and which conntrack entries are deleted.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;

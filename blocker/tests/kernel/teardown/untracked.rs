@@ -1,4 +1,4 @@
-//! A host whose kernel does not tell what it tracks: no `nf_conntrack_netlink`.
+//! A host whose kernel cannot list conntrack entries: no `nf_conntrack_netlink`.
 //!
 //! `cargo xtask test --kernel` takes the module away; elsewhere the kernel would load it.
 

@@ -10,12 +10,12 @@ use crate::packets::{Program, Sight};
 /// No frame is shorter than its Ethernet header, nor does a test run take one that is.
 const SHORTEST: usize = 14;
 
-/// One of some things.
+/// A random element.
 pub(crate) fn one<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(..of.len())].clone()
 }
 
-/// Whether something is to happen that happens once in so many times.
+/// True once in so many times.
 pub(crate) fn once_in(rng: &mut Rng, times: u32) -> bool {
     rng.u32(..times) == 0
 }

@@ -1,5 +1,5 @@
-//! A million packets by chance through each hook: no run fails, and verdicts, replies and counters
-//! are what the oracle says.
+//! A million random packets through each hook: no run fails, and verdicts, replies and counters are
+//! those of the oracle.
 //!
 //! Packets and rulesets follow from a seed. `BLOCKER_FUZZ_SEED` sets another, `BLOCKER_FUZZ_PACKETS`
 //! another number of packets; a failure names the seed, the frame and the ruleset.

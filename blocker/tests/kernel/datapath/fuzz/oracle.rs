@@ -152,7 +152,7 @@ impl Met<'_> {
             && ports_fit(rule, self.program.hook(), transport)
     }
 
-    /// Whether anybody is to be answered at all.
+    /// Whether the packet may be answered at all.
     fn may_answer(&self, network: &Network<'_>, transport: &Transport<'_>, gso: bool) -> bool {
         // A link-layer broadcast or multicast.
         self.frame[0] & 1 == 0

@@ -1,7 +1,5 @@
 //! A real etcd of three members, with TLS and RBAC as `docs/fleet.md` sets them up, and hosts around
 //! it: namespaces on one bridge, each with a daemon that follows it.
-//!
-//! Owns how the hosts are set up; what must be true stands in the tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +16,8 @@ use xtask::hosts::{Daemon, Namespace, Output, Programs, join, poll};
 pub(crate) const CENTRE: &str = "10.90.0.1";
 /// Remotes to block, at the centre.
 pub(crate) const REMOTES: [&str; 2] = ["10.90.0.250", "10.90.0.251"];
-/// How long something may take on a busy machine that takes milliseconds when all is well; an election
-/// and a daemon's pause between attempts are within it.
+/// How long a normally fast step may take on a busy machine; covers an election and a daemon's pause
+/// between attempts.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many daemons start at once.

@@ -1,5 +1,5 @@
-//! A fleet that follows a real etcd: what is enforced where, and what becomes of it when etcd, a host
-//! or whoever asked is gone.
+//! A fleet that follows a real etcd: which host enforces what, also after the loss of etcd, of a host or
+//! of the client.
 
 mod cluster;
 
