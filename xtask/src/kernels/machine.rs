@@ -31,7 +31,7 @@ const TAIL: usize = 60;
 #[derive(Debug, Default)]
 pub(super) struct Account {
     /// As its `uname -r` says it.
-    pub(super) release: String,
+    release: String,
     passed: BTreeSet<String>,
     failed: BTreeSet<String>,
     /// What a failed test said, while it is being told.

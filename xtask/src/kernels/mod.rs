@@ -1,13 +1,13 @@
 //! `cargo xtask test --kernel VERSION`: tests that need a kernel, on kernels that this machine does
 //! not run.
 //!
-//! Each kernel is a Debian one ([`source`]), booted by QEMU from an initramfs that holds the tests,
-//! the two programs and what they call ([`root`]). The guest runs the tests one after the
-//! other and tells of them on its serial console ([`machine`]). Which tests run, and which a kernel
-//! is too old for, is said in [`plan`] alone: a test cannot skip itself.
+//! Each kernel is a Debian one ([`source`]), booted by QEMU from an initramfs that holds the tests, the
+//! two programs and what they call ([`root`]). A guest runs its part of the tests one after the other
+//! and reports on its serial console ([`machine`]). Only [`plan`] says which tests run, and which a kernel
+//! is too old for: a test cannot skip itself.
 //!
-//! Without KVM the guest is emulated, and loading the datapath takes it the better part of a minute;
-//! so a few tests of each kind run, unless some are named.
+//! Guests are emulated, and need most of a minute to load the datapath; so a few tests of each kind run,
+//! unless some are named.
 
 mod machine;
 pub(crate) mod plan;
@@ -17,7 +17,7 @@ mod source;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, ScopedJoinHandle, available_parallelism};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -54,31 +54,12 @@ pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
     fs::create_dir_all(&directory)?;
     root::prepare(&directory, &built)?;
 
-    // A guest under test keeps one CPU busy; the next kernel boots when one is done.
-    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicUsize::new(0);
-    let mut results: Vec<_> = std::thread::scope(|scope| {
-        let work = || {
-            let mut results = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(release) = releases.get(number) else {
-                    return results;
-                };
-                results.push((number, *release, timed(*release, &directory, &plan)));
-            }
-        };
-        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-        let results = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
-        results
-            .flat_map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    results.sort_by_key(|(number, ..)| *number);
-
     let mut failed = Vec::new();
     let mut lines = Vec::new();
-    for (_, release, (result, seconds)) in results {
+    for release in releases {
+        let start = Instant::now();
+        let result = on(*release, &directory, &plan);
+        let seconds = start.elapsed().as_secs();
         match result {
             Ok(said) => lines.push(format!("{release}: ok, {said}; {seconds} s")),
             Err(error) => {
@@ -97,14 +78,8 @@ pub(crate) fn run(releases: &[Release], filter: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// As [`on`], and the seconds that it took.
-fn timed(release: Release, directory: &Path, plan: &Plan) -> (Result<String>, u64) {
-    let start = Instant::now();
-    let result = on(release, directory, plan);
-    (result, start.elapsed().as_secs())
-}
-
-/// Runs the plan on one kernel, and says how many tests passed and what was left out.
+/// Runs the plan on one kernel, and says how many tests passed and what was left out. A guest keeps one
+/// CPU busy, so there is one for each, with its part of the plan.
 fn on(release: Release, directory: &Path, plan: &Plan) -> Result<String> {
     let own = directory.join(release.name());
     let kernel = source::fetch(release, &own)?;
@@ -112,13 +87,30 @@ fn on(release: Release, directory: &Path, plan: &Plan) -> Result<String> {
     for (test, why) in &plan.left_out {
         println!("kernel {release}: {test} is left out: {why}");
     }
-    let initramfs = root::pack(&directory.join("root.cpio"), &own, &kernel, &plan)?;
-    let log = own.join("console.log");
-    let account = machine::run(&kernel, &initramfs, &plan, &log)?;
-    let passed = account.check(&plan, &kernel, &log)?;
+    let common = directory.join("root.cpio");
+    let parts = plan.parts(available_parallelism().map_or(1, usize::from));
+    let passed = thread::scope(|scope| {
+        let guest = |number: usize| {
+            let own = own.join(format!("guest{number}"));
+            let (common, kernel, part) = (&common, &kernel, &parts[number]);
+            move || -> Result<usize> {
+                let initramfs = root::pack(common, &own, kernel, part)?;
+                let log = own.join("console.log");
+                let account = machine::run(kernel, &initramfs, part, &log)?;
+                account.check(part, kernel, &log)
+            }
+        };
+        let guests = (0..parts.len()).map(|number| scope.spawn(guest(number)));
+        let guests: Vec<_> = guests.collect();
+        let results = guests.into_iter().map(ScopedJoinHandle::join);
+        let results: Vec<_> = results
+            .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect();
+        results.into_iter().sum::<Result<usize>>()
+    })?;
     Ok(format!(
         "Linux {}, {passed} tests passed, {} left out",
-        account.release,
+        kernel.release,
         plan.left_out.len()
     ))
 }

@@ -102,6 +102,16 @@ impl Plan {
         plan
     }
 
+    /// Splits it into so many parts, or into its tests if they are fewer.
+    pub(super) fn parts(&self, count: usize) -> Vec<Self> {
+        let mut parts = vec![Self::default(); count.min(self.tests.len())];
+        let count = parts.len();
+        for (number, test) in self.tests.iter().enumerate() {
+            parts[number % count].tests.push(test.clone());
+        }
+        parts
+    }
+
     /// How long it may take.
     pub(super) fn patience(&self) -> Duration {
         PATIENCE * u32::try_from(self.tests.len()).unwrap_or(u32::MAX)
