@@ -90,6 +90,17 @@ fn a_capture_holds_what_its_filter_names() -> Result<()> {
     Ok(())
 }
 
+/// A new namespace has the IPv4 settings of the machine, on which Docker may have changed them.
+#[test]
+fn a_host_does_not_have_the_settings_of_the_machine() -> Result<()> {
+    let host = Namespace::new("host")?;
+    for name in ["ip_forward", "conf/all/rp_filter", "conf/default/rp_filter"] {
+        let path = format!("/proc/sys/net/ipv4/{name}");
+        assert_eq!(host.run(&["cat", &path])?.trim(), "0", "{name}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_dropped_namespace_is_gone() -> Result<()> {
     let namespace = Namespace::new("short")?;
