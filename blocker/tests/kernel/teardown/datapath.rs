@@ -89,13 +89,14 @@ fn a_firewall_that_eats_this_hosts_resets_saves_no_flow() -> Result<()> {
         (Pair::A6, Pair::B6, "ip6tables"),
     ] {
         let pair = Pair::new()?;
+        let daemon = daemon(&pair.a)?;
         let mut flows = [
             Connection::open(&pair.b, &pair.a, own)?,
             Connection::open(&pair.a, &pair.b, remote)?,
         ];
+        // Blocks neighbour discovery too: within seconds B no longer knows A's link-layer address.
         iptables(&pair.a, family, &format!("-A OUTPUT -d {remote} -j REJECT"))?;
         iptables(&pair.a, family, &format!("-A INPUT -s {remote} -j REJECT"))?;
-        let daemon = daemon(&pair.a)?;
         let account = block(&daemon, remote)?;
         assert_dead(&account, &mut flows)?;
     }
