@@ -1,4 +1,4 @@
-//! The packages' life: installed, used, restarted, broken, stopped, upgraded, booted, removed.
+//! The tests of the packages: install, use, restart, crash, stop, upgrade, reboot, remove.
 
 mod package;
 mod service;
@@ -23,7 +23,7 @@ const NEXT_DEB: &str = "/next.deb";
 const RPM: &str = "/package.rpm";
 const NEXT_RPM: &str = "/next.rpm";
 const CONFIG: &str = "/etc/blocker/blocker.yaml";
-/// The exit code of `blockctl` for a daemon that can't be reached.
+/// The exit code of `blockctl` if the daemon is not reachable.
 const UNREACHABLE: i32 = 3;
 
 struct Story {
@@ -31,19 +31,19 @@ struct Story {
     wire: Wire,
 }
 
-/// A part of the story.
+/// A test.
 type Step = fn(&mut Story) -> Result<()>;
 
-/// What is told, and of which packages.
+/// The tests to run, and the packages.
 pub(super) enum Plot {
-    /// Each package's whole life: of a release, and of the next one of the same build.
+    /// All tests, with the packages of a release and of the next release of the same build.
     Life { first: Built, next: Built },
-    /// The Debian package of another build is upgraded to this one's.
+    /// The upgrade from the Debian package of another build to this one's.
     Upgrade { old: PathBuf, new: PathBuf },
 }
 
 impl Plot {
-    /// Where each package is put.
+    /// The path of each package in the machine.
     fn files(&self) -> Vec<(&'static str, &Path)> {
         match self {
             Self::Life { first, next } => vec![
@@ -83,10 +83,10 @@ impl Plot {
     }
 }
 
-/// Takes packages through their life.
+/// Runs the tests.
 ///
 /// # Errors
-/// What they did not do as they should.
+/// A test failed.
 pub(super) fn tell(plot: &Plot) -> Result<()> {
     let pair = Pair::new()?;
     let wire = Wire::new(&pair)?;
@@ -115,20 +115,23 @@ impl Story {
         self.machine.ok(words)
     }
 
-    /// The rules in force, as blockctl says them.
+    /// The rules in force, by `blockctl list`.
     fn rules(&self) -> Result<Vec<Value>> {
         let said = self.ok(&["blockctl", "list", "-o", "json"])?;
         let said: Value = serde_json::from_str(&said)?;
-        Ok(said["rules"].as_array().context("no rules")?.clone())
+        Ok(said["rules"]
+            .as_array()
+            .context("the list has no rules")?
+            .clone())
     }
 
-    /// How many packets `dev01` has decided.
+    /// The number of packets that `dev01` has decided.
     fn counted(&self) -> Result<u64> {
         let packets = self.dev01()?["counters"]["packets"].as_u64();
         packets.context("dev01 has no counters")
     }
 
-    /// How long `dev01` is still in force, in seconds.
+    /// The remaining time of `dev01`, in seconds.
     fn left(&self) -> Result<u64> {
         let left = self.dev01()?["remaining_seconds"].as_u64();
         left.context("dev01 has no deadline")
@@ -137,18 +140,18 @@ impl Story {
     fn dev01(&self) -> Result<Value> {
         let mut rules = self.rules()?.into_iter();
         let rule = rules.find(|rule| rule["id"] == "dev01");
-        rule.context("the rule dev01 is gone")
+        rule.context("the rule dev01 is missing")
     }
 
-    /// What the service and the service manager logged of it, up to now.
+    /// The journal of the service so far.
     fn log(&self, words: &[&str]) -> Result<String> {
-        // What was logged may not have been written yet.
+        // The journal may not have been written yet.
         self.ok(&["journalctl", "--sync"])?;
         let all = ["journalctl", "--unit=blocker*", "--no-pager"];
         self.ok(&[&all[..], words].concat())
     }
 
-    /// What is pinned.
+    /// The pins.
     fn pins(&self) -> Result<String> {
         self.ok(&["find", "/sys/fs/bpf", "-path", "/sys/fs/bpf/blocker/*"])
     }
@@ -185,7 +188,7 @@ impl Story {
         Ok(fs::write(path, text.replacen(old, new, 1))?)
     }
 
-    /// Waits until another daemon answers.
+    /// Waits until a new daemon responds.
     fn wait_other(&self, pid: &str) -> Result<()> {
         poll("another daemon", PATIENCE, || {
             let other = self.property("MainPID").ok()?;

@@ -1,4 +1,4 @@
-//! The packages: installed, upgraded, over a boot, removed, purged.
+//! Tests of the packages: install, upgrade, reboot, remove, purge.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ impl Story {
     pub(super) fn install(&mut self) -> Result<()> {
         self.wire.wait_passing()?;
         self.ok(&["dpkg", "--install", DEB])?;
-        ensure!(self.active()?, "it does not run");
+        ensure!(self.active()?, "the service does not run");
         for unit in ["blocker.service", "blocker.socket"] {
             self.ok(&["systemctl", "is-enabled", unit])?;
             let path = format!("/usr/lib/systemd/system/{unit}");
@@ -27,7 +27,7 @@ impl Story {
         self.ok(&[&security[..], &["blocker.service"]].concat())?;
         let pid = self.property("MainPID")?;
         let user = self.ok(&["ps", "-o", "user=", "-p", &pid])?;
-        ensure!(user.trim() == "blocker", "it runs as {user}");
+        ensure!(user.trim() == "blocker", "the service runs as {user}");
         let status = self.ok(&["blockctl", "status", "-o", "json"])?;
         let status: Value = serde_json::from_str(&status)?;
         let hooks = &status["interfaces"][0]["hooks"];
@@ -37,7 +37,7 @@ impl Story {
         );
         for path in ["man1/blocker.1.gz", "man1/blockctl-add.1.gz"] {
             let path = format!("/usr/share/man/{path}");
-            ensure!(self.machine.file(&path).exists(), "{path} is not there");
+            ensure!(self.machine.file(&path).exists(), "{path} is missing");
         }
         self.block()
     }
@@ -49,13 +49,19 @@ impl Story {
             self.ok(&["dpkg", "--install", NEXT_DEB])?;
             Ok(())
         })?;
-        ensure!(self.property("MainPID")? != before, "it is the old daemon");
-        ensure!(self.active()? && self.rules()?.len() == 2, "not as before");
-        ensure!(self.counted()? > counted, "the counters began anew");
+        ensure!(
+            self.property("MainPID")? != before,
+            "the old daemon still runs"
+        );
+        ensure!(
+            self.active()? && self.rules()?.len() == 2,
+            "the rules changed"
+        );
+        ensure!(self.counted()? > counted, "the counters were reset");
         Ok(())
     }
 
-    /// The map ABI may be another one.
+    /// The map ABI may differ.
     pub(super) fn upgrade_other(&mut self) -> Result<()> {
         self.wire.wait_passing()?;
         self.ok(&["dpkg", "--install", DEB])?;
@@ -79,7 +85,7 @@ impl Story {
         if old == new {
             ensure!(counted_now > counted, "the counters began anew");
         } else {
-            ensure!(counted_now <= sent, "what was counted before was misread");
+            ensure!(counted_now <= sent, "the old counters were misread");
         }
         self.wire.tight(|| Ok(()))?;
         ensure!(self.counted()? > counted_now, "nothing is counted");
@@ -96,7 +102,7 @@ impl Story {
     pub(super) fn boot(&mut self) -> Result<()> {
         let before = self.left()?;
         self.machine.reboot()?;
-        ensure!(self.active()?, "it is not started at boot");
+        ensure!(self.active()?, "the service is not started at boot");
         same_deadline(before, self.left()?)?;
         let order = [
             "systemctl",
@@ -121,7 +127,7 @@ impl Story {
         self.ok(&["systemctl", "reload", "blocker"])?;
         self.ok(&["dpkg", "--remove", "blocker"])?;
         self.wire.wait_passing()?;
-        ensure!(!self.active()?, "it runs");
+        ensure!(!self.active()?, "the service still runs");
         ensure!(
             self.machine.file(CONFIG).exists(),
             "the configuration is gone"
@@ -145,10 +151,10 @@ impl Story {
         Ok(())
     }
 
-    /// As Red Hat's packages do, it leaves it to the administrator to start the service.
+    /// As Red Hat's packages do, the RPM leaves starting the service to the administrator.
     pub(super) fn install_rpm(&mut self) -> Result<()> {
         self.rpm(&["--install", RPM], "")?;
-        ensure!(!self.active()?, "it runs already");
+        ensure!(!self.active()?, "the service was started");
         self.ok(&["getent", "group", "blocker"])?;
         self.ok(&["systemctl", "enable", "--now", "blocker"])?;
         self.block()?;
@@ -183,7 +189,7 @@ impl Story {
         Ok(())
     }
 
-    /// rpm on a Debian, which has none of the packages that others depend on in its database.
+    /// rpm on Debian, whose RPM database is empty, so that no dependency is found.
     fn rpm(&self, words: &[&str], expected: &str) -> Result<()> {
         let said = self.ok(&[&["rpm", "--nodeps", "--force-debian"], words].concat())?;
         ensure!(said == expected, "rpm says: {said}");

@@ -1,4 +1,4 @@
-//! The service under systemd: who may use it, and what restarts, reloads, crashes and stops do.
+//! Tests of the service under systemd: access, restarts, reloads, crashes and stops.
 
 use std::fs;
 use std::time::Duration;
@@ -38,19 +38,22 @@ impl Story {
             }
             Ok(())
         })?;
-        // A queue on the way may have been full.
+        // A queue on the path may have been full.
         let more = self.counted()?.checked_sub(counted);
         ensure!(
             more.is_some_and(|more| more > 0 && more <= sent),
             "of {sent} datagrams {more:?} were counted"
         );
-        ensure!(self.property("MainPID")? != before, "it is the same daemon");
-        ensure!(self.rules()?[0]["id"] == "dev01", "the rule is gone");
+        ensure!(
+            self.property("MainPID")? != before,
+            "the old daemon still runs"
+        );
+        ensure!(self.rules()?[0]["id"] == "dev01", "the rule is missing");
         Ok(())
     }
 
-    /// systemd runs no `ExecStop=` for a service that is not up yet. Each time the start has come a
-    /// little farther.
+    /// systemd runs no `ExecStop=` for a service that is still starting. Stops it at increasing times
+    /// after its start.
     pub(super) fn amid_start(&mut self) -> Result<()> {
         let moments = || (0..20).map(|step| Duration::from_millis(10 * step));
         self.wire.tight(|| {
@@ -86,10 +89,13 @@ impl Story {
         })?;
         self.configure("192.0.2.7", "192.0.2.777")?;
         let ran = self.machine.run(&["systemctl", "reload", "blocker"])?;
-        ensure!(ran.code != 0, "a bad configuration was taken");
+        ensure!(ran.code != 0, "a bad configuration was accepted");
         let log = self.log(&["--output=cat"])?;
         ensure!(log.contains("192.0.2.777"), "the log does not say why");
-        ensure!(self.active()? && self.rules()?.len() == 2, "not as before");
+        ensure!(
+            self.active()? && self.rules()?.len() == 2,
+            "the rules changed"
+        );
         self.configure("192.0.2.777", "192.0.2.7")
     }
 
@@ -101,14 +107,17 @@ impl Story {
         self.ok(&["systemctl", "daemon-reload"])?;
         self.ok(&["systemctl", "restart", "blocker"])?;
         let pid = self.property("MainPID")?;
-        // It is told that all is well for longer than it would wait.
+        // Longer than the watchdog's timeout.
         let stamp = || self.property("WatchdogTimestampMonotonic");
         let first: u64 = stamp()?.parse()?;
         poll("the watchdog to be told", PATIENCE, || {
             let now: u64 = stamp().ok()?.parse().ok()?;
             (now > first + 2_500_000).then_some(())
         })?;
-        ensure!(self.property("MainPID")? == pid, "a sane daemon was killed");
+        ensure!(
+            self.property("MainPID")? == pid,
+            "a healthy daemon was killed"
+        );
         self.wire.tight(|| {
             self.ok(&["kill", "-STOP", &pid])?;
             self.wait_other(&pid)
@@ -139,8 +148,8 @@ impl Story {
             (ran.ok()?.code != 0).then_some(())
         })?;
         let ran = self.machine.run(&["blockctl", "list"])?;
-        ensure!(ran.code == UNREACHABLE, "something answers: {}", ran.stdout);
-        ensure!(!self.active()?, "a client started it again");
+        ensure!(ran.code == UNREACHABLE, "a daemon responds: {}", ran.stdout);
+        ensure!(!self.active()?, "a client started the service");
         self.ok(&["systemctl", "start", "blocker"])?;
         ensure!(self.rules()?.len() == 2, "the rules are not back");
         self.wire.tight(|| Ok(()))?;
@@ -167,9 +176,9 @@ impl Story {
     pub(super) fn activated(&mut self) -> Result<()> {
         self.ok(&["systemctl", "stop", "blocker"])?;
         self.ok(&["systemctl", "start", "blocker.socket"])?;
-        ensure!(!self.active()?, "nobody has asked it anything yet");
+        ensure!(!self.active()?, "the service started without a request");
         ensure!(self.rules()?.len() == 2, "the rules are not back");
-        ensure!(self.active()?, "who answered?");
+        ensure!(self.active()?, "the service does not run");
         self.wire.tight(|| Ok(()))?;
         Ok(())
     }
