@@ -1,4 +1,4 @@
-//! What the maps take of the kernel's memory.
+//! How much kernel memory the maps use.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use aya::Ebpf;
 use aya::maps::Map;
 
-/// Every map of a loaded object, for as long as its memory is asked for.
+/// Every map of a loaded object, held open to ask for its memory.
 pub struct Maps(Vec<(String, OwnedFd)>);
 
 impl Maps {
@@ -35,7 +35,7 @@ impl Maps {
         Ok(Self(maps))
     }
 
-    /// By name, what the kernel says that each map takes, in bytes (`bpf_map_show_fdinfo`).
+    /// By name, the memory of each map, in bytes, as the kernel tells it (`bpf_map_show_fdinfo`).
     pub fn memory(&self) -> Vec<(String, u64)> {
         let memory = |(name, fd): &(String, OwnedFd)| (name.clone(), memory_of(fd.as_raw_fd()));
         self.0.iter().map(memory).collect()

@@ -1,4 +1,4 @@
-//! Attaching: which programs are on which device, how, and since when; pins keep them there.
+//! Attaching programs to devices. Pins keep the programs attached when the daemon exits.
 //!
 //! A link is pinned under `PIN_DIR/links/INDEX-HOOK` (generic XDP: `INDEX-xdp-generic`), so that it outlives the daemon. A daemon
 //! that finds such a pin takes the link over by replacing its program, which the kernel does
@@ -26,7 +26,7 @@ use super::qdisc::Qdiscs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HookChoice {
-    /// The best that the device has: XDP in its driver in front of TC, else TC alone.
+    /// XDP in front of TC where the device's driver has it, else TC alone.
     Auto,
     /// TC alone.
     Tc,
@@ -51,7 +51,7 @@ pub struct Attached {
     pub device: Device,
     /// Its hooks.
     pub hooks: Vec<AttachedHook>,
-    /// What is not attached, or not in the best way, and why.
+    /// Notes: what is not attached, or not in the best mode, and why.
     pub notes: Vec<String>,
 }
 
@@ -66,9 +66,9 @@ pub struct AttachedHook {
 
 /// What holds a program at its hook.
 enum Held {
-    /// A pinned link: stays when we go, until the pin is removed.
+    /// A pinned link: it outlives the daemon, until the pin is removed.
     Pinned(PinnedLink),
-    /// A clsact filter: stays when we go, until it is removed.
+    /// A clsact filter: it outlives the daemon, until it is removed.
     Filter(SchedClassifierLink),
 }
 
@@ -151,7 +151,7 @@ impl Attachments {
         errors
     }
 
-    /// Takes everything off its hooks.
+    /// Detaches every program.
     pub fn detach_all(&mut self) -> Vec<Error> {
         std::mem::take(&mut self.devices)
             .into_iter()
@@ -159,7 +159,7 @@ impl Attachments {
             .collect()
     }
 
-    /// Takes a device's programs off their hooks, and what only they needed away.
+    /// Detaches a device's programs, and removes the qdisc that only they needed.
     fn release(&self, index: u32, hooks: Vec<AttachedHook>) -> Vec<Error> {
         let hooks = hooks.into_iter().map(AttachedHook::release);
         let mut errors: Vec<_> = hooks.filter_map(Result::err).collect();
@@ -167,7 +167,7 @@ impl Attachments {
         errors
     }
 
-    /// Leaves everything where it is, beyond the life of this process.
+    /// Leaves everything attached when this process exits.
     pub fn leave(&mut self) {
         for hook in std::mem::take(&mut self.devices)
             .into_values()
@@ -202,8 +202,8 @@ impl Attachments {
         self.qdiscs.sweep(&attached)
     }
 
-    /// Where a link is pinned. A link of generic XDP has another place than one in the driver: the
-    /// kernel does not say of a link which of them it is, and it can't be changed.
+    /// Where a link is pinned. A link of generic XDP has another path than one in the driver: the
+    /// kernel does not tell a link's mode, and the mode can't be changed.
     fn pin(&self, index: u32, hook: Hook, mode: &str) -> PathBuf {
         let generic = if mode == GENERIC { "-generic" } else { "" };
         self.links
@@ -211,7 +211,7 @@ impl Attachments {
     }
 
     fn attach(&self, object: &mut Object, device: &Device) -> Result<Attached, Error> {
-        // The file system may have been taken away, and be back.
+        // The file system may have been unmounted and mounted again.
         make(&self.links)?;
         let mut attached = Attached {
             device: device.clone(),
@@ -226,7 +226,7 @@ impl Attachments {
             match result {
                 Ok(hook) => attached.hooks.extend(hook),
                 Err(error) => {
-                    // Half a device would let one direction through.
+                    // One hook alone would let the other direction through.
                     let failed = self.release(device.index, attached.hooks);
                     return Err(failed.into_iter().next().unwrap_or(error));
                 }
@@ -389,8 +389,8 @@ impl AttachedHook {
     }
 }
 
-/// Takes over a pinned link, if there is one that lets itself be. One that does not (its device is
-/// gone, or it is something else) loses its pin.
+/// Takes over a pinned link, if there is a usable one. The pin of any other (its device is gone, or it
+/// is not a link) is removed.
 fn taken_over<L>(pin: &Path, update: impl FnOnce(FdLink) -> Option<L>) -> Option<PinnedLink> {
     let link = PinnedLink::from_pin(pin).ok()?;
     if update(FdLink::from(link)).is_some()
@@ -409,7 +409,8 @@ fn lacks_tcx(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(failed) if failed.io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// The place of our clsact filters: the first priority, and a handle that nobody else would choose.
+/// Priority and handle of our clsact filters: the first priority, and a handle that no one else is
+/// likely to choose.
 const fn filter_options() -> NlOptions {
     NlOptions {
         priority: 1,

@@ -1,8 +1,8 @@
 //! The two banks: a snapshot is written whole into the idle one, then one word makes it live.
 //!
-//! Nothing of a live bank is ever written. A bank that was live may still be read by programs
-//! that began before the flip; so after each flip a grace period is waited for, beside the
-//! caller, and before the bank is written again it must be over.
+//! A live bank is never written. Programs that began before the flip may still read the bank that
+//! was live; so after each flip a thread waits for a grace period, and the bank is written again only
+//! when it has ended.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl Banks {
                 .add(idle)
                 .write_volatile(bank);
         };
-        // Everything above must be there before the word below says so.
+        // All writes above must be visible before the word below is.
         fence(Ordering::Release);
         // SAFETY: inside the mapping; an aligned word, which programs read whole.
         unsafe { (&raw mut (*state).active).write_volatile(u32::from(idle == 1)) };
@@ -266,7 +266,7 @@ impl Banks {
         Ok(prefixes)
     }
 
-    /// Waits until no program reads the idle bank any more.
+    /// Waits until no program reads the idle bank.
     ///
     /// # Errors
     /// If the kernel can't say.
@@ -277,7 +277,7 @@ impl Banks {
         let result = settling
             .join()
             .unwrap_or_else(|_| Err(std::io::Error::other("the waiting thread panicked")));
-        // If that wait failed, this one must not: until one succeeds nothing may be written.
+        // If the thread's wait failed, wait here: nothing may be written before one succeeds.
         result
             .or_else(|_| self.grace.wait())
             .map_err(|source| Error::Grace { source })

@@ -1,8 +1,7 @@
 //! Reading a whole hash map: many entries a call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
 //!
-//! Walking from key to key would begin anew whenever the key that it stands on is gone, which in a
-//! map that gives up its oldest entries all the time may be for ever. A batch goes by the map's
-//! buckets, and ends.
+//! A walk by `BPF_MAP_GET_NEXT_KEY` starts over when its current key has been deleted, so in a map that
+//! evicts entries all the time it may never end. A batch walks the map's buckets, and ends.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -22,11 +21,11 @@ struct Attributes {
     flags: u64,
 }
 
-/// Entries that are asked for at once, at first.
+/// Entries that the first call asks for.
 const ENTRIES: u32 = 4_096;
 
-/// Shows every entry of a hash map, and gives how many there are. Entries that come and go
-/// meanwhile may be among them or not.
+/// Calls a function with every entry of a hash map, and returns how many there are. Entries that are
+/// inserted or deleted meanwhile may be missed.
 ///
 /// `K` and `V` must be types of the ABI, of the map's sizes: any bytes are a value of theirs.
 ///
@@ -66,7 +65,7 @@ pub fn each<K: Copy, V: Copy>(
         };
         let error = (result < 0).then(io::Error::last_os_error);
         match error.as_ref().and_then(io::Error::raw_os_error) {
-            // One bucket alone has more entries than there is room for.
+            // A single bucket has more entries than the buffer.
             Some(libc::ENOSPC) if room < 1 << 24 => {
                 keys.resize(keys.len() * 2, empty.0);
                 values.resize(values.len() * 2, empty.1);

@@ -32,7 +32,7 @@ pub struct Totals {
     pub suppressed: u64,
 }
 
-/// Sets a place of a map on all CPUs.
+/// Sets a value of a map on all CPUs.
 fn set_all<T: Pod>(
     map: &mut PerCpuArray<MapData, T>,
     name: &'static str,
@@ -145,12 +145,12 @@ impl CounterMaps {
         &self.counted
     }
 
-    /// How the rules of slots are named in what is recorded of them.
+    /// The tags by which records name the rules of slots.
     pub const fn tags(&self) -> &Tags {
         &self.tags
     }
 
-    /// Sets a slot to zero, and makes it a new rule's, with another tag. No live rule may use it.
+    /// Zeroes a slot and gives it to a new rule, with another tag. No live rule may use it.
     ///
     /// # Errors
     /// If a map can't be written.
@@ -163,7 +163,7 @@ impl CounterMaps {
         self.name(slot, id)
     }
 
-    /// Makes a slot nobody's.
+    /// Frees a slot.
     ///
     /// # Errors
     /// If the map can't be written.
@@ -189,7 +189,7 @@ impl CounterMaps {
             .try_for_each(|place| set_all(&mut self.rules, maps::COUNTERS, place, zero, self.cpus))
     }
 
-    /// Forgets what was seen on a device. What those with higher indexes share is not one device's.
+    /// Zeroes the hook counters of a device, unless it shares them with others of high index.
     ///
     /// # Errors
     /// If the map can't be written.
@@ -209,12 +209,12 @@ impl CounterMaps {
             .try_for_each(|place| set_all(&mut self.hooks, maps::HOOKS, place, zero, self.cpus))
     }
 
-    /// Forgets what was seen on all devices but these.
+    /// Zeroes the hook counters of all devices but these.
     ///
     /// # Errors
     /// If the map can't be written.
     pub fn clear_devices_but(&mut self, attached: &[u32]) -> Result<(), Error> {
-        // Those with higher indexes share a place, which is one of theirs as long as one is there.
+        // Devices with higher indexes share slot 0, which is in use while one of them is attached.
         let shared = attached.iter().any(|index| *index >= abi::HOOK_DEVICES);
         (0..abi::HOOK_DEVICES)
             .filter(|index| !(attached.contains(index) || (*index == 0 && shared)))

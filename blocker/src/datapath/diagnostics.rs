@@ -1,4 +1,4 @@
-//! What the programs have to say of rare things: read from their ring buffer, logged.
+//! The programs' diagnostics: read from their ring buffer, and logged.
 
 use std::borrow::Cow;
 use std::io;
@@ -22,7 +22,7 @@ impl Diagnostics {
             })
     }
 
-    /// Logs whatever comes, for good.
+    /// Logs the diagnostics as they come; does not return.
     ///
     /// # Errors
     /// If the ring buffer can't be waited for.

@@ -1,5 +1,5 @@
-//! What the datapath saw of flows: to which ends of one under teardown it let a RST go, and which
-//! ones it blocked that are to be killed later.
+//! What the datapath noted of flows: the ends of a flow under teardown that a RST went to, and the
+//! established flows to kill when their rule ends.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -33,7 +33,7 @@ impl Kills {
         &self,
         act: impl FnOnce(&mut HashMap<MapData, FlowKey, u32>) -> Result<T, MapError>,
     ) -> io::Result<T> {
-        // A panic elsewhere leaves the map itself whole: it is in the kernel.
+        // A panic of another holder leaves the map intact: it is in the kernel.
         let mut map = self
             .0
             .lock()

@@ -1,9 +1,9 @@
-//! Maps that outlive the daemon: what was counted, for which rule, and which flows were blocked.
+//! Maps that outlive the daemon: counters, the names of their rules, and flows.
 //!
-//! They are pinned under `PIN_DIR/maps/abi-N`. A daemon that finds them there loads its programs with
-//! them, so that for as long as its predecessor's programs are attached both count in one place, and
-//! nothing is lost between. Pins of another ABI, of another size or of somebody else are not used:
-//! counting begins anew then, and they are removed once nothing attached needs them.
+//! They are pinned under `PIN_DIR/maps/abi-N`. A daemon that finds them loads its programs with them,
+//! so that its programs and its predecessor's count in the same maps while both are attached, and no
+//! count is lost. Pins of another ABI or size, or of another program, are not used: counting starts at
+//! zero, and they are removed once no attached program needs them.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use blocker_ebpf::{self as abi, maps};
 use super::Error;
 use super::load::FLOWS;
 
-/// A map that is kept, as it must be to be of use.
+/// A map that outlives the daemon, and the form that it must have to be reused.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kept {
     pub(super) name: &'static str,
@@ -26,7 +26,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The maps of a datapath for so many rules and flows. No map is of size 0.
+    /// The maps of a datapath for so many rules and flows. No map may have the size 0.
     pub(super) fn all(rules: u32, flows: u32) -> [Self; 8] {
         let established = if flows == 0 { FLOWS } else { flows };
         let slots = flow_slots(flows);
@@ -74,7 +74,7 @@ impl Kept {
                 size_of::<abi::FlowHigh>(),
                 slots,
             ),
-            // Two daemons' programs may write to one table for a moment.
+            // During a takeover two daemons' programs may write to one table.
             Self {
                 name: maps::FLOW_LOCKS,
                 kind: MapType::Hash,
@@ -92,7 +92,7 @@ impl Kept {
         ]
     }
 
-    /// Whether a map is as it must be.
+    /// Whether a map has this form.
     fn is(&self, map: &MapData) -> bool {
         map.info().is_ok_and(|info| {
             info.map_type().ok() == Some(self.kind)
@@ -103,7 +103,7 @@ impl Kept {
     }
 }
 
-/// Slots of the table of flows for so many: twice as many, so that few sets are ever full.
+/// Slots of the table for so many flows: twice as many, so that few sets are full.
 pub(super) fn flow_slots(flows: u32) -> u32 {
     flows
         .saturating_mul(2)
@@ -118,9 +118,9 @@ fn directory(pin_dir: &Path) -> PathBuf {
         .join(format!("abi-{}", abi::ABI_VERSION))
 }
 
-/// Makes the directory, and room where a pin is not what it must be. Gives each map's place.
+/// Makes the directory, removes unusable pins, and returns each map's path.
 ///
-/// If one is not usable, none is: counters without their names would be somebody else's.
+/// If one map is unusable, none is used: counters without their names would be counted for other rules.
 pub(super) fn prepare(pin_dir: &Path, kept: &[Kept]) -> Result<Vec<PathBuf>, Error> {
     let directory = directory(pin_dir);
     fs::create_dir_all(&directory).map_err(|source| Error::Pins {
@@ -165,7 +165,7 @@ pub(super) fn remove(pin_dir: &Path) -> Result<(), Error> {
     remove_tree(&pin_dir.join("maps"))
 }
 
-/// That nothing is there is fine.
+/// A directory that does not exist is no error.
 fn remove_tree(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),

@@ -51,10 +51,10 @@ impl<T: Copy> Mapped<T> {
         self.values
     }
 
-    /// Copies values to places `first..`.
+    /// Copies values to indexes `first..`.
     ///
     /// # Panics
-    /// If they do not fit: whoever compiles a snapshot checked its limits.
+    /// If they do not fit, which the compiler of the snapshot has checked.
     pub fn write(&mut self, first: usize, values: &[T]) {
         assert!(
             first <= self.values && values.len() <= self.values - first,

@@ -1,8 +1,8 @@
 //! The clsact qdiscs that filters hang on where the kernel has no TCX: added, and removed again
 //! where nobody else uses them.
 //!
-//! The kernel does not know who added one. So a directory `PIN_DIR/qdiscs/INDEX` says that it was
-//! blocker; it outlives the daemon, as the filters do.
+//! The kernel does not record who added a qdisc. So a directory `PIN_DIR/qdiscs/INDEX` marks one that
+//! blocker added; it outlives the daemon, as the filters do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,14 +41,14 @@ impl Qdiscs {
         }
     }
 
-    /// Sees to it that a device has a clsact qdisc.
+    /// Adds a clsact qdisc to a device that has none.
     pub(super) fn ensure(&self, device: &Device) -> Result<(), Error> {
         match qdisc_add_clsact(&device.name) {
             Ok(()) => {
                 let path = self.mark(device.index);
                 fs::create_dir_all(&path).map_err(|source| Error::Pins { path, source })
             }
-            // There is one already, ours for the other direction or somebody else's.
+            // The device has one: ours for the other direction, or another program's.
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
                 Ok(())
             }
@@ -62,8 +62,8 @@ impl Qdiscs {
     /// Removes the qdisc of a device, if blocker added it and no filter is on it. For after our
     /// own filters are gone. A device that is gone took its qdisc along.
     ///
-    /// Whoever adds a filter between the look and the removal loses it: the kernel does not do both
-    /// in one.
+    /// A filter that is added between the check and the removal is lost: the kernel has no atomic
+    /// operation for both.
     pub(super) fn release(&self, index: u32) -> Result<(), Error> {
         let mark = self.mark(index);
         if !mark.is_dir() {
@@ -114,7 +114,7 @@ fn remove_unused(index: u32) -> Result<(), NetlinkError> {
         parts: &[&request],
     };
     match route.ask("removing a clsact qdisc", &body, |_, _| Ok(())) {
-        // It went, or another kind took its place: nothing of ours is left.
+        // The qdisc is gone or replaced by another kind, so nothing of ours is left.
         Err(error)
             if matches!(
                 error.errno(),

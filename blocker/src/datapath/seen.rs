@@ -1,5 +1,5 @@
-//! What the datapath keeps of the packets that rules decided: their flows, and events while
-//! somebody watches. The other side is `blocker-ebpf`'s `record.rs`.
+//! The datapath's records of packets that rules decided: their flows, and events while a client
+//! watches. The other side is `blocker-ebpf`'s `record.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +14,7 @@ use super::load::Object;
 use super::memory::Mapped;
 use super::{Error, kept};
 
-/// In the place of what an IPv4 flow does not have.
+/// The upper address halves of an IPv4 flow, which has none.
 const NO_HIGH: FlowHigh = FlowHigh {
     remote: [0; 3],
     local: [0; 3],
@@ -35,8 +35,8 @@ impl Flows {
         })
     }
 
-    /// What a slot has, if it has a flow. The datapath may give the slot to another flow meanwhile:
-    /// what was read then is told by the tag, and read once more.
+    /// The flow and record of a slot, if it has a flow. The datapath may give the slot to another flow
+    /// meanwhile: then its tag differs after the copy, and the slot is read once more.
     fn at(&self, place: usize) -> Option<(FlowId, FlowRecord)> {
         loop {
             let slot = self.slots.at(place);
@@ -50,7 +50,7 @@ impl Flows {
             if before == 0 {
                 return None;
             }
-            // Only IPv6 flows have this, and only of them is memory touched.
+            // Read for IPv6 flows alone, so that the table of an IPv4 host takes no memory.
             let high = match copy.kind & FLOW_V6 {
                 0 => NO_HIGH,
                 // SAFETY: as above.
@@ -71,12 +71,12 @@ pub struct Seen {
     recording: bool,
     tally: PerCpuArray<MapData, Tally>,
     ring: Mutex<RingBuf<MapData>>,
-    /// The same memory as the banks'; only the word that says whether anybody watches is written.
+    /// The same memory as the banks'. Only its `watching` word is written here.
     state: Mutex<Mapped<State>>,
 }
 
 impl Seen {
-    /// Takes the maps from a loaded object.
+    /// Takes the maps from a loaded object;
     /// `flows` is how many the object was loaded for.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ impl Seen {
         self.recording
     }
 
-    /// Shows every flow that rules decided, and gives how many there are.
+    /// Calls a function with every flow that rules decided, and returns how many there are.
     pub fn flows(&self, mut see: impl FnMut(&FlowId, &FlowRecord)) -> u64 {
         let flows = (0..self.flows.slots.len()).filter_map(|place| self.flows.at(place));
         flows.fold(0, |count, (id, record)| {
@@ -130,14 +130,14 @@ impl Seen {
         }))
     }
 
-    /// Tells the datapath whether anybody watches. Events of before stay in the ring buffer.
+    /// Tells the datapath whether a client watches. Earlier events stay in the ring buffer.
     pub fn watch(&self, on: bool) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: inside the mapping; an aligned word, which programs read whole.
         unsafe { (&raw mut (*state.at(0)).watching).write_volatile(u32::from(on)) };
     }
 
-    /// Something that is readable while there are events.
+    /// A file descriptor that is readable while there are events.
     ///
     /// # Errors
     /// If there are no more file descriptors.

@@ -1,5 +1,5 @@
-//! Which rule is meant by a counter slot: slots are few and used again, so what the datapath
-//! records bears a tag, of the slot and of how many rules had it before.
+//! Tags of counter slots: slots are reused, so the datapath's records name a rule by its slot and the
+//! number of rules that had the slot before.
 
 /// The tags of all slots.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ impl Tags {
         self.0.get(slot as usize).copied().unwrap_or(0)
     }
 
-    /// Says how many rules had a slot before.
+    /// Sets how many rules had a slot before.
     pub fn set(&mut self, slot: u32, incarnation: u16) {
         let place = slot as usize;
         if self.0.len() <= place {
