@@ -19,7 +19,7 @@ use crate::fleet::{Host, Replaced, held};
 use crate::rule::{Owner, Rule, RuleId, RuleSpec};
 use crate::ruleset::Diff;
 use crate::safety::{self, HostFacts};
-use crate::wire::{Account, AddResponse};
+use crate::wire::AddResponse;
 
 /// A rule of such an owner.
 #[derive(Debug, Clone)]

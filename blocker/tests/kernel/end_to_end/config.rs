@@ -76,15 +76,15 @@ fn a_target_more_or_less_leaves_the_flows_of_the_others_alone() -> Result<()> {
         rule(format!("{}", Pair::B)),
         rule(format!("{}, 192.0.2.9", Pair::B)),
     );
-    let scene = Scene::new("")?;
-    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    let hosts = BlockingPair::new("")?;
+    let mut flow = Connection::open(&hosts.pair.b, &hosts.pair.a, Pair::A)?;
     for config in [&one, &two, &one] {
-        assert_eq!(reload(&scene, config)?, None);
+        assert_eq!(reload(&hosts, config)?, None);
         for end in [&flow.client, &flow.server] {
             assert_eq!(end.state()?, "ESTABLISHED", "{config}");
         }
     }
-    assert_eq!(reload(&scene, "")?, None);
+    assert_eq!(reload(&hosts, "")?, None);
     assert!(flow.wait_dead(soon())?, "{flow:?}");
     Ok(())
 }

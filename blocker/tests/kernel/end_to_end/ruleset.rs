@@ -92,15 +92,15 @@ fn apply_of_a_target_more_leaves_the_flows_of_the_others_alone() -> Result<()> {
         rule(format!("{}", Pair::B)),
         rule(format!("{}, 192.0.2.9", Pair::B)),
     );
-    let scene = Scene::new("")?;
-    let mut flow = Connection::open(&scene.pair.b, &scene.pair.a, Pair::A)?;
+    let hosts = BlockingPair::new("")?;
+    let mut flow = Connection::open(&hosts.pair.b, &hosts.pair.a, Pair::A)?;
     for file in [&one, &two, &one] {
-        apply(&scene, file, &[])?.success()?;
+        apply(&hosts, file, &[])?.success()?;
         for end in [&flow.client, &flow.server] {
             assert_eq!(end.state()?, "ESTABLISHED", "{file}");
         }
     }
-    apply(&scene, "rules: []\n", &[])?.success()?;
+    apply(&hosts, "rules: []\n", &[])?.success()?;
     assert!(flow.wait_dead(soon())?, "{flow:?}");
     Ok(())
 }
