@@ -122,7 +122,14 @@ fn a_file_that_cannot_be_used_is_put_aside_and_told() {
         ),
         (
             good.replace("\"percent\":100", "\"percent\":0"),
-            "rule a: percent 0 is not valid",
+            "percent 0 is not valid: a whole number from 1 to 100 at line 1 column",
+        ),
+        (
+            good.replace(
+                "\"percent\":100",
+                "\"interfaces\":[\"a/b\"],\"percent\":100",
+            ),
+            "rule a: interface \"a/b\" is not valid",
         ),
         (
             good.replace("[\"10.0.0.1\",\"2001:db8::/32\"]", "[]"),
