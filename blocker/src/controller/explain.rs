@@ -20,7 +20,7 @@ use crate::ruleset::Entry;
 use crate::wire::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
 
 impl Controller {
-    /// What becomes of a packet of which this much is known.
+    /// Explains what becomes of a packet, of which only a part may be known.
     ///
     /// # Errors
     /// If the request contradicts itself or names a device that is not attached, or if the live
@@ -65,7 +65,7 @@ impl Controller {
                 let xdp = device.hooks.iter().any(|hook| hook.hook == Hook::Xdp);
                 let rules = trials(&decider, &listed, &packet, xdp, now);
                 let name = device.device.name.clone();
-                // The rest of an answer follows from these.
+                // Two answers that agree in these agree in everything else.
                 let alike = |answer: &&mut Explanation| {
                     answer.direction == direction && answer.rules == rules
                 };
@@ -169,8 +169,8 @@ fn devices<'l>(live: &'l Live, pattern: Option<&str>) -> Result<Vec<&'l Attached
     Ok(devices)
 }
 
-/// The rules that the datapath tries on an address. A compiled rule is known by its counters,
-/// which no two rules share.
+/// The rules that the datapath tries on an address. A compiled rule is identified by the slot of its
+/// counters, which no two rules share.
 fn listed<'l>(
     live: &'l Live,
     decider: &Decider,

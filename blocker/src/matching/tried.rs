@@ -31,13 +31,13 @@ pub enum Fit {
     Takes,
     /// It takes a part of them: its percentage, by packet or by flow.
     Share,
-    /// It takes some of them, by what is not known of the packet.
+    /// It takes some of them, depending on what is not known of the packet.
     Depends(Unknown),
     /// It takes none.
     Not(Miss),
 }
 
-/// What is not known of a packet, and decides whether a rule takes it.
+/// The unknown properties of a packet on which it depends whether a rule takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unknown {
     /// Its device.
@@ -57,13 +57,13 @@ pub enum Miss {
     Direction,
     /// It is of another protocol.
     Protocol,
-    /// Its ports are others, or its protocol has none.
+    /// Its ports are not in the rule's sets, or its protocol has no ports.
     Ports,
     /// It is on another device.
     Interface,
     /// Its local address is another.
     Local,
-    /// The rule's deadline is over.
+    /// The rule's deadline has passed.
     Deadline,
 }
 
@@ -79,7 +79,8 @@ pub enum Holds {
 }
 
 impl Tried {
-    /// Whether the rule takes a packet of its addresses at a time, `CLOCK_BOOTTIME` nanoseconds.
+    /// Whether the rule takes a packet of an address that it lists, at a time in nanoseconds of
+    /// `CLOCK_BOOTTIME`.
     #[must_use]
     pub fn fit(&self, packet: &Packet, now: u64) -> Fit {
         let rule = &self.rule;
@@ -183,7 +184,7 @@ impl Tried {
                 .sides_fit(Some(port), None)
                 .or(self.sides_fit(None, Some(port))),
         };
-        // Without a protocol it may be one that has no ports, unless the rule or a port says so.
+        // An unknown protocol may have no ports, unless the rule names one or a port is known.
         let has_ports = packet.protocol.is_some()
             || packet.ports.is_known()
             || self.rule.protocol != abi::ANY_PROTOCOL;
@@ -202,7 +203,7 @@ impl Tried {
         if is_empty(&fit_locals) || is_empty(&fit_remotes) {
             return Holds::Never;
         }
-        // Of pairs of any two such ports, all have one in the set if all of one side are.
+        // Every pair of such ports has one in the set if all ports of one side are in it.
         let local_hits = both(&fit_locals, self.ports.as_deref());
         let remote_hits = both(&fit_remotes, self.ports.as_deref());
         if is_empty(&local_hits) && is_empty(&remote_hits) {
@@ -243,7 +244,7 @@ fn candidates(known: Option<u16>) -> Bits {
     bits
 }
 
-/// The ports that are in a set, too.
+/// Those of the ports that are also in a set.
 fn both(ports: &Bits, set: Option<&PortSet>) -> Bits {
     let mut bits = *ports;
     if let Some(set) = set {

@@ -1,9 +1,9 @@
 //! Sending probes: past netfilter where the way is known, through the kernel's routing elsewhere.
 //!
-//! A packet socket hands a frame to its device (and to the datapath's egress hook, which knows our
-//! mark), so that neither a user's OUTPUT rule nor connection tracking sees it; it needs the next
-//! hop's link-layer address. Where that isn't known, or the probe is for this host itself, a raw
-//! socket sends it, and the host's OUTPUT rules apply. Owns no choice of whom to probe.
+//! A packet socket hands a frame to its device, where the datapath's egress hook recognizes our mark;
+//! neither a user's OUTPUT rule nor connection tracking sees it. This needs the next hop's link-layer
+//! address. Where that is not known, or the probe is for this host itself, a raw socket sends it, and
+//! the host's OUTPUT rules apply. [`super::ledger`] chooses which ends are probed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -29,7 +29,7 @@ pub(crate) struct Prober {
 pub(crate) struct Sent {
     /// Packets handed to a device or to the kernel.
     pub(crate) packets: u64,
-    /// Why the last one that could not be sent was not.
+    /// Why a probe could not be sent: the last such error.
     pub(crate) error: Option<io::Error>,
 }
 
@@ -52,8 +52,8 @@ impl Prober {
         })
     }
 
-    /// Sends one segment or two for each probe, by the ways that `routes` gives. Of two at least one
-    /// is outside the window.
+    /// Sends one segment or two for each probe, along its route. Of two, at least one is outside the
+    /// window.
     pub(crate) fn send(&self, probes: &[Probe], segments: usize, routes: &mut Routes) -> Sent {
         let mut sent = Sent::default();
         routes.forget_neighbours();

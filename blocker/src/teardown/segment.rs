@@ -2,7 +2,7 @@
 //!
 //! Pure. A probe has ACK set, one byte of data, and a sequence number outside the window, so that
 //! its receiver must answer with an ACK that carries its own exact numbers (RFC 9293 3.10.7.4,
-//! first check). One with data is answered whatever the receiver's rate limit for bare ACKs
+//! first check). It has data because a receiver may limit how often it answers bare ACKs
 //! (`tcp_oow_rate_limited` of `net/ipv4/tcp_input.c`; RFC 5961 section 7 allows such a limit).
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,16 +10,15 @@ use std::net::{IpAddr, SocketAddr};
 /// A forged segment's two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Probe {
-    /// In whose name it is sent.
+    /// The end in whose name it is sent.
     pub(crate) from: SocketAddr,
-    /// Who is to answer.
+    /// The end that is to answer.
     pub(crate) to: SocketAddr,
-    /// Index of the device that it must leave by, 0 for any. Link-local addresses mean nothing
-    /// without.
+    /// Index of the device that it must leave by, 0 for any. Link-local addresses need one.
     pub(crate) device: u32,
 }
 
-/// The numbers of a probe, both random, so that no one can tell our probes in advance.
+/// The numbers of a probe. Both are random, so that nobody can predict our probes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Numbers {
     /// Sequence number.

@@ -12,18 +12,18 @@ use super::segment::Probe;
 /// One direction of a tracked connection, as on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wire {
-    /// Who sends in this direction.
+    /// The sender in this direction.
     pub(crate) source: (IpAddr, u16),
-    /// Who receives in this direction.
+    /// The receiver in this direction.
     pub(crate) destination: (IpAddr, u16),
 }
 
 /// An end of a tracked connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Who opened it.
+    /// The end that opened it.
     Initiator,
-    /// Who was asked.
+    /// The end that accepted it.
     Responder,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Connection {
     pub(crate) original: Wire,
     /// As its responder answers; with NAT not the mirror image.
     pub(crate) reply: Wire,
-    /// What names the entry when it is deleted: its original tuple, id and zone.
+    /// What identifies the entry when it is deleted: its original tuple, id and zone.
     pub(crate) name: Vec<ConntrackAttribute>,
 }
 
@@ -112,14 +112,13 @@ impl Connection {
         }
     }
 
-    /// Whether its ends may hold a connection: not while it is asked for (SYN-SENT), nor when it
-    /// is over.
+    /// Whether its ends may have a connection: not in SYN-SENT, nor when it is over.
     pub(crate) fn lives(&self) -> bool {
         self.protocol == TCP && matches!(self.state, Some(2..=6))
     }
 
-    /// Whether it counts as closed by a RST that its ends may not have taken: a netfilter rule
-    /// that answers with RSTs leaves such half-dead connections.
+    /// Whether netfilter counts it as closed by a RST that its ends may not have accepted. A netfilter
+    /// rule that answers with RSTs leaves such connections, of which one end may be alive.
     pub(crate) fn doubtful(&self) -> bool {
         self.protocol == TCP && self.state == Some(8)
     }
