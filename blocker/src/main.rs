@@ -63,7 +63,7 @@ enum Command {
         /// The configuration file, for its pin_dir; if it can't be read, the default is used.
         #[arg(long, value_name = "FILE", default_value = "/etc/blocker/blocker.yaml")]
         config: PathBuf,
-        /// The pin directory, whatever the configuration says.
+        /// The pin directory, instead of the configuration's.
         #[arg(long, value_name = "DIR")]
         pin_dir: Option<PathBuf>,
     },

@@ -28,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::openapi;
 use crate::config::Control;
-use crate::controller::{Asking, Controller, Error, Who, beside};
+use crate::controller::{Asking, Controller, Error, Who, blocking};
 use crate::metrics::Metrics;
 use crate::rule::{RuleId, RuleSpec, Target};
 use crate::wire::{
@@ -155,11 +155,11 @@ async fn show(
 }
 
 async fn status(State(controller): State<Controller>) -> Answer<impl Serialize> {
-    Ok(Json(beside(move || controller.status()).await?))
+    Ok(Json(blocking(move || controller.status()).await?))
 }
 
 async fn stats(State(controller): State<Controller>) -> Answer<impl Serialize> {
-    Ok(Json(beside(move || controller.stats()).await?))
+    Ok(Json(blocking(move || controller.stats()).await?))
 }
 
 async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Result<Response, Failure> {

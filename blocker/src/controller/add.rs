@@ -108,12 +108,12 @@ impl Controller {
         })
     }
 
-    /// The rule that is asked for, whatever is in force.
+    /// The rule that is asked for, without regard to the rules in force.
     fn review(&self, spec: RuleSpec, asking: &Asking, now: Timestamp) -> Result<Asked, Error> {
         self.reviewer(asking, now)(spec)
     }
 
-    /// The rules that are asked for as one set, whatever is in force.
+    /// The rules that are asked for as one set, without regard to the rules in force.
     pub(super) fn review_all(
         &self,
         specs: Vec<RuleSpec>,
@@ -274,7 +274,7 @@ impl Writer {
         added
     }
 
-    /// Puts rules in force, each in place of the one of its id, as one change.
+    /// Puts rules in force as one change. A rule replaces the one of its id.
     async fn enforce(&mut self, rules: &[Ready], now: Timestamp) -> Result<Account, Error> {
         let wanted = self.with(rules.iter().map(|ready| &ready.rule), now);
         let change = Change {

@@ -1,6 +1,6 @@
 //! Whether the controller answers, for the service manager's watchdog.
 
-use super::{Controller, Error, beside};
+use super::{Controller, Error, blocking};
 
 impl Controller {
     /// Locks what is in force and reads a counter of the datapath, as a request would. Returns late, or
@@ -10,7 +10,7 @@ impl Controller {
     /// If the datapath can't be read.
     pub async fn alive(&self) -> Result<(), Error> {
         let controller = self.clone();
-        beside(move || {
+        blocking(move || {
             let live = controller.live();
             let attached = live.datapath.attached();
             let mut hooks = attached.iter().flat_map(|attached| {

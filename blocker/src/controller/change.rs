@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::in_force::InForce;
 use super::live::{Wanted, WantedRules};
 use super::writer::Writer;
-use super::{Error, kept, status};
+use super::{Error, status, to_save};
 use crate::config::Config;
 use crate::rule::{Established, Mode, Owner, Rule};
 use crate::teardown;
@@ -35,7 +35,7 @@ impl Writer {
         now: Timestamp,
     ) -> Result<Account, Error> {
         let before = self.live().wanted();
-        let differs = kept(&before) != kept(&change.wanted);
+        let differs = to_save(&before) != to_save(&change.wanted);
         let ends = change.ending.iter().any(Rule::lifts_by_reset);
         let config = change.config.take();
         let config = config.map(|new| mem::replace(&mut self.live_mut().config, new));
@@ -54,7 +54,7 @@ impl Writer {
                 if let Err(error) = self.put(before.clone(), now) {
                     tracing::error!("the rules before a failed change cannot be put back: {error}");
                 }
-                if differs && let Err(error) = self.store.save(kept(&before)) {
+                if differs && let Err(error) = self.store.save(to_save(&before)) {
                     tracing::error!("{error}");
                 }
             }
@@ -110,7 +110,7 @@ impl Writer {
         let plan = self.live().plan(next, now)?;
         let store = &mut *self.store;
         let (saved, compiled) = thread::scope(|scope| {
-            let saving = scope.spawn(|| store.save(kept(save)));
+            let saving = scope.spawn(|| store.save(to_save(save)));
             let compiled = plan.compile();
             let saved = saving.join();
             (saved.unwrap_or_else(|panic| resume_unwind(panic)), compiled)

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use blocker_ebpf::{FlowId, FlowRecord};
 
 use super::names::{self, Clock};
-use super::{Controller, Error, beside};
+use super::{Controller, Error, blocking};
 use crate::wire::{FlowOrder, FlowView, FlowsRequest, FlowsResponse};
 
 type Flow = (FlowId, FlowRecord);
@@ -19,7 +19,7 @@ impl Controller {
     pub async fn flows(&self, request: FlowsRequest) -> Result<FlowsResponse, Error> {
         let this = self.clone();
         // A large table takes a while to read.
-        beside(move || this.flows_now(&request)).await
+        blocking(move || this.flows_now(&request)).await
     }
 
     fn flows_now(&self, request: &FlowsRequest) -> Result<FlowsResponse, Error> {

@@ -11,14 +11,14 @@ use super::in_force::InForce;
 use super::live::{Compiled, boot_time};
 use super::requests::Keep;
 use super::writer::Writer;
-use super::{Asking, Controller, Error, journal, kept, lock};
+use super::{Asking, Controller, Error, journal, lock, to_save};
 use crate::rule::{Mode, Rule};
 use crate::teardown::{self, Candidates, Listing};
 use crate::wire::event::{RuleChange, RuleFate};
 use crate::wire::{Account, DeleteResponse};
 
 impl Controller {
-    /// Kills the established flows of those rules that do so, and gives the account.
+    /// Kills the established flows of those rules that kill. Returns the account.
     pub(super) async fn kill(&self, rules: Vec<Rule>) -> Account {
         self.kill_with(rules, Vec::new()).await
     }
@@ -55,8 +55,8 @@ impl Controller {
         }
     }
 
-    /// Kills the established flows of those that are `reset` rules; others' were killed before
-    /// they began to drop.
+    /// Kills the established flows of `reset` rules. Those of other rules were killed before the rules
+    /// began to drop.
     pub(super) async fn kill_resets(&self, mut rules: Vec<Rule>) -> Account {
         rules.retain(|rule| rule.mode == Mode::Reset);
         self.kill(rules).await
@@ -74,7 +74,7 @@ impl Controller {
             snapshot: compiled.snapshot,
             now: boot_time(),
         };
-        super::beside(move || Ok(teardown::list(&[rule], &candidates, &settings))).await
+        super::blocking(move || Ok(teardown::list(&[rule], &candidates, &settings))).await
     }
 
     fn teardown_settings(&self) -> teardown::Settings {
@@ -124,7 +124,7 @@ impl Controller {
 }
 
 impl Writer {
-    /// Removes what `keep` does not keep.
+    /// Lifts the rules, or the targets, that `keep` does not keep.
     pub(super) async fn without(
         &mut self,
         asking: &Asking,
@@ -215,7 +215,7 @@ impl Writer {
         // force, which these never were.
         if let Err(error) = done
             .map(drop)
-            .and_then(|()| Ok(self.store.save(kept(&wanted))?))
+            .and_then(|()| Ok(self.store.save(to_save(&wanted))?))
         {
             tracing::error!("{error}");
         }

@@ -2,8 +2,8 @@
 //!
 //! Every change is planned, compiled and enforced: a whole new ruleset is switched to, or nothing
 //! happens. Compiling takes longest, and reads go on meanwhile: [`Writer::put`] locks what is in force
-//! only before and after. What comes before (who may, what is wise) and after (teardown)
-//! is not here.
+//! only before and after. Safety checks before a change and
+//! teardown after it are not here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -221,7 +221,7 @@ impl Live {
         })
     }
 
-    /// Puts in force what was planned since the last change, or leaves what is.
+    /// Puts a plan in force, which must have been made since the last change, or changes nothing.
     pub(super) fn enforce(&mut self, compiled: Compiled) -> Result<(), Error> {
         let Compiled {
             ruleset,

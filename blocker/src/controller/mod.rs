@@ -128,9 +128,9 @@ impl Controller {
         datapath: impl Dataplane + 'static,
     ) -> Result<Self, Error> {
         let now = Timestamp::now();
-        let (store, kept) = Store::open(&config.state_dir, now);
-        if let Some(problem) = &kept.problem {
-            tracing::error!("kept rules: {problem}");
+        let (store, loaded) = Store::open(&config.state_dir, now);
+        if let Some(problem) = &loaded.problem {
+            tracing::error!("{problem}");
         }
         let mark = datapath.mark();
         let kills = datapath.evidence();
@@ -141,7 +141,7 @@ impl Controller {
             .collect();
         let mut held = feeds::take_up(&config, &[], now);
         wanted.extend(held.iter().flat_map(|held| held.wanted(now)));
-        for Stored { rule, created } in kept.rules {
+        for Stored { rule, created } in loaded.rules {
             if wanted.contains_key(&rule.id) {
                 tracing::warn!(rule = %rule.id, "a rule saved before has the id of a rule of the configuration or of a feed, and is dropped");
             } else {
@@ -149,8 +149,8 @@ impl Controller {
             }
         }
         if let Some(fleet) = &config.fleet {
-            let kept = owned::kept(fleet, &config, &wanted, now);
-            wanted.extend(kept);
+            let fleet = owned::saved(fleet, &config, &wanted, now);
+            wanted.extend(fleet);
         }
         let live = Live::new(config, Box::new(datapath));
         let controller = Self(Arc::new(Inner {
@@ -200,7 +200,11 @@ impl Controller {
         controller.learn_names();
         controller.tell_devices();
         tokio::spawn(controller.clone().pass_events_on());
-        let expired = kept.expired.into_iter().map(|stored| stored.rule).collect();
+        let expired = loaded
+            .expired
+            .into_iter()
+            .map(|stored| stored.rule)
+            .collect();
         writer.make_good(expired).await;
         drop(writer);
         controller.kill_resets(killing).await;
@@ -362,7 +366,7 @@ impl Trouble {
 ///
 /// # Errors
 /// Those of the work, or that it panicked.
-pub async fn beside<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work)
@@ -387,7 +391,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// The rules that are saved on disk.
-fn kept(wanted: &WantedRules) -> Vec<(&Rule, Timestamp)> {
+fn to_save(wanted: &WantedRules) -> Vec<(&Rule, Timestamp)> {
     let api = wanted.values().filter(|wanted| wanted.owner == Owner::Api);
     api.map(|wanted| (&wanted.rule, wanted.created)).collect()
 }

@@ -163,7 +163,7 @@ impl Controller {
         self.add(spec, asking).await
     }
 
-    /// Where whoever follows the fleet reports how that goes.
+    /// The board on which the fleet's follower reports its state.
     #[must_use]
     pub fn fleet_board(&self) -> Board {
         self.0.fleet.clone()
@@ -211,7 +211,7 @@ fn admit(
 }
 
 /// The fleet's rules, as saved before, that are in force until etcd answers.
-pub(super) fn kept(
+pub(super) fn saved(
     fleet: &Fleet,
     config: &Config,
     wanted: &WantedRules,

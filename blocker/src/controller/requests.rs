@@ -43,7 +43,7 @@ impl Controller {
     /// Confirms a rule that would end otherwise: from now on it ends when it was to, if at all.
     ///
     /// # Errors
-    /// See [`Error`]. One that was not confirmed in time is no more.
+    /// See [`Error`]. A rule that was not confirmed in time does not exist any more.
     pub async fn confirm(&self, id: RuleId, asking: Asking) -> Result<ConfirmResponse, Error> {
         let this = self.clone();
         finished(async move { this.confirm_now(&id, &asking).await }).await
@@ -207,7 +207,7 @@ impl Controller {
         Ok(response)
     }
 
-    /// The rules in force and these, each in place of the one of its id.
+    /// The rules in force and these, which replace those of the same id.
     pub(super) fn with<'r>(
         &self,
         rules: impl IntoIterator<Item = &'r Rule>,
@@ -223,7 +223,7 @@ impl Controller {
         wanted
     }
 
-    /// The rule that is in force already for what is asked: of the same id, or doing the same.
+    /// The rule in force that has the same id as the one that is asked for, or the same effect.
     pub(super) fn existing(&self, rule: &Rule, named: bool) -> Result<Option<Rule>, Error> {
         if !named {
             return Ok(self.same(rule));
@@ -262,7 +262,7 @@ impl Controller {
     }
 }
 
-/// How much of a rule a deletion leaves.
+/// How much of a rule is left after a deletion.
 pub(super) enum Keep {
     All,
     Only(Targets),
@@ -281,7 +281,7 @@ pub(super) fn facts(asking: &Asking) -> HostFacts {
     facts
 }
 
-/// Runs to its end whatever becomes of whoever waits.
+/// Runs work as its own task, so that it is finished even if the caller goes away.
 pub(super) async fn finished<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {

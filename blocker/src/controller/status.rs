@@ -91,7 +91,7 @@ impl Controller {
             }),
             teardowns: *lock(&self.0.killed),
             fleet: self.0.fleet.read().map(|fleet| FleetStatus {
-                // Counted here: whoever follows the fleet does not see rules expire.
+                // Counted here, because the fleet's follower does not see rules expire.
                 rules: owned(&live, &Owner::Fleet),
                 ..fleet
             }),

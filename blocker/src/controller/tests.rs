@@ -1,4 +1,4 @@
-//! The controller over a datapath that does as told: what becomes of a change whose step n fails,
+//! The controller over a fake datapath: what happens to a change whose step n fails,
 //! which no kernel can be made to show. That a real one takes a snapshot whole or not at all, keeps
 //! counters by slot and reads only what is live is shown by the tests of the datapath itself.
 
@@ -590,7 +590,7 @@ async fn where_rules_cannot_be_kept_none_is_added() {
     assert_eq!(scene.fake.live().len(), switches);
 }
 
-/// Asks for rules while a change is under way, lets go once all wait, and gives their answers.
+/// Asks for rules during a change, ends it once all wait, and returns their answers.
 async fn burst(scene: &Scene, specs: &[&str]) -> Vec<Result<bool, Error>> {
     let writer = scene.controller.writer().await;
     let asked: Vec<_> = specs
@@ -683,7 +683,7 @@ async fn who_asks_during_a_change_joins_those_who_wait() {
     while !scene.fake.0.lock().unwrap().gates.is_empty() {
         tokio::task::yield_now().await;
     }
-    // The change is under way, and this runtime's only thread is free, whoever looks for deadlines.
+    // During the change this runtime's only thread is free, even while deadlines are looked for.
     let controller = scene.controller.clone();
     let looking = tokio::spawn(async move { controller.expire().await });
     tokio::task::yield_now().await;

@@ -1,7 +1,7 @@
 //! The right to change what is in force, as a value that exists once.
 //!
-//! [`Controller::live`] gives what is in force to read; only a [`Writer`] gives it to change, and only
-//! [`Controller::writer`] gives a [`Writer`]. It owns its lock, so that it can move to another thread.
+//! [`Controller::live`] locks what is in force for reading. Only a [`Writer`] locks it for writing, and
+//! only [`Controller::writer`] returns a [`Writer`]. It owns its lock, so it can move to another thread.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,7 +15,7 @@ use crate::state::Store;
 /// What only a [`Writer`] changes.
 pub(super) struct State {
     live: Mutex<Live>,
-    /// The lock of all changes, too: whoever has the store is the writer.
+    /// Its lock is the lock of all changes: a writer owns it.
     store: Arc<AsyncMutex<Store>>,
 }
 
@@ -31,7 +31,7 @@ impl State {
 /// Changes what is in force, and nobody else does until it is dropped. Reads as a [`Controller`].
 pub(super) struct Writer {
     controller: Controller,
-    /// What is kept on disk.
+    /// The API's rules on disk.
     pub(super) store: OwnedMutexGuard<Store>,
 }
 

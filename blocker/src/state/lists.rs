@@ -18,7 +18,7 @@ const SUFFIX: &str = ".txt";
 /// A file of targets, as `rules.json` names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Kept {
+pub(super) struct ListFile {
     /// Name of the file in the state directory.
     pub(super) file: String,
     /// How many there are.
@@ -81,7 +81,7 @@ impl Lists {
     }
 
     /// Reads a file that `rules.json` names.
-    pub(super) fn read(&mut self, kept: Kept) -> Result<Targets, Unreadable> {
+    pub(super) fn read(&mut self, kept: ListFile) -> Result<Targets, Unreadable> {
         if number(&kept.file).is_none() {
             return Err(Unreadable::Name);
         }
@@ -127,7 +127,7 @@ impl Lists {
     }
 
     /// Makes sure that a file has these targets, for `rules.json` to name.
-    pub(super) fn keep(&mut self, targets: Targets) -> Result<Kept, StateError> {
+    pub(super) fn keep(&mut self, targets: Targets) -> Result<ListFile, StateError> {
         let count = targets.len() as u64;
         // The file may have been removed by somebody else.
         let is_there = |list: &&List| self.dir.join(&list.file).is_file();
@@ -141,7 +141,7 @@ impl Lists {
         };
         let file = list.file.clone();
         self.next.push(list);
-        Ok(Kept { file, count })
+        Ok(ListFile { file, count })
     }
 
     fn write(&mut self, targets: Targets) -> Result<List, StateError> {

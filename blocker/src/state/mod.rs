@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::rule::{Rule, RuleError};
-use lists::{Kept, Lists};
+use lists::{ListFile, Lists};
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "rules.json";
@@ -100,7 +100,7 @@ struct OnDisk {
     created: Timestamp,
     /// The file of the rule's targets, if they are not in the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    targets: Option<Kept>,
+    targets: Option<ListFile>,
 }
 
 /// Read first: the version decides how the rest is read.

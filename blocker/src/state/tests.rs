@@ -150,7 +150,7 @@ fn a_file_that_cannot_be_used_is_put_aside_and_told() {
             "{problem}"
         );
         assert!(loaded.rules.is_empty());
-        // Nothing is lost: each is kept, under a name of its own.
+        // Nothing is lost: each has a name of its own.
         assert!(!path.exists());
         assert_eq!(names(dir.path()).len(), n + 1);
     }

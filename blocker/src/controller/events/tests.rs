@@ -78,7 +78,7 @@ fn request(query: &str) -> EventsRequest {
     serde_urlencoded::from_str(query).unwrap()
 }
 
-/// What a watcher is told, line by line, until nothing more is there.
+/// The lines that a watcher gets, until there are no more.
 async fn told(watcher: &mut Watcher) -> Vec<Value> {
     let lines = watcher.next().await.unwrap();
     lines
