@@ -16,114 +16,15 @@ pub mod toolchain;
 #[macro_use]
 mod plain;
 pub mod headers;
+mod names;
+mod records;
 
+pub use names::{globals, maps, programs};
 pub use plain::Plain;
+pub use records::*;
 
 /// Changes whenever a layout below changes in a way that an older daemon would misread.
 pub const ABI_VERSION: u32 = 6;
-
-/// Names of the eBPF programs in the object.
-pub mod programs {
-    /// XDP, on devices with an Ethernet header.
-    pub const XDP: &str = "blocker_xdp";
-    /// TC ingress, on devices with an Ethernet header.
-    pub const INGRESS: &str = "blocker_ingress";
-    /// TC egress, on devices with an Ethernet header.
-    pub const EGRESS: &str = "blocker_egress";
-    /// TC ingress, on devices without a link-layer header (tun, WireGuard).
-    pub const INGRESS_L3: &str = "blocker_in_l3";
-    /// TC egress, on devices without a link-layer header (tun, WireGuard).
-    pub const EGRESS_L3: &str = "blocker_out_l3";
-    /// All of them.
-    pub const ALL: [&str; 5] = [XDP, INGRESS, EGRESS, INGRESS_L3, EGRESS_L3];
-}
-
-/// Names of the maps in the object.
-pub mod maps {
-    /// `ARRAY` of one [`State`](crate::State), mmapable.
-    pub const STATE: &str = "STATE";
-    /// `ARRAY` of [`Index`](crate::Index), mmapable, one a bank.
-    pub const V4_INDEX: &str = "V4_INDEX";
-    /// `ARRAY` of [`RangeBlock`](crate::RangeBlock), mmapable, both banks.
-    pub const V4_RANGES: &str = "V4_RANGES";
-    /// `ARRAY` of [`V6Node`](crate::V6Node), mmapable, both banks.
-    pub const V6_NODES: &str = "V6_NODES";
-    /// `ARRAY` of [`RuleList`](crate::RuleList), mmapable, both banks.
-    pub const LISTS: &str = "LISTS";
-    /// `ARRAY` of [`Rule`](crate::Rule), mmapable, both banks.
-    pub const RULES: &str = "RULES";
-    /// `ARRAY` of [`PortSet`](crate::PortSet), mmapable, both banks.
-    pub const PORT_SETS: &str = "PORT_SETS";
-    /// `HASH` of [`InterfaceKey`](crate::InterfaceKey) to u8: the interfaces of an interface set.
-    pub const INTERFACES: &str = "INTERFACES";
-    /// `LPM_TRIE` of [`LocalKey`](crate::LocalKey) to u8: the prefixes of local address sets. The
-    /// set's number is matched whole, so a prefix has [`LOCAL_SET_BITS`](crate::LOCAL_SET_BITS)
-    /// more bits than it is long, IPv4 ones 96 more again.
-    pub const LOCALS: &str = "LOCALS";
-    /// `PERCPU_ARRAY` of [`Counters`](crate::Counters), two a slot: ingress, egress.
-    pub const COUNTERS: &str = "COUNTERS";
-    /// `ARRAY` of [`RuleName`](crate::RuleName): the rule whose counters a slot has. Only the daemon
-    /// reads it.
-    pub const RULE_NAMES: &str = "RULE_NAMES";
-    /// `PERCPU_ARRAY` of [`HookCounters`](crate::HookCounters), see [`hook_slot`](crate::hook_slot).
-    pub const HOOKS: &str = "HOOKS";
-    /// `PERCPU_ARRAY` of [`Bucket`](crate::Bucket)s, see [`bucket`](crate::bucket).
-    pub const BUCKETS: &str = "BUCKETS";
-    /// `HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`kill`](crate::kill) bits): flows under
-    /// teardown. The daemon inserts them; the datapath sets which ends it saw a RST go to.
-    pub const KILLS: &str = "KILLS";
-    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to u32 ([`Rule::counter`](crate::Rule::counter)):
-    /// established TCP flows that rules with [`flag::RECORD`](crate::flag::RECORD) blocked. Apart
-    /// from [`FLOWS`], so that no flood of other packets evicts one.
-    pub const ESTABLISHED: &str = "ESTABLISHED";
-    /// `ARRAY` of [`FlowSlot`](crate::FlowSlot), mmapable: every flow that a rule decided. A power of
-    /// two of them, in sets of [`FLOW_WAYS`](crate::FLOW_WAYS).
-    pub const FLOWS: &str = "FLOWS";
-    /// `ARRAY` of [`FlowHigh`](crate::FlowHigh), mmapable: one to each slot of [`FLOWS`].
-    pub const FLOWS_HIGH: &str = "FLOWS_HIGH";
-    /// `HASH` of u32 to u8: the sets of [`FLOWS`] that a CPU is making a record in. Private to the
-    /// datapath.
-    pub const FLOW_LOCKS: &str = "FLOW_LOCKS";
-    /// `PERCPU_ARRAY` of [`KNOWN_BLOCKS`](crate::KNOWN_BLOCKS) [`KnownBlock`](crate::KnownBlock)s,
-    /// private to the datapath.
-    pub const KNOWN: &str = "KNOWN";
-    /// `RINGBUF` of [`Event`](crate::Event)s: packets that rules decided, while a client watches.
-    pub const EVENTS: &str = "EVENTS";
-    /// `PERCPU_ARRAY` of one [`Unnamed`](crate::Unnamed), private to the datapath.
-    pub const UNNAMED: &str = "UNNAMED";
-    /// `PERCPU_ARRAY` of one [`Tally`](crate::Tally): how much was recorded, and how much was not.
-    pub const TALLY: &str = "TALLY";
-    /// `PERCPU_ARRAY` of one [`Tick`](crate::Tick), private to the datapath.
-    pub const TICK: &str = "TICK";
-    /// `PERCPU_ARRAY` of one scratch buffer, private to the datapath.
-    pub const SCRATCH: &str = "SCRATCH";
-}
-
-/// Names of the globals that the daemon sets at load.
-pub mod globals {
-    /// u32: the mark that our own packets carry; random per start, never 0.
-    pub const MARK: &str = "MARK";
-    /// u32: replies a second on each CPU.
-    pub const REPLIES_PER_SECOND: &str = "REPLIES_PER_SECOND";
-    /// u32: flows a second on each CPU that are recorded anew.
-    pub const NEW_FLOWS_PER_SECOND: &str = "NEW_FLOWS_PER_SECOND";
-    /// u32: slots of [`maps::FLOWS`](crate::maps::FLOWS), less one: a mask.
-    pub const FLOW_MASK: &str = "FLOW_MASK";
-    /// u32: events a second on each CPU.
-    pub const EVENTS_PER_SECOND: &str = "EVENTS_PER_SECOND";
-    /// u32: range blocks of one bank in [`maps::V4_RANGES`](crate::maps::V4_RANGES).
-    pub const RANGE_BLOCKS: &str = "RANGE_BLOCKS";
-    /// u32: IPv6 nodes of one bank in [`maps::V6_NODES`](crate::maps::V6_NODES).
-    pub const V6_NODES_PER_BANK: &str = "V6_NODES_PER_BANK";
-    /// u32: rule lists of one bank.
-    pub const LISTS_PER_BANK: &str = "LISTS_PER_BANK";
-    /// u32: rules of one bank.
-    pub const RULES_PER_BANK: &str = "RULES_PER_BANK";
-    /// u32: port sets of one bank.
-    pub const PORT_SETS_PER_BANK: &str = "PORT_SETS_PER_BANK";
-    /// u8: the level of the datapath's diagnostics (aya-log); 0 removes them at load.
-    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
-}
 
 /// Entries of a rule list: with its length, one cache line.
 pub const RULES_PER_LIST: usize = 31;
@@ -157,18 +58,6 @@ pub const NEVER: u64 = u64::MAX;
 pub const V6_FANOUT: usize = 8;
 /// The most levels of the IPv6 tree: 8^8 ranges.
 pub const V6_LEVELS: usize = 8;
-
-/// Slots of a set in [`maps::FLOWS`]: those that a flow's record may be in.
-pub const FLOW_WAYS: u32 = 8;
-/// Sets that flows are recorded in at once: as many as there may be CPUs.
-pub const FLOW_SETS_AT_ONCE: u32 = 1_024;
-/// Set in [`FlowSlot::kind`] of an IPv6 flow.
-pub const FLOW_V6: u32 = 1 << 31;
-
-/// Blocks of [`maps::KNOWN`], on each CPU.
-pub const KNOWN_BLOCKS: u32 = 32;
-/// Words of a block: with its counter 4 KiB. A per-CPU value may not be larger than 32 KiB.
-pub const KNOWN_WORDS: usize = 511;
 
 plain! {
     /// The word that makes a change atomic, and the description of each bank.
@@ -340,120 +229,6 @@ plain! {
         pub lost: u64,
     }
 
-    /// A flow as a rule sees it. IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`).
-    pub struct FlowKey {
-        /// The remote's address, network order.
-        pub remote: [u8; 16],
-        /// The local address, network order.
-        pub local: [u8; 16],
-        /// The remote's port.
-        pub remote_port: u16,
-        /// The local port.
-        pub local_port: u16,
-        /// IP protocol number.
-        pub protocol: u32,
-    }
-}
-
-plain! {
-    /// A flow as one rule saw it.
-    pub struct FlowId {
-        /// The flow.
-        pub flow: FlowKey,
-        /// [`Rule::counter`] of the rule.
-        pub rule: u32,
-    }
-
-    /// The record of a flow that a rule decided.
-    pub struct FlowRecord {
-        /// Its packets. A GSO packet is one.
-        pub packets: u64,
-        /// Their bytes with link-layer header, as the hook saw them.
-        pub bytes: u64,
-        /// When the first of them came.
-        pub first_seen: u64,
-        /// When the last of them came.
-        pub last_seen: u64,
-        /// The device that the last one was on.
-        pub ifindex: u32,
-        /// The verdict on the last one: a number of [`verdict`].
-        pub verdict: u8,
-        /// The [`Hook`] that decided the last one.
-        pub hook: u8,
-        /// Fills the word.
-        pub reserved: u16,
-    }
-
-    /// A flow and its record, in one cache line: all of an IPv4 flow, and of an IPv6 flow all but
-    /// the upper 12 bytes of its addresses, which are in [`FlowHigh`].
-    pub struct FlowSlot {
-        /// A part of the flow's hash, never 0; 0 where there is no flow, or one is being written.
-        pub tag: u32,
-        /// [`Rule::counter`] of the rule.
-        pub rule: u32,
-        /// The last 4 bytes of the remote's address, as they are in memory.
-        pub remote: u32,
-        /// The last 4 bytes of the local address, likewise.
-        pub local: u32,
-        /// The remote's port.
-        pub remote_port: u16,
-        /// The local port.
-        pub local_port: u16,
-        /// IP protocol number, and [`FLOW_V6`].
-        pub kind: u32,
-        /// Its record.
-        pub record: FlowRecord,
-    }
-
-    /// The upper 12 bytes of an IPv6 flow's addresses, as they are in memory. Not written for IPv4.
-    pub struct FlowHigh {
-        /// The remote's.
-        pub remote: [u32; 3],
-        /// The local one's.
-        pub local: [u32; 3],
-    }
-
-    /// A block of a CPU's Bloom filter of the flows that have a record.
-    pub struct KnownBlock {
-        /// Flows that were added to it.
-        pub learnt: u64,
-        /// Two generations of bits, and the number of the younger one, each.
-        pub words: [u64; KNOWN_WORDS],
-    }
-
-    /// A packet that a rule decided. IPv4 addresses are v4-mapped.
-    pub struct Event {
-        /// When.
-        pub time: u64,
-        /// [`Rule::counter`] of the rule.
-        pub rule: u32,
-        /// The device.
-        pub ifindex: u32,
-        /// Its bytes with link-layer header, as the hook saw them.
-        pub length: u32,
-        /// IP protocol number, or [`UNKNOWN_PROTOCOL`].
-        pub protocol: u16,
-        /// The remote's port; 0 where there is none, or it is out of reach.
-        pub remote_port: u16,
-        /// The local port, likewise.
-        pub local_port: u16,
-        /// Flags of a TCP segment.
-        pub flags: u8,
-        /// The [`Hook`] that decided it.
-        pub hook: u8,
-        /// A number of [`verdict`].
-        pub verdict: u8,
-        /// First byte of an ICMP message: its type.
-        pub icmp_type: u8,
-        /// Whether it is a part of a fragmented packet.
-        pub fragment: u8,
-        /// Fills the word.
-        pub reserved: u8,
-        /// The remote's address, network order.
-        pub remote: [u8; 16],
-        /// The local address, network order.
-        pub local: [u8; 16],
-    }
 }
 
 impl Rule {
@@ -462,33 +237,6 @@ impl Rule {
     #[must_use]
     pub const fn settles_at_xdp(&self) -> bool {
         self.flags & flag::AT_XDP != 0
-    }
-}
-
-impl FlowSlot {
-    /// The flow that the slot has, and its record.
-    #[must_use]
-    pub fn flow(&self, high: &FlowHigh) -> (FlowId, FlowRecord) {
-        let address = |high: [u32; 3], low: u32| {
-            let [first, second, third] = match self.kind & FLOW_V6 {
-                0 => [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff])],
-                _ => high,
-            };
-            let mut bytes = [0; 16];
-            for (place, word) in [first, second, third, low].into_iter().enumerate() {
-                bytes[place * 4..place * 4 + 4].copy_from_slice(&word.to_ne_bytes());
-            }
-            bytes
-        };
-        let flow = FlowKey {
-            remote: address(high.remote, self.remote),
-            local: address(high.local, self.local),
-            remote_port: self.remote_port,
-            local_port: self.local_port,
-            protocol: self.kind & !FLOW_V6,
-        };
-        let rule = self.rule;
-        (FlowId { flow, rule }, self.record)
     }
 }
 
@@ -565,14 +313,6 @@ pub mod flag {
     /// XDP may drop what the rule takes: no reply is sent, no sample is drawn, and blocker's own
     /// replies do not pass there. TC decides all other packets.
     pub const AT_XDP: u16 = 16;
-}
-
-/// Bits of a [`maps::KILLS`] value.
-pub mod kill {
-    /// A RST for the flow passed towards the remote.
-    pub const REMOTE: u32 = 1;
-    /// A RST for the flow passed towards the local end.
-    pub const LOCAL: u32 = 2;
 }
 
 /// Words in a block of ranges: 1 MiB.
@@ -674,50 +414,6 @@ mod tests {
             assert_eq!(slot(tagged), number);
             assert_eq!(tagged >> 16, u32::from(incarnation));
         }
-    }
-
-    #[test]
-    fn a_slot_gives_back_its_flow() {
-        let slot = FlowSlot {
-            tag: 1,
-            rule: 7,
-            remote: u32::from_ne_bytes([192, 0, 2, 1]),
-            local: u32::from_ne_bytes([198, 51, 100, 2]),
-            remote_port: 443,
-            local_port: 40_000,
-            kind: 6,
-            record: FlowRecord {
-                packets: 1,
-                bytes: 2,
-                first_seen: 3,
-                last_seen: 4,
-                ifindex: 5,
-                verdict: verdict::RESET,
-                hook: Hook::Egress as u8,
-                reserved: 0,
-            },
-        };
-        let high = FlowHigh {
-            remote: [u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]), 0, 0],
-            local: [u32::from_ne_bytes([0x20, 1, 0xd, 0xb9]), 0, 0],
-        };
-        let (id, record) = slot.flow(&high);
-        assert_eq!(
-            id.flow.remote[..12],
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255]
-        );
-        assert_eq!(id.flow.remote[12..], [192, 0, 2, 1]);
-        assert_eq!(id.flow.local[12..], [198, 51, 100, 2]);
-        assert_eq!((id.flow.remote_port, id.flow.local_port), (443, 40_000));
-        assert_eq!((id.flow.protocol, id.rule), (6, 7));
-        assert_eq!((record.packets, record.bytes), (1, 2));
-        assert_eq!((record.first_seen, record.last_seen), (3, 4));
-        assert_eq!((record.ifindex, record.verdict, record.hook), (5, 1, 2));
-        let kind = slot.kind | FLOW_V6;
-        let (id, _) = FlowSlot { kind, ..slot }.flow(&high);
-        assert_eq!(id.flow.remote[..4], [0x20, 1, 0xd, 0xb8]);
-        assert_eq!(id.flow.local[..4], [0x20, 1, 0xd, 0xb9]);
-        assert_eq!(id.flow.protocol, 6);
     }
 
     #[test]

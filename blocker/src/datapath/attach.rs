@@ -1,9 +1,10 @@
 //! Attaching programs to devices. Pins keep the programs attached when the daemon exits.
 //!
-//! A link is pinned under `PIN_DIR/links/INDEX-HOOK` (generic XDP: `INDEX-xdp-generic`), so that it outlives the daemon. A daemon
-//! that finds such a pin takes the link over by replacing its program, which the kernel does
-//! between two packets; it must have filled its own maps before. Where the kernel has no links
-//! for TC (before 6.6), a clsact filter holds the program instead, and is found by its name.
+//! A link is pinned under `PIN_DIR/links/INDEX-HOOK` (generic XDP: `INDEX-xdp-generic`), so that it
+//! outlives the daemon. A daemon that finds such a pin takes the link over by replacing its program,
+//! which the kernel does between two packets; it must have filled its own maps before. Where the
+//! kernel has no links for TC (before 6.6), a clsact filter holds the program instead, and is found
+//! by its name.
 
 use std::collections::BTreeMap;
 use std::fs;
