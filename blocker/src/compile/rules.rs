@@ -7,7 +7,7 @@ use blocker_ebpf as abi;
 use ipnet::IpNet;
 
 use super::ports::PortSets;
-use super::{CompileError, Input, Limits, RuleInput};
+use super::{CompileError, Input, Limits};
 use crate::rule::{Direction, Mode, Ports, Protocol, Rule, Target};
 
 /// The rules, and the sets that they name.
@@ -22,8 +22,7 @@ pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, Co
     let inputs = input.rules;
     // Generic XDP cannot tell blocker's own replies from the peer's packets. Which drop rule a reply
     // will meet is not known at compile time, so any rule that replies moves all drops to TC.
-    let replies = |input: &RuleInput<'_>| matches!(input.rule.mode, Mode::Reset | Mode::Reject);
-    let drops_at_tc = input.generic_xdp && inputs.iter().any(replies);
+    let drops_at_tc = input.generic_xdp && inputs.iter().any(|input| input.rule.mode.replies());
     let port_limit = limits.port_sets.min(abi::MAX_PORT_SETS);
     let mut ports = PortSets::new(port_limit);
     let mut interfaces = Sets::<u32>::default();
@@ -112,17 +111,17 @@ fn directions(direction: Direction) -> u8 {
     }
 }
 
-/// A RST that ends a flow must not be eaten by the rule that wants the flow ended; one that drops
-/// kills before it begins to. What is to be killed at the end must be known then.
+/// A rule whose mode ends flows passes the RST that ends one. A rule that kills flows when it ends
+/// records them.
 fn flags(rule: &Rule) -> u16 {
     let mut flags = 0;
-    if rule.mode == Mode::Reset {
+    if rule.mode.ends_flows() {
         flags |= abi::flag::PASS_RST;
     }
     if rule.lifts_by_reset() {
         flags |= abi::flag::RECORD;
     }
-    if rule.mode == Mode::Reset && !rule.matching.percent.is_all() {
+    if rule.mode.ends_flows() && !rule.matching.percent.is_all() {
         flags |= abi::flag::PER_FLOW;
     }
     flags
@@ -186,6 +185,7 @@ impl<T: Clone + Ord + Hash> Sets<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::RuleInput;
     use crate::compile::tests::{LIMITS, inputs, rule};
 
     /// The flags of a rule that drops everything.

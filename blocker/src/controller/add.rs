@@ -13,7 +13,7 @@ use super::change::Change;
 use super::requests::{facts, finished};
 use super::writer::Writer;
 use super::{Asking, Controller, Error, Who, lock, status};
-use crate::rule::{Established, Mode, Owner, Rule, RuleSpec};
+use crate::rule::{Established, Owner, Rule, RuleSpec};
 use crate::safety;
 use crate::wire::{Account, AddResponse, Carved};
 
@@ -183,7 +183,7 @@ impl Controller {
             let this = self.clone();
             // A caller waits for the end of its own flows only.
             tokio::spawn(async move {
-                let resets = if ready.rule.mode == Mode::Reset {
+                let resets = if ready.rule.mode.ends_flows() {
                     this.kill_resets(vec![ready.rule.clone()]).await
                 } else {
                     Account::default()
@@ -228,7 +228,7 @@ impl Writer {
             };
             // A rule that equals another of the batch in effect or id must find that one in force.
             // A rule that kills before it drops is added alone, so that the account is its own.
-            let alone = rule.kills() && rule.mode != Mode::Reset;
+            let alone = rule.kills_first();
             let twin = |other: &Ready| other.rule.id == rule.id || other.rule.same_effect(&rule);
             if alone || together.iter().any(twin) {
                 killed.extend(self.add_together(std::mem::take(&mut together), now).await);

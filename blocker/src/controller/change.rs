@@ -80,10 +80,7 @@ impl Writer {
         if ending.iter().any(Rule::lifts_by_reset) {
             account = self.end(&ending, now).await?;
         }
-        let killing: Vec<Rule> = starting
-            .into_iter()
-            .filter(|rule| rule.kills() && rule.mode != Mode::Reset)
-            .collect();
+        let killing: Vec<Rule> = starting.into_iter().filter(Rule::kills_first).collect();
         let save = differs.then_some(&wanted);
         if killing.is_empty() {
             self.save_and_put(save, wanted.clone(), now)?;

@@ -273,7 +273,7 @@ fn conclusion(rules: Vec<TriedRule>, packet: &Packet, nothing: &str) -> Explanat
     let decided = having_a_say
         .iter()
         .any(|row| row.outcome == Outcome::Decides);
-    let mut fates: Vec<Fate> = having_a_say.iter().map(|row| fate(row.mode)).collect();
+    let mut fates: Vec<Fate> = having_a_say.iter().map(|row| row.mode.into()).collect();
     if !decided {
         fates.push(Fate::Passed);
     }
@@ -295,15 +295,6 @@ fn conclusion(rules: Vec<TriedRule>, packet: &Packet, nothing: &str) -> Explanat
         why: (verdict == Fate::Passed).then(|| nothing.to_owned()),
         notes: notes(packet, &having_a_say),
         rules,
-    }
-}
-
-const fn fate(mode: Mode) -> Fate {
-    match mode {
-        Mode::Drop => Fate::Dropped,
-        Mode::Reset => Fate::Reset,
-        Mode::Reject => Fate::Rejected,
-        Mode::Audit => Fate::Audited,
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::Controller;
 use super::live::boot_time;
 use crate::matching::Tried;
-use crate::rule::{Mode, Rule, RuleId};
+use crate::rule::{Rule, RuleId};
 use crate::teardown::Rules;
 
 /// The rules in force, some of them under teardown.
@@ -45,7 +45,7 @@ impl Rules for InForce {
                 .killing
                 .get(&slot)
                 .and_then(|id| live.ruleset().get(id));
-            entry.is_some_and(|entry| entry.counter == slot && entry.rule.mode == Mode::Reset)
+            entry.is_some_and(|entry| entry.counter == slot && entry.rule.mode.ends_flows())
         };
         let tried = tried.into_iter().map(|tried| {
             let kills = kills(tried.rule.counter);

@@ -12,7 +12,7 @@ use super::live::{Compiled, boot_time};
 use super::requests::Keep;
 use super::writer::Writer;
 use super::{Asking, Controller, Error, journal, lock, to_save};
-use crate::rule::{Mode, Rule};
+use crate::rule::Rule;
 use crate::teardown::{self, Candidates, Listing};
 use crate::wire::event::{RuleChange, RuleFate};
 use crate::wire::{Account, DeleteResponse};
@@ -58,7 +58,7 @@ impl Controller {
     /// Kills the established flows of `reset` rules. Those of other rules were killed before the rules
     /// began to drop.
     pub(super) async fn kill_resets(&self, mut rules: Vec<Rule>) -> Account {
-        rules.retain(|rule| rule.mode == Mode::Reset);
+        rules.retain(|rule| rule.mode.ends_flows());
         self.kill(rules).await
     }
 

@@ -237,10 +237,16 @@ impl Rule {
         self.matching.interfaces.is_empty() || self.matching.interfaces.iter().any(matches)
     }
 
+    /// Whether it kills them before it blocks: its mode would drop the RST that ends a flow.
+    #[must_use]
+    pub fn kills_first(&self) -> bool {
+        self.kills() && !self.mode.ends_flows()
+    }
+
     /// Whether its flows are killed when it ends. A `reset` rule leaves none to kill.
     #[must_use]
     pub fn lifts_by_reset(&self) -> bool {
-        self.on_lift == OnLift::Reset && matches!(self.mode, Mode::Drop | Mode::Reject)
+        self.on_lift == OnLift::Reset && self.mode.blocks() && !self.mode.ends_flows()
     }
 
     /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
@@ -304,7 +310,7 @@ fn resolve_established(
         why,
     };
     match asked {
-        Some(Established::Kill) if mode == Mode::Audit => {
+        Some(Established::Kill) if !mode.blocks() => {
             Err(kill("mode: audit".into(), "audit only counts"))
         }
         Some(Established::Kill) if !percent.is_all() => Err(kill(
@@ -312,7 +318,7 @@ fn resolve_established(
             "a flow that only loses packets is to live",
         )),
         Some(asked) => Ok(asked),
-        None if mode == Mode::Reset && percent.is_all() => Ok(Established::Kill),
+        None if mode.ends_flows() && percent.is_all() => Ok(Established::Kill),
         None => Ok(Established::Keep),
     }
 }
@@ -328,7 +334,7 @@ fn resolve_on_lift(
         why,
     };
     match asked {
-        Some(OnLift::Reset) if mode == Mode::Audit => {
+        Some(OnLift::Reset) if !mode.blocks() => {
             Err(reset("mode: audit".into(), "audit only counts"))
         }
         Some(OnLift::Reset) if !percent.is_all() => Err(reset(

@@ -34,6 +34,27 @@ words! {
     }
 }
 
+impl Mode {
+    /// Whether a packet that the rule decides goes no further.
+    #[must_use]
+    pub const fn blocks(self) -> bool {
+        !matches!(self, Self::Audit)
+    }
+
+    /// Whether the sender is answered.
+    #[must_use]
+    pub const fn replies(self) -> bool {
+        matches!(self, Self::Reset | Self::Reject)
+    }
+
+    /// Whether a flow that meets the rule ends. Such a mode kills established flows by default, lets
+    /// a RST pass, and leaves no flow to kill when the rule ends.
+    #[must_use]
+    pub const fn ends_flows(self) -> bool {
+        matches!(self, Self::Reset)
+    }
+}
+
 words! {
     /// What becomes of the flows that were established when the rule starts.
     Established, "established", "kill or keep", {

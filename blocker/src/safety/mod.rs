@@ -99,7 +99,7 @@ pub fn review(
         }
     }
     let spared = refusing.spared;
-    if rule.mode == Mode::Audit {
+    if !rule.mode.blocks() {
         return Ok(Vec::new());
     }
     let targets = Sorted::of(&rule.targets);
@@ -209,7 +209,7 @@ fn refuse(target: Target, mode: Mode, spared: &[Spared], force: bool) -> Result<
     if loopback {
         return refusal("it is loopback, which is never filtered".into(), false);
     }
-    if mode == Mode::Audit {
+    if !mode.blocks() {
         return Ok(());
     }
     let within = |spared: &&Spared| contains(spared.net, target.net());

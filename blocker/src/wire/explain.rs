@@ -104,6 +104,18 @@ pub enum Fate {
     Depends,
 }
 
+impl From<Mode> for Fate {
+    /// What becomes of a packet that a rule of this mode decides.
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Drop => Self::Dropped,
+            Mode::Reset => Self::Reset,
+            Mode::Reject => Self::Rejected,
+            Mode::Audit => Self::Audited,
+        }
+    }
+}
+
 /// A rule that is tried on a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TriedRule {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use blocker::rule::{Direction, Mode, Rule, RuleId, RuleSpec, Target};
+use blocker::rule::{Direction, Rule, RuleId, RuleSpec, Target};
 use blocker::wire::{
     Account, AddResponse, Carved, Changed, ConfirmResponse, DeleteResponse, LiveFlow,
     RulesetResponse,
@@ -21,9 +21,10 @@ pub(crate) fn added(answer: &AddResponse, asked: &RuleSpec, dry_run: bool, view:
     let rule = &answer.rule;
     let total = answer.targets_total.unwrap_or(rule.targets.len() as u64);
     let what = names_of(&rule.targets, total);
-    let (done, would) = match rule.mode {
-        Mode::Audit => ("audited", "audit"),
-        _ => ("blocked", "block"),
+    let (done, would) = if rule.mode.blocks() {
+        ("blocked", "block")
+    } else {
+        ("audited", "audit")
     };
     let head = match (answer.created, dry_run) {
         (true, false) => format!("{done} {what} (rule {}, {})", rule.id, terms(rule, view)),

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use blocker::rule::Mode;
 use blocker::wire::{ExplainResponse, Explanation, Fate, Outcome, TriedRule};
 use clap::builder::styling::Style;
 
@@ -91,7 +90,11 @@ fn what(answer: &Explanation) -> Vec<String> {
         decided |= row.outcome == Outcome::Decides;
         let target = row.target.to_string();
         let why = printable(row.why.as_deref().unwrap_or(&target));
-        parts.push(format!("{} by rule {} ({why})", word(fate(row)), row.id));
+        parts.push(format!(
+            "{} by rule {} ({why})",
+            word(row.mode.into()),
+            row.id
+        ));
     }
     if !decided {
         parts.push(word(Fate::Passed).to_owned());
@@ -100,15 +103,6 @@ fn what(answer: &Explanation) -> Vec<String> {
         parts[0].insert_str(0, "depends: ");
     }
     parts
-}
-
-fn fate(row: &TriedRule) -> Fate {
-    match row.mode {
-        Mode::Drop => Fate::Dropped,
-        Mode::Reset => Fate::Reset,
-        Mode::Reject => Fate::Rejected,
-        Mode::Audit => Fate::Audited,
-    }
 }
 
 const fn word(fate: Fate) -> &'static str {
