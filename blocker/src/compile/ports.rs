@@ -4,23 +4,7 @@ use std::collections::HashMap;
 
 use blocker_ebpf as abi;
 
-use crate::rule::Ports;
-
-/// A list's ports as sorted ranges that neither overlap nor touch: equal sets have equal forms.
-pub(super) fn normalise(list: &[Ports]) -> Vec<Ports> {
-    let mut list = list.to_vec();
-    list.sort_unstable();
-    let mut merged: Vec<Ports> = Vec::with_capacity(list.len());
-    for next in list {
-        match merged.last_mut() {
-            Some(open) if u32::from(next.first) <= u32::from(open.last) + 1 => {
-                open.last = open.last.max(next.last);
-            }
-            _ => merged.push(next),
-        }
-    }
-    merged
-}
+use crate::matching::{Ports, merged};
 
 /// The port sets of a snapshot.
 pub(super) struct PortSets {
@@ -44,7 +28,7 @@ impl PortSets {
         if list.is_empty() {
             return Some(abi::ANY_PORTS);
         }
-        let ranges = normalise(list);
+        let ranges = merged(list);
         if let Some(number) = self.numbers.get(&ranges) {
             return Some(*number);
         }

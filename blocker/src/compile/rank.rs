@@ -1,6 +1,6 @@
 //! The trial order of rules whose covering targets are equally specific: the narrower match first.
 
-use crate::rule::{Direction, Ports, Protocol, Rule};
+use crate::rule::Rule;
 
 use super::RuleInput;
 
@@ -28,32 +28,15 @@ pub struct Rank {
 /// How narrow a rule's match is.
 #[must_use]
 pub fn rank(rule: &Rule) -> Rank {
+    let matching = &rule.matching;
     Rank {
-        any_protocol: rule.matching.protocol == Protocol::Any,
-        ports: [
-            &rule.matching.ports,
-            &rule.matching.local_ports,
-            &rule.matching.remote_ports,
-        ]
-        .map(|set| breadth(set))
-        .iter()
-        .sum(),
-        any_interface: rule.matching.interfaces.is_empty(),
-        any_local: rule.matching.local.is_empty(),
-        both_directions: rule.matching.direction == Direction::Both,
-        percent: rule.matching.percent.get(),
+        any_protocol: matching.protocol.is_any(),
+        ports: matching.port_breadth(),
+        any_interface: matching.interfaces.is_empty(),
+        any_local: matching.local.is_empty(),
+        both_directions: matching.direction.is_any(),
+        percent: matching.percent.get(),
     }
-}
-
-/// How many ports a set admits; an empty one means any.
-fn breadth(set: &[Ports]) -> u32 {
-    if set.is_empty() {
-        return 65_537;
-    }
-    super::ports::normalise(set)
-        .iter()
-        .map(|range| u32::from(range.last) - u32::from(range.first) + 1)
-        .sum()
 }
 
 /// The numbers of the rules in trial order, as far as their targets are equally specific.

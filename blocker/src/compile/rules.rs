@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::ports::PortSets;
 use super::{CompileError, Input, Limits};
-use crate::rule::{Direction, Mode, Ports, Protocol, Rule, Target};
+use crate::matching::Ports;
+use crate::rule::{Mode, Rule};
 
 /// The rules, and the sets that they name.
 pub(super) struct Compiled {
@@ -30,6 +31,7 @@ pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, Co
     let mut rules = Vec::with_capacity(inputs.len());
     for input in inputs {
         let rule = input.rule;
+        let matching = &rule.matching;
         let mut set = |list: &[Ports]| {
             ports.number(list).ok_or_else(|| CompileError::PortSets {
                 rule: rule.id.clone(),
@@ -38,27 +40,27 @@ pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, Co
         };
         let mut compiled = abi::Rule {
             deadline: input.deadline,
-            percent: threshold(rule.matching.percent.get()),
+            percent: matching.percent.threshold(),
             counter: input.counter,
-            protocol: protocol(rule.matching.protocol),
-            ports: set(&rule.matching.ports)?,
-            local_ports: set(&rule.matching.local_ports)?,
-            remote_ports: set(&rule.matching.remote_ports)?,
+            protocol: matching.protocol.number(),
+            ports: set(&matching.ports)?,
+            local_ports: set(&matching.local_ports)?,
+            remote_ports: set(&matching.remote_ports)?,
             interfaces: interfaces.number(input.interfaces.clone()).ok_or_else(|| {
                 CompileError::InterfaceSets {
                     rule: rule.id.clone(),
                     limit: u32::from(abi::ANY_INTERFACES),
                 }
             })?,
-            locals: locals
-                .number(prefixes(&rule.matching.local))
-                .ok_or_else(|| CompileError::LocalSets {
+            locals: locals.number(matching.local_prefixes()).ok_or_else(|| {
+                CompileError::LocalSets {
                     rule: rule.id.clone(),
                     limit: u32::from(abi::ANY_LOCALS),
-                })?,
+                }
+            })?,
             flags: flags(rule),
             mode: mode(rule.mode),
-            directions: directions(rule.matching.direction),
+            directions: matching.direction.bits(),
         };
         if !drops_at_tc && compiled.mode == abi::mode::DROP && compiled.percent == abi::ALWAYS {
             compiled.flags |= abi::flag::AT_XDP;
@@ -76,38 +78,12 @@ pub(super) fn compile(input: &Input<'_>, limits: &Limits) -> Result<Compiled, Co
     })
 }
 
-/// A percentage as the largest 32-bit number that is still taken, numbers being uniform: `n`
-/// stands for a share of `(n + 1) / 2^32`, and 100 for [`abi::ALWAYS`].
-fn threshold(percent: u8) -> u32 {
-    let share = (u64::from(percent.clamp(1, 100)) << 32) / 100;
-    u32::try_from(share - 1).unwrap_or(abi::ALWAYS)
-}
-
-/// With ports, "any" means TCP and UDP: the datapath finds ports in no other packet.
-fn protocol(protocol: Protocol) -> u16 {
-    match protocol {
-        Protocol::Any => abi::ANY_PROTOCOL,
-        Protocol::Tcp => u16::from(abi::headers::protocol::TCP),
-        Protocol::Udp => u16::from(abi::headers::protocol::UDP),
-        Protocol::Icmp => abi::ICMP_PROTOCOL,
-        Protocol::Number(number) => u16::from(number),
-    }
-}
-
 fn mode(mode: Mode) -> u8 {
     match mode {
         Mode::Drop => abi::mode::DROP,
         Mode::Reset => abi::mode::RESET,
         Mode::Reject => abi::mode::REJECT,
         Mode::Audit => abi::mode::AUDIT,
-    }
-}
-
-fn directions(direction: Direction) -> u8 {
-    match direction {
-        Direction::Both => abi::direction::INGRESS | abi::direction::EGRESS,
-        Direction::Ingress => abi::direction::INGRESS,
-        Direction::Egress => abi::direction::EGRESS,
     }
 }
 
@@ -135,11 +111,6 @@ fn is_plain(rule: &abi::Rule) -> bool {
         && rule.ports & rule.local_ports & rule.remote_ports == abi::ANY_PORTS
         && rule.interfaces == abi::ANY_INTERFACES
         && rule.locals == abi::ANY_LOCALS
-}
-
-/// The prefixes of the addresses that a rule is limited to; `None`: every address.
-fn prefixes(local: &[Target]) -> Option<Vec<IpNet>> {
-    (!local.is_empty()).then(|| local.iter().map(|target| target.net()).collect())
 }
 
 /// [`abi::ANY_INTERFACES`], and [`abi::ANY_LOCALS`].
@@ -275,16 +246,6 @@ mod tests {
         for (word, bits) in [("ingress", 1), ("egress", 2), ("both", 3)] {
             assert_eq!(compiled(&format!("{{direction: {word}}}")).directions, bits);
         }
-    }
-
-    #[test]
-    fn percent_is_a_share_of_2_to_the_32() {
-        for (percent, share) in [(1, 0.01), (33, 0.33), (50, 0.5), (99, 0.99)] {
-            let taken = (f64::from(threshold(percent)) + 1.0) / 4_294_967_296.0;
-            assert!((taken - share).abs() < 1e-9, "{percent}: {taken}");
-        }
-        assert_eq!(threshold(50), (1 << 31) - 1);
-        assert_eq!(threshold(100), abi::ALWAYS);
     }
 
     #[test]

@@ -12,10 +12,8 @@ use blocker_ebpf::{Hook, flag};
 use super::live::{Live, boot_time};
 use super::{Controller, Error};
 use crate::datapath::attach::{Attached, hook_name};
-use crate::matching::{self, Decider, Miss, Packet, PacketPorts, Tried, Unknown};
-use crate::rule::{
-    Direction, Mode, Ports, Protocol, Rule, RuleError, RuleId, Target, interface_matches,
-};
+use crate::matching::{self, Decider, Match, Miss, Packet, PacketPorts, Tried, Unknown};
+use crate::rule::{Direction, Mode, Protocol, Rule, RuleError, RuleId, Target, interface_matches};
 use crate::ruleset::Entry;
 use crate::wire::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
 
@@ -243,7 +241,7 @@ fn trials(
 ) -> Vec<TriedRule> {
     let row = |(trial, Listed { rule, target }): (matching::Trial<'_>, &Listed<'_>)| {
         let (outcome, why) = match trial.outcome {
-            matching::Outcome::Not(miss) => (Outcome::NoMatch, Some(only(rule, miss))),
+            matching::Outcome::Not(miss) => (Outcome::NoMatch, Some(only(&rule.matching, miss))),
             matching::Outcome::Shadowed(by) => (
                 Outcome::Shadowed,
                 Some(format!("rule {} decides before it", listed[by].rule.id)),
@@ -251,7 +249,7 @@ fn trials(
             matching::Outcome::Decides => (Outcome::Decides, None),
             matching::Outcome::Share => (Outcome::Share, Some(share(trial.tried, rule))),
             matching::Outcome::Depends(unknown) => {
-                (Outcome::Depends, Some(condition(rule, unknown)))
+                (Outcome::Depends, Some(condition(&rule.matching, unknown)))
             }
         };
         TriedRule {
@@ -299,45 +297,35 @@ fn conclusion(rules: Vec<TriedRule>, packet: &Packet, nothing: &str) -> Explanat
 }
 
 /// What keeps a rule from taking a packet, in its own words.
-fn only(rule: &Rule, miss: Miss) -> String {
+fn only(matching: &Match, miss: Miss) -> String {
     match miss {
-        Miss::Direction => format!("only {}", rule.matching.direction),
-        Miss::Protocol => format!("only {}", protocol_name(rule.matching.protocol)),
-        Miss::Ports => format!("only {}", port_names(rule)),
-        Miss::Interface => format!("only on {}", rule.matching.interfaces.join(", ")),
-        Miss::Local => format!("only {}", local_names(rule)),
+        Miss::Direction => format!("only {}", matching.direction),
+        Miss::Protocol => format!("only {}", matching.protocol.words()),
+        Miss::Ports => format!("only {}", matching.port_words()),
+        Miss::Interface => format!("only {}", matching.interface_words()),
+        Miss::Local => format!("only {}", matching.local_words()),
         Miss::Deadline => "its deadline is over".to_owned(),
     }
 }
 
-fn condition(rule: &Rule, unknown: Unknown) -> String {
+fn condition(matching: &Match, unknown: Unknown) -> String {
     let mut parts = Vec::new();
     if unknown.device {
-        parts.push(format!("on {}", rule.matching.interfaces.join(", ")));
+        parts.push(matching.interface_words());
     }
     if unknown.local {
-        parts.push(local_names(rule));
+        parts.push(matching.local_words());
     }
     if unknown.protocol {
-        parts.push(protocol_name(rule.matching.protocol));
+        parts.push(matching.protocol.words());
     }
     if unknown.ports {
-        parts.push(port_names(rule));
+        parts.push(matching.port_words());
     }
-    if !rule.matching.percent.is_all() {
-        parts.push(format!("{}% of them", rule.matching.percent));
+    if !matching.percent.is_all() {
+        parts.push(matching.percent.words("them"));
     }
     format!("only {}", parts.join(", "))
-}
-
-fn local_names(rule: &Rule) -> String {
-    let names: Vec<String> = rule
-        .matching
-        .local
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    format!("local address {}", names.join(","))
 }
 
 fn share(tried: &Tried, rule: &Rule) -> String {
@@ -346,28 +334,7 @@ fn share(tried: &Tried, rule: &Rule) -> String {
     } else {
         "flows"
     };
-    format!("{}% of {what}", rule.matching.percent)
-}
-
-fn protocol_name(protocol: Protocol) -> String {
-    match protocol {
-        Protocol::Number(number) => format!("protocol {number}"),
-        named => named.to_string(),
-    }
-}
-
-fn port_names(rule: &Rule) -> String {
-    let sets: [(&str, &[Ports]); 3] = [
-        ("port", &rule.matching.ports),
-        ("local port", &rule.matching.local_ports),
-        ("remote port", &rule.matching.remote_ports),
-    ];
-    let named = sets.into_iter().filter(|(_, ports)| !ports.is_empty());
-    let named = named.map(|(name, ports)| {
-        let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
-        format!("{name} {}", ports.join(","))
-    });
-    named.collect::<Vec<_>>().join(", ")
+    rule.matching.percent.words(what)
 }
 
 /// What the datapath lets through although a rule takes it.

@@ -4,23 +4,37 @@
 //! Pure. A [`Match`] has one field for each thing that can narrow a rule; the default of every field
 //! is "any". [`match_fields`] lists the fields, and everything that must enumerate them is made
 //! from that list: [`Match`] itself, and the flat form (YAML, JSON) of every struct that holds one
-//! ([`with_match`]).
+//! ([`with_match`]). Each field has a file: its type, text and JSON Schema, its number in a compiled
+//! rule, which packets fit, and how it reads in a sentence.
 
 mod decider;
+mod direction;
+mod error;
+mod interfaces;
+mod local;
 mod packet;
 mod percent;
+mod ports;
+mod protocol;
+mod target;
+pub(crate) mod text;
 mod tried;
 
 use schemars::JsonSchema;
 use serde::ser::{SerializeMap as _, Serializer};
 
 pub use decider::{Decider, Outcome, Trial};
+pub use direction::Direction;
+pub use error::RuleError;
+pub(crate) use interfaces::check_interface;
+pub use interfaces::interface_matches;
 pub use packet::{Packet, PacketPorts};
 pub use percent::Percent;
+pub use ports::Ports;
+pub(crate) use ports::merged;
+pub use protocol::Protocol;
+pub use target::Target;
 pub use tried::{Fit, Holds, Miss, Tried, Unknown};
-
-use crate::rule::RuleError;
-pub use crate::rule::{Direction, Ports, Protocol, Target};
 
 /// The fields of a match, in the order of YAML and JSON: each with its documentation, its type, and
 /// the type that it is read as where it may be absent. The default of each means "any".
@@ -183,7 +197,7 @@ impl Match {
     pub fn normalized(self) -> Result<Self, RuleError> {
         let has_ports =
             !(self.ports.is_empty() && self.local_ports.is_empty() && self.remote_ports.is_empty());
-        if has_ports && !matches!(self.protocol, Protocol::Any | Protocol::Tcp | Protocol::Udp) {
+        if has_ports && !self.protocol.may_have_ports() {
             return Err(RuleError::PortsWithout(self.protocol));
         }
         for name in &self.interfaces {
@@ -198,28 +212,6 @@ impl Match {
             ..self
         })
     }
-}
-
-/// Whether a device has the name that a pattern is, or one that it matches as a glob.
-#[must_use]
-pub fn interface_matches(pattern: &str, device: &str) -> bool {
-    pattern == device
-        || globset::Glob::new(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(device))
-}
-
-/// Device names follow `dev_valid_name` of the kernel's `net/core/dev.c`.
-pub(crate) fn check_interface(name: &str) -> Result<(), RuleError> {
-    let bad = name.is_empty()
-        || name == "."
-        || name == ".."
-        || name
-            .chars()
-            .any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
-    let glob = name.contains(['*', '?', '[', '{']);
-    if bad || (!glob && name.len() > 15) || (glob && globset::Glob::new(name).is_err()) {
-        return Err(RuleError::Interface(name.to_owned()));
-    }
-    Ok(())
 }
 
 fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {

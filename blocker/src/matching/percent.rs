@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use blocker_ebpf as abi;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::rule::RuleError;
+use super::RuleError;
 
 /// A whole number from 1 to 100.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +22,18 @@ impl Percent {
     #[must_use]
     pub const fn get(self) -> u8 {
         self.0
+    }
+
+    /// The largest 32-bit number that is still taken, numbers being uniform: `n` stands for a share of
+    /// `(n + 1) / 2^32`, and 100 percent for [`abi::ALWAYS`].
+    pub(crate) fn threshold(self) -> u32 {
+        let share = (u64::from(self.0) << 32) / 100;
+        u32::try_from(share - 1).unwrap_or(abi::ALWAYS)
+    }
+
+    /// How it reads in a sentence: `30% of packets`.
+    pub(crate) fn words(self, of: &str) -> String {
+        format!("{self}% of {of}")
     }
 
     /// Whether every packet is taken.
@@ -120,5 +133,20 @@ impl JsonSchema for Percent {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "integer", "minimum": 1, "maximum": 100 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_is_a_share_of_2_to_the_32() {
+        for (percent, share) in [(1, 0.01), (33, 0.33), (50, 0.5), (99, 0.99)] {
+            let taken = (f64::from(Percent(percent).threshold()) + 1.0) / 4_294_967_296.0;
+            assert!((taken - share).abs() < 1e-9, "{percent}: {taken}");
+        }
+        assert_eq!(Percent(50).threshold(), (1 << 31) - 1);
+        assert_eq!(Percent(100).threshold(), abi::ALWAYS);
     }
 }

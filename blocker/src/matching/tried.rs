@@ -1,11 +1,10 @@
 //! Whether one compiled rule takes a packet, of which only a part may be known: the same as
-//! `matches` of `blocker-ebpf`'s `matches.rs`.
+//! `matches` of `blocker-ebpf`'s `matches.rs`. The file of each field decides whether it fits in that one.
 
-use blocker_ebpf::headers::protocol::{ICMP, ICMPV6, TCP, UDP};
-use blocker_ebpf::{self as abi, Hook, PortSet};
+use blocker_ebpf::{self as abi, PortSet};
 use ipnet::IpNet;
 
-use super::packet::{Packet, PacketPorts};
+use super::Packet;
 
 /// A compiled rule and the sets that it names; `None`: any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,13 +82,7 @@ impl Tried {
     /// `CLOCK_BOOTTIME`.
     #[must_use]
     pub fn fit(&self, packet: &Packet, now: u64) -> Fit {
-        let rule = &self.rule;
-        let bit = if packet.hook == Hook::Egress {
-            abi::direction::EGRESS
-        } else {
-            abi::direction::INGRESS
-        };
-        if rule.directions & bit == 0 {
+        if !self.direction_fits(packet) {
             return Fit::Not(Miss::Direction);
         }
         let protocol = self.protocol_fits(packet);
@@ -108,7 +101,7 @@ impl Tried {
         if local == Holds::Never {
             return Fit::Not(Miss::Local);
         }
-        if rule.deadline != abi::NEVER && now > rule.deadline {
+        if self.rule.deadline != abi::NEVER && now > self.rule.deadline {
             return Fit::Not(Miss::Deadline);
         }
         let unknown = Unknown {
@@ -120,100 +113,10 @@ impl Tried {
         if unknown != Unknown::default() {
             return Fit::Depends(unknown);
         }
-        if rule.percent == abi::ALWAYS {
+        if self.rule.percent == abi::ALWAYS {
             Fit::Takes
         } else {
             Fit::Share
-        }
-    }
-
-    fn device_fits(&self, packet: &Packet) -> Holds {
-        match (&self.interfaces, packet.device) {
-            (None, _) => Holds::Always,
-            (Some(devices), Some(device)) => Holds::from(devices.contains(&device)),
-            (Some(devices), None) if devices.is_empty() => Holds::Never,
-            (Some(_), None) => Holds::Sometimes,
-        }
-    }
-
-    fn local_fits(&self, packet: &Packet) -> Holds {
-        let Some(prefixes) = &self.locals else {
-            return Holds::Always;
-        };
-        let of_family = |net: &&IpNet| net.addr().is_ipv6() == packet.v6;
-        let mut prefixes = prefixes.iter().filter(of_family).peekable();
-        match packet.local {
-            Some(local) => Holds::from(prefixes.any(|net| net.contains(&local))),
-            None if prefixes.peek().is_none() => Holds::Never,
-            None => Holds::Sometimes,
-        }
-    }
-
-    fn protocol_fits(&self, packet: &Packet) -> Holds {
-        let wanted = match self.rule.protocol {
-            abi::ANY_PROTOCOL => return Holds::Always,
-            abi::ICMP_PROTOCOL if packet.v6 => u16::from(ICMPV6),
-            abi::ICMP_PROTOCOL => u16::from(ICMP),
-            number => number,
-        };
-        let possible = match packet.protocol {
-            Some(protocol) => return Holds::from(u16::from(protocol) == wanted),
-            None if packet.ports.is_known() => [TCP, UDP].map(u16::from).contains(&wanted),
-            None => true,
-        };
-        if possible {
-            Holds::Sometimes
-        } else {
-            Holds::Never
-        }
-    }
-
-    fn ports_fit(&self, packet: &Packet) -> Holds {
-        if self.ports.is_none() && self.local_ports.is_none() && self.remote_ports.is_none() {
-            return Holds::Always;
-        }
-        if packet
-            .protocol
-            .is_some_and(|protocol| !matches!(protocol, TCP | UDP))
-        {
-            return Holds::Never;
-        }
-        let fit = match packet.ports {
-            PacketPorts::Sides { local, remote } => self.sides_fit(local, remote),
-            PacketPorts::Either(port) => self
-                .sides_fit(Some(port), None)
-                .or(self.sides_fit(None, Some(port))),
-        };
-        // An unknown protocol may have no ports, unless the rule names one or a port is known.
-        let has_ports = packet.protocol.is_some()
-            || packet.ports.is_known()
-            || self.rule.protocol != abi::ANY_PROTOCOL;
-        if fit == Holds::Always && !has_ports {
-            Holds::Sometimes
-        } else {
-            fit
-        }
-    }
-
-    /// Whether the ports are in the rule's sets, for all pairs that the unknown sides allow.
-    fn sides_fit(&self, local: Option<u16>, remote: Option<u16>) -> Holds {
-        let (locals, remotes) = (candidates(local), candidates(remote));
-        let fit_locals = both(&locals, self.local_ports.as_deref());
-        let fit_remotes = both(&remotes, self.remote_ports.as_deref());
-        if is_empty(&fit_locals) || is_empty(&fit_remotes) {
-            return Holds::Never;
-        }
-        // Every pair of such ports has one in the set if all ports of one side are in it.
-        let local_hits = both(&fit_locals, self.ports.as_deref());
-        let remote_hits = both(&fit_remotes, self.ports.as_deref());
-        if is_empty(&local_hits) && is_empty(&remote_hits) {
-            return Holds::Never;
-        }
-        let one_hits = local_hits == fit_locals || remote_hits == fit_remotes;
-        if one_hits && fit_locals == locals && fit_remotes == remotes {
-            Holds::Always
-        } else {
-            Holds::Sometimes
         }
     }
 }
@@ -231,39 +134,15 @@ impl Holds {
     }
 }
 
-/// The bits of a [`PortSet`].
-type Bits = [u64; 1_024];
-
-/// The ports that a side may have.
-fn candidates(known: Option<u16>) -> Bits {
-    let Some(port) = known else {
-        return [u64::MAX; 1_024];
-    };
-    let mut bits = [0; 1_024];
-    bits[usize::from(port / 64)] = 1 << (port % 64);
-    bits
-}
-
-/// Those of the ports that are also in a set.
-fn both(ports: &Bits, set: Option<&PortSet>) -> Bits {
-    let mut bits = *ports;
-    if let Some(set) = set {
-        for (word, other) in bits.iter_mut().zip(&set.bits) {
-            *word &= other;
-        }
-    }
-    bits
-}
-
-fn is_empty(ports: &Bits) -> bool {
-    ports.iter().all(|word| *word == 0)
-}
-
 #[cfg(test)]
 mod tests {
+    use blocker_ebpf::Hook;
+    use blocker_ebpf::headers::protocol::{ICMP, ICMPV6, TCP, UDP};
+
     use super::*;
     use crate::compile::tests::{LIMITS, rule};
     use crate::compile::{Input, RuleInput, compile};
+    use crate::matching::PacketPorts;
 
     const NOW: u64 = 1_000;
 

@@ -5,16 +5,13 @@
 //! made explicit. Whether a rule is wise is [`crate::safety`]'s question, whether it fits the
 //! datapath is [`crate::compile`]'s.
 
-mod error;
 mod parts;
 #[cfg(test)]
 pub(crate) mod sample;
 mod schema;
-mod target;
 mod targets;
 #[cfg(test)]
 mod tests;
-pub(crate) mod text;
 mod words;
 
 use std::path::PathBuf;
@@ -24,14 +21,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::matching::check_interface;
-pub use crate::matching::interface_matches;
+pub use crate::matching::{Direction, Ports, Protocol, RuleError, Target, interface_matches};
 use crate::matching::{Match, Percent, with_match};
-pub use error::RuleError;
-pub use parts::{Lifetime, Ports, Protocol, RuleId};
+pub use parts::{Lifetime, RuleId};
 pub(crate) use schema::ID_PATTERN;
-pub use target::Target;
 pub use targets::Targets;
-pub use words::{Direction, Established, Mode, OnLift, Owner};
+pub use words::{Established, Mode, OnLift, Owner};
 
 with_match! {
     /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.

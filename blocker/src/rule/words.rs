@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::RuleError;
-use super::text::{text_serde, words};
+use crate::matching::text::{text_serde, words};
 
 words! {
     /// What is done with a packet that a rule decides.
@@ -17,20 +17,6 @@ words! {
         Reject = "reject",
         /// Counted, and passed.
         Audit = "audit",
-    }
-}
-
-words! {
-    /// Which way a packet must go, seen from this host.
-    #[derive(Default)]
-    Direction, "direction", "both, ingress or egress", {
-        /// Either way.
-        #[default]
-        Both = "both",
-        /// From the remote.
-        Ingress = "ingress",
-        /// To the remote.
-        Egress = "egress",
     }
 }
 

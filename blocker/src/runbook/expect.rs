@@ -9,8 +9,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 
+use crate::matching::text::{text_serde, words};
 use crate::rule::RuleError;
-use crate::rule::text::{text_serde, words};
 
 words! {
     /// The outcome of a connection attempt.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::commas;
 use super::flow::Decision;
 use super::schema::Moment;
-use crate::rule::text::{text_serde, words};
+use crate::matching::text::{text_serde, words};
 use crate::rule::{Direction, Mode, Owner, Protocol, RuleError, RuleId, Target};
 
 words! {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commas;
 use super::schema::Moment;
-use crate::rule::text::{text_serde, words};
+use crate::matching::text::{text_serde, words};
 use crate::rule::{Protocol, RuleError, RuleId, Target};
 
 words! {

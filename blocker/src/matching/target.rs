@@ -13,6 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::RuleError;
+use super::text::schemas;
 
 /// An address or prefix that names remotes, or local addresses. Written without `/32` or `/128`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -276,6 +277,14 @@ impl<'de> Deserialize<'de> for Target {
 
         deserializer.deserialize_str(Visitor)
     }
+}
+
+schemas! {
+    Target: {
+        "type": "string",
+        "description": "An address or a prefix, IPv4 or IPv6.",
+        "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$",
+    };
 }
 
 #[cfg(test)]

@@ -68,10 +68,27 @@ macro_rules! text_serde {
         }
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.$deserialize($crate::rule::text::TextVisitor(std::marker::PhantomData))
+                deserializer.$deserialize($crate::matching::text::TextVisitor(
+                    std::marker::PhantomData,
+                ))
             }
         }
     };
+}
+
+/// The JSON Schema of types that are text with a grammar.
+macro_rules! schemas {
+    ($($name:ident: $schema:tt;)+) => {$(
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!($schema)
+            }
+        }
+    )+};
 }
 
 /// Reads text, and numbers as their text.
@@ -101,4 +118,4 @@ impl<T: FromStr<Err = RuleError>> de::Visitor<'_> for TextVisitor<T> {
     }
 }
 
-pub(crate) use {text_serde, words};
+pub(crate) use {schemas, text_serde, words};
