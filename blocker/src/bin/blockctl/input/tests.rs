@@ -18,6 +18,7 @@ fn texts(list: &[&str]) -> Vec<String> {
 }
 
 #[test]
+#[allow(clippy::needless_update, reason = "a new flag is tested by itself")]
 fn every_flag_becomes_its_field() {
     let some = |text: &str| Some(text.to_owned());
     let args = AddArgs {
@@ -32,6 +33,7 @@ fn every_flag_becomes_its_field() {
             local: texts(&["10.1.0.0/24", " fd00::/8"]),
             interfaces: texts(&["eth0"]),
             percent: some("100"),
+            ..MatchArgs::default()
         },
         established: some("keep"),
         on_lift: some("reset"),
