@@ -126,7 +126,7 @@ fn the_datapaths_files_import_only_what_they_may() {
     check(
         "## Files of the datapath",
         "../blocker-ebpf/src",
-        &["lib", "main", "toolchain"],
+        &["lib", "main", "names", "records", "toolchain"],
     );
 }
 
