@@ -117,7 +117,7 @@ pub(super) fn protocol(number: u32) -> String {
     }
 }
 
-/// Whether a protocol, as [`protocol`] names it, was asked for.
+/// Whether a protocol, as [`protocol()`] names it, was asked for.
 pub(super) fn is_protocol(asked: Protocol, name: &str) -> bool {
     match asked {
         Protocol::Any => true,
