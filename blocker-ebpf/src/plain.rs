@@ -1,7 +1,7 @@
 //! Types that are plain memory: map keys, map values and packet headers.
 
 /// A type that any bytes are a value of: C's layout, no padding, no invalid value, no pointer. To the
-/// daemon (feature `user`) each that is declared by [`plain!`](crate::plain) is aya's `Pod`, too.
+/// daemon (feature `user`) each that is declared by [`plain!`](crate::plain!) is aya's `Pod`, too.
 ///
 /// # Safety
 /// The type is as said above.
