@@ -12,7 +12,7 @@ use blocker_ebpf::{Hook, flag};
 use super::live::{Live, boot_time};
 use super::{Controller, Error};
 use crate::datapath::attach::{Attached, hook_name};
-use crate::matching::{self, Decider, Match, Miss, Packet, PacketPorts, Tried, Unknown};
+use crate::matching::{self, Decider, Packet, PacketPorts, Tried};
 use crate::rule::{Direction, Mode, Protocol, Rule, RuleError, RuleId, Target, interface_matches};
 use crate::ruleset::Entry;
 use crate::wire::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
@@ -241,7 +241,7 @@ fn trials(
 ) -> Vec<TriedRule> {
     let row = |(trial, Listed { rule, target }): (matching::Trial<'_>, &Listed<'_>)| {
         let (outcome, why) = match trial.outcome {
-            matching::Outcome::Not(miss) => (Outcome::NoMatch, Some(only(&rule.matching, miss))),
+            matching::Outcome::Not(miss) => (Outcome::NoMatch, Some(miss.words(&rule.matching))),
             matching::Outcome::Shadowed(by) => (
                 Outcome::Shadowed,
                 Some(format!("rule {} decides before it", listed[by].rule.id)),
@@ -249,7 +249,7 @@ fn trials(
             matching::Outcome::Decides => (Outcome::Decides, None),
             matching::Outcome::Share => (Outcome::Share, Some(share(trial.tried, rule))),
             matching::Outcome::Depends(unknown) => {
-                (Outcome::Depends, Some(condition(&rule.matching, unknown)))
+                (Outcome::Depends, Some(unknown.words(&rule.matching)))
             }
         };
         TriedRule {
@@ -294,38 +294,6 @@ fn conclusion(rules: Vec<TriedRule>, packet: &Packet, nothing: &str) -> Explanat
         notes: notes(packet, &having_a_say),
         rules,
     }
-}
-
-/// What keeps a rule from taking a packet, in its own words.
-fn only(matching: &Match, miss: Miss) -> String {
-    match miss {
-        Miss::Direction => format!("only {}", matching.direction),
-        Miss::Protocol => format!("only {}", matching.protocol.words()),
-        Miss::Ports => format!("only {}", matching.port_words()),
-        Miss::Interface => format!("only {}", matching.interface_words()),
-        Miss::Local => format!("only {}", matching.local_words()),
-        Miss::Deadline => "its deadline is over".to_owned(),
-    }
-}
-
-fn condition(matching: &Match, unknown: Unknown) -> String {
-    let mut parts = Vec::new();
-    if unknown.device {
-        parts.push(matching.interface_words());
-    }
-    if unknown.local {
-        parts.push(matching.local_words());
-    }
-    if unknown.protocol {
-        parts.push(matching.protocol.words());
-    }
-    if unknown.ports {
-        parts.push(matching.port_words());
-    }
-    if !matching.percent.is_all() {
-        parts.push(matching.percent.words("them"));
-    }
-    format!("only {}", parts.join(", "))
 }
 
 fn share(tried: &Tried, rule: &Rule) -> String {

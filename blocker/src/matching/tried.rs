@@ -4,7 +4,7 @@
 use blocker_ebpf::{self as abi, PortSet};
 use ipnet::IpNet;
 
-use super::Packet;
+use super::{Match, Packet};
 
 /// A compiled rule and the sets that it names; `None`: any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,29 @@ pub struct Unknown {
     pub ports: bool,
 }
 
+impl Unknown {
+    /// Which of the packets a rule of this match takes.
+    pub(crate) fn words(self, matching: &Match) -> String {
+        let mut parts = Vec::new();
+        if self.device {
+            parts.push(matching.interface_words());
+        }
+        if self.local {
+            parts.push(matching.local_words());
+        }
+        if self.protocol {
+            parts.push(matching.protocol.words());
+        }
+        if self.ports {
+            parts.push(matching.port_words());
+        }
+        if !matching.percent.is_all() {
+            parts.push(matching.percent.words("them"));
+        }
+        format!("only {}", parts.join(", "))
+    }
+}
+
 /// What keeps a rule from taking a packet; the first that does, in the order of the datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {
@@ -64,6 +87,20 @@ pub enum Miss {
     Local,
     /// The rule's deadline has passed.
     Deadline,
+}
+
+impl Miss {
+    /// What keeps a rule of this match from taking the packet.
+    pub(crate) fn words(self, matching: &Match) -> String {
+        match self {
+            Self::Direction => format!("only {}", matching.direction),
+            Self::Protocol => format!("only {}", matching.protocol.words()),
+            Self::Ports => format!("only {}", matching.port_words()),
+            Self::Interface => format!("only {}", matching.interface_words()),
+            Self::Local => format!("only {}", matching.local_words()),
+            Self::Deadline => "its deadline is over".to_owned(),
+        }
+    }
 }
 
 /// Whether something holds for the packets in question.

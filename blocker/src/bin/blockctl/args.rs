@@ -1,7 +1,7 @@
 //! The command line and its help texts.
 //!
 //! Owns names, help texts and the defaults of the client's own options. A rule's fields stay text
-//! here; [`crate::input`] parses them, so that all errors are reported at once.
+//! here; [`crate::input`] parses them, so that all errors are reported at once, and owns those of a match.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::input::MatchArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -303,55 +305,6 @@ pub(crate) struct AddArgs {
     /// List the flows that would be killed, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-}
-
-/// What narrows a rule, as flags.
-#[derive(Debug, Default, Args)]
-pub(crate) struct MatchArgs {
-    /// Which way a packet must go, seen from this host [default: both].
-    #[arg(long, value_parser = PossibleValuesParser::new(["both", "ingress", "egress"]))]
-    pub(crate) direction: Option<String>,
-    /// any, tcp, udp, icmp or a number from 0 to 255 [default: any].
-    #[arg(long)]
-    pub(crate) protocol: Option<String>,
-    /// Ports of either side: 80 or 8080-8085; several by commas or by repeating the flag.
-    #[arg(
-        long = "port",
-        visible_alias = "ports",
-        value_name = "PORTS",
-        value_delimiter = ','
-    )]
-    pub(crate) ports: Vec<String>,
-    /// Ports of this host's side.
-    #[arg(
-        long = "local-port",
-        visible_alias = "local-ports",
-        value_name = "PORTS",
-        value_delimiter = ','
-    )]
-    pub(crate) local_ports: Vec<String>,
-    /// Ports of the remote's side.
-    #[arg(
-        long = "remote-port",
-        visible_alias = "remote-ports",
-        value_name = "PORTS",
-        value_delimiter = ','
-    )]
-    pub(crate) remote_ports: Vec<String>,
-    /// Addresses or prefixes of this host's side, its own or behind it [default: any].
-    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
-    pub(crate) local: Vec<String>,
-    /// Devices, by name or glob [default: every attached one].
-    #[arg(
-        long = "interface",
-        visible_alias = "interfaces",
-        value_name = "NAME",
-        value_delimiter = ','
-    )]
-    pub(crate) interfaces: Vec<String>,
-    /// How many of a hundred packets (flows, for reset) are taken [default: 100].
-    #[arg(long, value_name = "1-100")]
-    pub(crate) percent: Option<String>,
 }
 
 /// `during`: a rule, as flags, and a command.

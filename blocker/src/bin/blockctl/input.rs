@@ -4,6 +4,7 @@
 //! all errors at once, each with its place. The daemon checks its limits and refusals.
 
 mod files;
+mod matching;
 
 use std::fmt::Display;
 use std::path::Path;
@@ -11,14 +12,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use blocker::lists::{Invalid, List};
-use blocker::matching::Match;
 use blocker::rule::{Defaults, Ports, RuleError, RuleId, RuleSpec, Target};
 use blocker::wire::{EventsRequest, ExplainRequest, FlowOrder, FlowsRequest, RulesetRequest};
 use jiff::{SignedDuration, Timestamp};
 use serde_yaml::{DefaultMessageFormatter, MessageFormatter as _};
 
-use crate::args::{AddArgs, ExplainArgs, FlowsArgs, MatchArgs, WatchArgs};
+use crate::args::{AddArgs, ExplainArgs, FlowsArgs, WatchArgs};
 pub(crate) use files::read_file;
+pub(crate) use matching::MatchArgs;
 
 /// All errors of an input, a line each: place, what, why, and what to do.
 pub(crate) type Flaws = Vec<String>;
@@ -35,7 +36,7 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>
         targets_file: None,
         except: many(&mut flaws, "--except", &args.except),
         mode: one(&mut flaws, "--mode", args.mode.as_deref(), parse),
-        matching: matching(&mut flaws, &args.matching),
+        matching: args.matching.read(&mut flaws),
         established: one(
             &mut flaws,
             "--established",
@@ -72,19 +73,6 @@ pub(crate) fn spec(args: &AddArgs, now: Timestamp) -> Result<WithLists<RuleSpec>
         Ok((spec, lists))
     } else {
         Err(flaws)
-    }
-}
-
-fn matching(flaws: &mut Flaws, args: &MatchArgs) -> Match {
-    Match {
-        direction: one(flaws, "--direction", args.direction.as_deref(), parse).unwrap_or_default(),
-        protocol: one(flaws, "--protocol", args.protocol.as_deref(), parse).unwrap_or_default(),
-        ports: many(flaws, "--port", &args.ports),
-        local_ports: many(flaws, "--local-port", &args.local_ports),
-        remote_ports: many(flaws, "--remote-port", &args.remote_ports),
-        local: many(flaws, "--local", &args.local),
-        interfaces: args.interfaces.clone(),
-        percent: one(flaws, "--percent", args.percent.as_deref(), parse).unwrap_or_default(),
     }
 }
 
