@@ -3,7 +3,10 @@
 //!
 //! Rules are compared by targets. A target that the owner blocks before and after stays blocked, so
 //! its flows are neither killed as at the start of a rule nor as at its end, even if it moves from one
-//! rule to another.
+//! rule to another. Targets are compared as they are written: a prefix that another one covers is a
+//! target of its own, since a more specific rule may decide its packets.
+
+use std::collections::HashSet;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -12,7 +15,7 @@ use super::change::Change;
 use super::live::{Live, Wanted};
 use super::writer::Writer;
 use super::{Error, Who, journal};
-use crate::rule::{Owner, Rule, Target, Targets};
+use crate::rule::{Owner, Rule, Target};
 use crate::ruleset::{self, Diff, RulesetError};
 use crate::safety::Disjoint;
 use crate::wire::Account;
@@ -54,11 +57,14 @@ impl Replacement {
             wanted,
             ..
         } = &mut self.change;
-        let (before, after) = (rules_of(diff.before()), rules_of(diff.after()));
-        let lifted = before.iter().filter(|rule| rule.lifts_by_reset());
-        ending.extend(lifted.filter_map(|rule| beyond(rule, &after)));
-        let killing = after.iter().filter(|rule| rule.kills());
-        starting.extend(killing.filter_map(|rule| beyond(rule, &before)));
+        let unchanged = diff.unchanged.iter();
+        let unchanged = unchanged.filter_map(|id| Some(&live.ruleset().get(id)?.rule));
+        let after = Blocked::by(diff.after().chain(unchanged.clone()));
+        let lifted = diff.before().filter(|rule| rule.lifts_by_reset());
+        ending.extend(lifted.filter_map(|rule| after.rest_of(rule)));
+        let before = Blocked::by(diff.before().chain(unchanged));
+        let killing = diff.after().filter(|rule| rule.kills());
+        starting.extend(killing.filter_map(|rule| before.rest_of(rule)));
         wanted.retain(|_, wanted| wanted.owner != *owner);
         let ours = rules.into_iter();
         wanted.extend(ours.map(|rule| Wanted::entry(rule, owner, now)));
@@ -91,45 +97,79 @@ impl Writer {
 
 /// How many targets come and how many go.
 pub(super) fn targets_changed(diff: &Diff) -> (usize, usize) {
-    let (before, after) = (rules_of(diff.before()), rules_of(diff.after()));
-    let count = |rules: &[&Rule], others: &[&Rule]| -> usize {
-        let parts = rules.iter().filter_map(|rule| beyond(rule, others));
+    let (before, after) = (Blocked::by(diff.before()), Blocked::by(diff.after()));
+    let count = |parts: &mut dyn Iterator<Item = Rule>| -> usize {
         parts.map(|part| part.targets.len()).sum()
     };
-    (count(&after, &before), count(&before, &after))
+    (
+        count(&mut diff.after().filter_map(|rule| before.rest_of(rule))),
+        count(&mut diff.before().filter_map(|rule| after.rest_of(rule))),
+    )
 }
 
-fn rules_of<'r>(rules: impl Iterator<Item = &'r Rule>) -> Vec<&'r Rule> {
-    rules.collect()
+/// What rules block, by action.
+struct Blocked<'r>(Vec<Alike<'r>>);
+
+/// Rules of the same action.
+struct Alike<'r> {
+    /// One of them.
+    first: &'r Rule,
+    /// The targets that one of them blocks: it does not except all of the target.
+    targets: HashSet<Target>,
+    /// What they except.
+    except: Vec<Target>,
 }
 
-/// The part of a rule that none of others covers with the same action; `None` if there is none.
-fn beyond(rule: &Rule, others: &[&Rule]) -> Option<Rule> {
-    let alike = others.iter().filter(|other| other.same_action(rule));
-    let alike: Vec<&Rule> = alike.copied().collect();
-    let nets = alike.iter().flat_map(|other| other.targets.iter());
-    let covered = Disjoint::of(nets.map(|target| target.net()));
-    let mut targets: Vec<Target> = rule
-        .targets
-        .iter()
-        .copied()
-        .filter(|target| !covered.covers(target.net()))
-        .collect();
-    // What the others except and this rule does not.
-    let excepted = alike.iter().flat_map(|other| &other.except);
-    let excepted = excepted.filter(|target| !rule.except.contains(target));
-    let excepted: Vec<IpNet> = excepted.map(|target| target.net()).collect();
-    if !excepted.is_empty() {
-        let within = Disjoint::of(rule.targets.iter().map(|target| target.net()));
-        let whole = Disjoint::of(targets.iter().map(|target| target.net()));
-        let new = |net: &IpNet| within.covers(*net) && !whole.covers(*net);
-        targets.extend(excepted.into_iter().filter(new).map(Target::from));
+impl<'r> Blocked<'r> {
+    fn by(rules: impl Iterator<Item = &'r Rule>) -> Self {
+        let mut groups: Vec<Alike<'r>> = Vec::new();
+        for rule in rules {
+            let found = groups
+                .iter()
+                .position(|alike| alike.first.same_action(rule));
+            let found = found.unwrap_or_else(|| {
+                groups.push(Alike {
+                    first: rule,
+                    targets: HashSet::new(),
+                    except: Vec::new(),
+                });
+                groups.len() - 1
+            });
+            let excepted = Disjoint::of(rule.except.iter().map(|target| target.net()));
+            let targets = rule.targets.iter().copied();
+            let targets = targets.filter(|target| !excepted.covers(target.net()));
+            groups[found].targets.extend(targets);
+            groups[found].except.extend(&rule.except);
+        }
+        Self(groups)
     }
-    let targets = Targets::from(targets);
-    (!targets.is_empty()).then(|| Rule {
-        targets,
-        ..rule.clone()
-    })
+
+    /// The part of a rule that none of these blocks with the same action; `None` if there is none.
+    fn rest_of(&self, rule: &Rule) -> Option<Rule> {
+        let alike = self.0.iter().find(|alike| alike.first.same_action(rule));
+        let mut rest = rule.targets.clone();
+        if let Some(alike) = alike {
+            rest = rest.only(|target| !alike.targets.contains(target));
+            // What the others except of a target, and this rule does not.
+            let excepted = alike.except.iter();
+            let excepted = excepted.filter(|target| !rule.except.contains(target));
+            let excepted: Vec<IpNet> = excepted.map(|target| target.net()).collect();
+            if !excepted.is_empty() {
+                let within = Disjoint::of(rule.targets.iter().map(|target| target.net()));
+                let whole = Disjoint::of(rest.iter().map(|target| target.net()));
+                let new = |net: &IpNet| {
+                    let blocked = alike.targets.contains(&Target::from(*net));
+                    within.covers(*net) && !whole.covers(*net) && !blocked
+                };
+                let parts = excepted.into_iter().filter(new).map(Target::from);
+                rest = rest.iter().copied().chain(parts).collect();
+            }
+        }
+        (!rest.is_empty()).then(|| Rule {
+            targets: rest,
+            ..rule.clone()
+        })
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +178,8 @@ mod tests {
     use crate::rule::sample::rule;
 
     fn part(rule: &Rule, others: &[&Rule]) -> String {
-        beyond(rule, others).map_or_else(String::new, |part| {
+        let blocked = Blocked::by(others.iter().copied());
+        blocked.rest_of(rule).map_or_else(String::new, |part| {
             let targets: Vec<String> = part.targets.iter().map(ToString::to_string).collect();
             format!("{} {}", part.id, targets.join(" "))
         })
@@ -177,11 +218,15 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_stays_blocked_under_a_wider_one_but_not_under_its_exceptions() {
+    fn a_prefix_does_not_stay_blocked_under_a_wider_one_or_its_exceptions() {
         let wide = with("w", "11.0.0.0/8", "{except: [11.2.0.0/16]}");
+        // A more specific rule of another action may decide it, or a wider exception spare it.
         let narrow = with("n", "11.1.0.0/16", "{}");
-        assert_eq!(part(&narrow, &[&wide]), "");
+        assert_eq!(part(&narrow, &[&wide]), "n 11.1.0.0/16");
         assert_eq!(part(&wide, &[&narrow]), "w 11.0.0.0/8");
+        let both = with("b", "11.0.0.0/8 11.2.0.0/16", "{except: [11.0.0.0/12]}");
+        let spared = with("n", "11.2.0.0/16", "{}");
+        assert_eq!(part(&spared, &[&both]), "n 11.2.0.0/16");
         let whole = with("w", "11.0.0.0/8", "{}");
         assert_eq!(part(&whole, &[&wide]), "w 11.2.0.0/16");
         assert_eq!(part(&wide, &[&whole]), "");

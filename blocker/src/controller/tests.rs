@@ -471,6 +471,14 @@ async fn one_target_more_or_less_leaves_the_others_blocked_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_target_that_an_unchanged_rule_blocks_as_well_stays_blocked() {
+    let rule = |id| format!("{{id: {id}, targets: [198.51.100.1], on_lift: reset}}");
+    let scene = Scene::new(&format!("rules: [{}, {}]\n", rule("a"), rule("b"))).await;
+    let went = reload(&scene, &format!("rules: [{}]\n", rule("a"))).await;
+    assert_eq!(went, [[mode::DROP]]);
+}
+
+#[tokio::test]
 async fn where_a_target_finds_no_room_to_reset_apart_its_whole_rule_resets() {
     let scene = Scene::new("").await;
     let others: String = (11..14)
