@@ -1,7 +1,7 @@
-//! Which of the rules that are tried on a remote's packets decides one, and why the others don't.
+//! Which rule of a remote's list decides a packet, and why the others don't.
 //!
-//! The datapath is the specification: a test holds this to its programs, over random rulesets and
-//! packets. `explain`, teardown and dry runs all ask here.
+//! The datapath is the specification: a test compares the decider with the datapath's programs on
+//! random rulesets and packets. `explain`, teardown and dry runs use the decider.
 
 use blocker_ebpf::{self as abi, Hook};
 
@@ -14,34 +14,34 @@ pub struct Decider {
     rules: Vec<Tried>,
 }
 
-/// What becomes of a rule's trial by a packet.
+/// The trial of a rule on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trial<'d> {
     /// The rule.
     pub tried: &'d Tried,
-    /// What becomes of its trial.
+    /// The outcome of the trial.
     pub outcome: Outcome,
-    /// The hook at which it decides, if it may decide.
+    /// The hook at which the rule decides, if it may decide.
     pub hook: Option<Hook>,
 }
 
-/// Whether a rule decides a packet, by its place among those that are tried.
+/// Whether a rule decides a packet, given the rules that are tried before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It decides every such packet that comes to it.
+    /// The rule decides every such packet that no earlier rule decides.
     Decides,
-    /// It decides its percentage; the rest goes on to the next rule.
+    /// The rule decides its percentage; the next rule is tried on the rest.
     Share,
-    /// It decides some, by what is not known of the packet; the rest goes on to the next rule.
+    /// The rule decides some, depending on unknown properties; the next is tried on the rest.
     Depends(Unknown),
-    /// It would take the packet, but the rule with this number in the list decides before it.
+    /// The rule may take the packet, but the rule with this index in the list decides before.
     Shadowed(usize),
-    /// It does not take the packet.
+    /// The rule does not take the packet.
     Not(Miss),
 }
 
 impl Decider {
-    /// Takes the rules of one remote, as the live bank or a snapshot has them.
+    /// A decider over the rules of one remote, in the order of the live bank or a snapshot.
     #[must_use]
     pub const fn new(rules: Vec<Tried>) -> Self {
         Self { rules }
@@ -53,8 +53,8 @@ impl Decider {
         &self.rules
     }
 
-    /// The trial of each rule by a packet at a time (`CLOCK_BOOTTIME` nanoseconds), on a device
-    /// with XDP or without.
+    /// The trial of each rule on a packet. `xdp` says whether the device has XDP; `now` is in
+    /// nanoseconds of `CLOCK_BOOTTIME`.
     #[must_use]
     pub fn trials(&self, packet: &Packet, xdp: bool, now: u64) -> Vec<Trial<'_>> {
         let mut xdp = xdp && packet.hook != Hook::Egress;
@@ -76,7 +76,7 @@ impl Decider {
                 _ if xdp && tried.rule.settles_at_xdp() => Hook::Xdp,
                 _ => Hook::Ingress,
             };
-            // XDP takes no random sample: it leaves such packets to TC, for the next rules, too.
+            // XDP draws no random sample: TC decides such packets, by later rules, too.
             xdp &= outcome != Outcome::Share || tried.rule.flags & abi::flag::PER_FLOW != 0;
             Trial {
                 tried,
@@ -87,11 +87,10 @@ impl Decider {
         self.rules.iter().enumerate().map(trial).collect()
     }
 
-    /// Whether one of the `wanted` rules decides packets, each rule named by its number in the
-    /// list.
+    /// Whether one of the `wanted` rules decides packets. `wanted` takes an index in the list.
     ///
-    /// Other rules of a percentage are passed over: they leave a part of every flow, or of all
-    /// flows, to the rules behind them.
+    /// Other rules with a percentage are skipped: they leave a part of every flow's packets, or a
+    /// part of the flows, to later rules.
     #[must_use]
     pub fn decided_by(&self, wanted: impl Fn(usize) -> bool, packet: &Packet, now: u64) -> Holds {
         let (mut by_wanted, mut by_others) = (false, false);

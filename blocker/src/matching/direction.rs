@@ -1,4 +1,4 @@
-//! Which way a packet goes.
+//! Match field: the direction.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use super::text::{text_serde, words};
 use super::{Packet, RuleError, Tried};
 
 words! {
-    /// Which way a packet must go, seen from this host.
+    /// The direction of the packets that a rule matches, seen from this host.
     #[derive(Default)]
     Direction, "direction", "both, ingress or egress", {
-        /// Either way.
+        /// Either direction.
         #[default]
         Both = "both",
         /// From the remote.
@@ -23,12 +23,12 @@ words! {
 }
 
 impl Direction {
-    /// Whether it narrows nothing.
+    /// Whether both directions match.
     pub(crate) const fn is_any(self) -> bool {
         matches!(self, Self::Both)
     }
 
-    /// How the datapath knows it: a bit for each way.
+    /// The direction in a compiled rule: one bit per direction.
     pub(crate) const fn bits(self) -> u8 {
         match self {
             Self::Both => abi::direction::INGRESS | abi::direction::EGRESS,
@@ -39,7 +39,7 @@ impl Direction {
 }
 
 impl Tried {
-    /// Whether the rule is for packets of the packet's direction.
+    /// Whether the rule matches packets of the packet's direction.
     pub(super) fn direction_fits(&self, packet: &Packet) -> bool {
         let bit = if packet.hook == Hook::Egress {
             abi::direction::EGRESS

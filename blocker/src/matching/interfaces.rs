@@ -1,22 +1,22 @@
-//! The device that a packet is on.
+//! Match field: interfaces.
 
 use super::{Holds, Match, Packet, RuleError, Tried};
 
 impl Match {
-    /// How its interfaces read in a sentence.
+    /// The interfaces in words: `on eth0, eth1`.
     pub(crate) fn interface_words(&self) -> String {
         format!("on {}", self.interfaces.join(", "))
     }
 }
 
-/// Whether a device has the name that a pattern is, or one that it matches as a glob.
+/// Whether a device's name equals a pattern, or matches the pattern as a glob.
 #[must_use]
 pub fn interface_matches(pattern: &str, device: &str) -> bool {
     pattern == device
         || globset::Glob::new(pattern).is_ok_and(|glob| glob.compile_matcher().is_match(device))
 }
 
-/// Device names follow `dev_valid_name` of the kernel's `net/core/dev.c`.
+/// Checks a device name, as `dev_valid_name` of the kernel's `net/core/dev.c` does, or a glob.
 pub(crate) fn check_interface(name: &str) -> Result<(), RuleError> {
     let bad = name.is_empty()
         || name == "."

@@ -1,17 +1,17 @@
-//! The local address of a packet.
+//! Match field: local addresses.
 
 use ipnet::IpNet;
 
 use super::{Holds, Match, Packet, Tried};
 
 impl Match {
-    /// The prefixes of the local addresses that it is limited to; `None`: every address.
+    /// The local prefixes that the match is limited to; `None`: every local address matches.
     pub(crate) fn local_prefixes(&self) -> Option<Vec<IpNet>> {
         let prefixes = || self.local.iter().map(|target| target.net()).collect();
         (!self.local.is_empty()).then(prefixes)
     }
 
-    /// How its local addresses read in a sentence.
+    /// The local addresses in words: `local address 10.0.0.1`.
     pub(crate) fn local_words(&self) -> String {
         let names: Vec<String> = self.local.iter().map(ToString::to_string).collect();
         format!("local address {}", names.join(","))

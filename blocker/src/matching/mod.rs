@@ -1,11 +1,10 @@
-//! What narrows a rule beyond its targets, its match, and which of several rules decides a packet
-//! ([`Decider`]).
+//! The match of a rule: conditions on packets beyond the rule's targets. [`Decider`] finds the rule
+//! that decides a packet.
 //!
-//! Pure. A [`Match`] has one field for each thing that can narrow a rule; the default of every field
-//! is "any". [`match_fields`] lists the fields, and everything that must enumerate them is made
-//! from that list: [`Match`] itself, and the flat form (YAML, JSON) of every struct that holds one
-//! ([`with_match`]). Each field has a file: its type, text and JSON Schema, its number in a compiled
-//! rule, which packets fit, and how it reads in a sentence.
+//! Pure. A [`Match`] has one field per condition; the default of every field is "any".
+//! [`match_fields`] lists the fields. The list generates [`Match`], and the flat form (YAML, JSON)
+//! of every struct that contains a match ([`with_match`]). Each field has a file with its type,
+//! text and JSON Schema, its value in a compiled rule, its comparison with a packet, and its words.
 
 mod decider;
 mod direction;
@@ -37,33 +36,33 @@ pub use target::Target;
 pub use tried::{Fit, Holds, Miss, Tried, Unknown};
 
 /// The fields of a match, in the order of YAML and JSON: each with its documentation, its type, and
-/// the type that it is read as where it may be absent. The default of each means "any".
+/// the type that is deserialized where the field may be absent. Each field's default means "any".
 ///
-/// A field whose type says "any" by being empty is not written then; others always are.
+/// [`Match`] is serialized without its empty lists. Its other fields are always written.
 macro_rules! match_fields {
     ([$($callback:tt)+] $arguments:tt) => {
         $($callback)+! { $arguments
-            /// Which way.
+            /// The direction of packets, seen from this host.
             direction: $crate::matching::Direction = Option<$crate::matching::Direction>,
-            /// Which protocol.
+            /// The IP protocol.
             protocol: $crate::matching::Protocol = Option<$crate::matching::Protocol>,
-            /// Ports, one of which either side's must be; empty: any.
+            /// Ports: the local or the remote port must be one of them; empty: any.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             ports: Vec<$crate::matching::Ports> = Vec<$crate::matching::Ports>,
-            /// Ports, one of which the local side's must be; empty: any.
+            /// Ports: the local port must be one of them; empty: any.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             local_ports: Vec<$crate::matching::Ports> = Vec<$crate::matching::Ports>,
-            /// Ports, one of which the remote's must be; empty: any.
+            /// Ports: the remote port must be one of them; empty: any.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             remote_ports: Vec<$crate::matching::Ports> = Vec<$crate::matching::Ports>,
-            /// Addresses and prefixes of this host's side (its own, or behind it) to which the rule
-            /// is limited; empty: any.
+            /// Local addresses and prefixes (of this host, or behind it) to which the rule is
+            /// limited; empty: any.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             local: Vec<$crate::matching::Target> = Vec<$crate::matching::Target>,
-            /// Devices (names or globs) to which the rule is limited; empty: every attached one.
+            /// Devices (names or globs) to which the rule is limited; empty: all attached ones.
             #[serde(default, skip_serializing_if = "Vec::is_empty")]
             interfaces: Vec<String> = Vec<String>,
-            /// How many of a hundred packets (flows, for `reset`) are taken.
+            /// The percentage of packets (of flows, for `reset`) that the rule takes.
             percent: $crate::matching::Percent = Option<$crate::matching::Percent>,
         }
     };
@@ -71,12 +70,12 @@ macro_rules! match_fields {
 
 macro_rules! define_match {
     ({} $($(#[$meta:meta])* $field:ident: $type:ty = $asked:ty,)*) => {
-        /// What further narrows a rule. Absent means any.
+        /// The conditions of a rule on packets, beyond its targets. An absent field means any.
         #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, JsonSchema)]
         pub struct Match { $($(#[$meta])* pub $field: $type,)* }
 
         impl Match {
-            /// Writes only the fields that narrow, as a rule that is asked for is written.
+            /// Writes only the fields that are not "any", as a requested rule is written.
             pub(crate) fn serialize_narrowing<S: Serializer>(
                 &self,
                 serializer: S,
@@ -94,9 +93,9 @@ macro_rules! define_match {
 
 match_fields!([define_match] {});
 
-/// A field as it is read where it may be absent.
+/// A deserialized field that may be absent.
 pub(crate) trait Asked<T> {
-    /// The field; "any" if it is absent.
+    /// The field's value; "any" if it is absent.
     fn or_any(self) -> T;
 }
 
@@ -112,13 +111,13 @@ impl<T> Asked<Self> for Vec<T> {
     }
 }
 
-/// Declares a struct that holds a [`Match`], whose fields stand flat among the struct's own in YAML
-/// and JSON; where the match stands, `@match { }` declares the field that holds it.
+/// Declares a struct with a [`Match`], whose field `@match { }` declares. In YAML and JSON, the
+/// match's fields are among the struct's own.
 ///
-/// `serde(flatten)` serves for writing. For reading it does not: it excludes `deny_unknown_fields`,
-/// and errors lose their line and column. The struct is therefore read `from` a form that has all the
-/// fields, which this declares as well: each field of the match may be absent (`asked`) or is as
-/// [`Match`] writes it (`whole`).
+/// `serde(flatten)` serializes the struct. It cannot deserialize the struct: it excludes
+/// `deny_unknown_fields`, and errors lose their line and column. The struct is therefore read
+/// `from` a form with all the fields, which the macro also declares. In the form, each field of the
+/// match may be absent (`asked`) or is as [`Match`] writes it (`whole`).
 macro_rules! with_match {
     ($($declaration:tt)*) => {
         $crate::matching::match_fields!(
@@ -142,7 +141,7 @@ macro_rules! declare_with_match {
         $(#[$meta])*
         $vis struct $name {
             $($(#[$bmeta])* $bvis $before: $btype,)*
-            /// What narrows it further.
+            /// The conditions on packets.
             $(#[$mmeta])*
             $mvis $matching: $crate::matching::Match,
             $($(#[$ameta])* $avis $after: $atype,)*
@@ -170,7 +169,7 @@ macro_rules! declare_with_match {
     };
 }
 
-/// The type of a match's field in a form, and the field from its value there.
+/// The type of a match's field in a form, and the conversion of the form's value to the field.
 macro_rules! form {
     (asked type $type:ty, $asked:ty) => {
         $asked
@@ -189,11 +188,10 @@ macro_rules! form {
 pub(crate) use {declare_with_match, form, match_fields, with_match};
 
 impl Match {
-    /// The same match in its one form, so that equal matches are equal values: lists sorted and free
-    /// of duplicates.
+    /// The match with its lists sorted and without duplicates, so that equal matches compare equal.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// If ports are given for a protocol without ports, or an interface is not valid.
     pub fn normalized(self) -> Result<Self, RuleError> {
         let has_ports =
             !(self.ports.is_empty() && self.local_ports.is_empty() && self.remote_ports.is_empty());

@@ -1,21 +1,21 @@
-//! A packet as a rule sees it, of which only a part may be known.
+//! The properties of a packet that rules compare. Some of them may be unknown.
 //!
-//! It is whole and well formed; what becomes of others stands in `docs/packet-flow.md`.
+//! The packet is complete and well formed: `docs/packet-flow.md` has the policy for other packets.
 
 use std::net::IpAddr;
 
 use blocker_ebpf::Hook;
 
-/// What is known of a packet, besides its remote's address.
+/// What is known of a packet, except its remote address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// Whether it is IPv6.
     pub v6: bool,
-    /// The hook that it meets.
+    /// The hook that sees the packet.
     pub hook: Hook,
-    /// Index of the device that it is on; `None`: not known.
+    /// Index of the packet's device; `None`: not known.
     pub device: Option<u32>,
-    /// This host's address, or that of what is behind it; `None`: not known.
+    /// The local address, of this host or of a host behind it; `None`: not known.
     pub local: Option<IpAddr>,
     /// Its IP protocol; `None`: not known.
     pub protocol: Option<u8>,
@@ -26,19 +26,19 @@ pub struct Packet {
 /// What is known of a packet's ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketPorts {
-    /// Each side's, where it is known.
+    /// Each side's port, where it is known.
     Sides {
-        /// This host's.
+        /// The local port.
         local: Option<u16>,
-        /// The remote's.
+        /// The remote port.
         remote: Option<u16>,
     },
-    /// One side's, without knowing which.
+    /// The port of one side; which side is not known.
     Either(u16),
 }
 
 impl PacketPorts {
-    /// Whether anything is known of them, so that the packet must have ports.
+    /// Whether any port is known, which implies that the packet has ports.
     #[must_use]
     pub const fn is_known(self) -> bool {
         !matches!(

@@ -1,4 +1,4 @@
-//! The share of packets, or of flows, that a rule takes.
+//! Match field: the share of packets, or of flows, that a rule takes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,14 +24,14 @@ impl Percent {
         self.0
     }
 
-    /// The largest 32-bit number that is still taken, numbers being uniform: `n` stands for a share of
-    /// `(n + 1) / 2^32`, and 100 percent for [`abi::ALWAYS`].
+    /// The largest value of a uniform 32-bit sample that the rule takes: `n` is a share of
+    /// `(n + 1) / 2^32`. 100 percent is [`abi::ALWAYS`].
     pub(crate) fn threshold(self) -> u32 {
         let share = (u64::from(self.0) << 32) / 100;
         u32::try_from(share - 1).unwrap_or(abi::ALWAYS)
     }
 
-    /// How it reads in a sentence: `30% of packets`.
+    /// The percentage in words: `30% of packets`.
     pub(crate) fn words(self, of: &str) -> String {
         format!("{self}% of {of}")
     }
@@ -88,7 +88,7 @@ impl Serialize for Percent {
 }
 
 impl<'de> Deserialize<'de> for Percent {
-    /// Reads a number; everything else is refused in the same words.
+    /// Accepts whole numbers from 1 to 100. Other numbers and text give [`RuleError::Percent`].
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
 

@@ -1,4 +1,4 @@
-//! The ports of a packet: of either side, of the local side, of the remote.
+//! Match fields: ports of either side, local ports, remote ports.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,7 +23,7 @@ impl FromStr for Ports {
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
         let port = |part: &str| {
-            // u16's own parser takes "+80", which is a typing error here.
+            // `u16::from_str` accepts "+80", which is not a valid port here.
             let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
             part.parse::<u16>()
                 .ok()
@@ -51,7 +51,7 @@ impl fmt::Display for Ports {
     }
 }
 
-// Numbers, too: `ports: [80]` needs no quotes.
+// Also accepts numbers, so that `ports: [80]` needs no quotes.
 text_serde!(Ports, deserialize_any);
 
 schemas! {
@@ -65,7 +65,7 @@ schemas! {
 }
 
 impl Match {
-    /// How many ports the three sets admit, added.
+    /// The sum of the sizes of the three port sets.
     pub(crate) fn port_breadth(&self) -> u32 {
         [&self.ports, &self.local_ports, &self.remote_ports]
             .map(|set| breadth(set))
@@ -73,7 +73,7 @@ impl Match {
             .sum()
     }
 
-    /// How its ports read in a sentence: `port 80,443, remote port 1-9`.
+    /// The ports in words: `port 80,443, remote port 1-9`.
     pub(crate) fn port_words(&self) -> String {
         let sets: [(&str, &[Ports]); 3] = [
             ("port", &self.ports),
@@ -89,7 +89,7 @@ impl Match {
     }
 }
 
-/// A list's ports as sorted ranges that neither overlap nor touch: equal sets have equal forms.
+/// A list's ports as sorted ranges that neither overlap nor touch, so equal sets compare equal.
 pub(crate) fn merged(list: &[Ports]) -> Vec<Ports> {
     let mut list = list.to_vec();
     list.sort_unstable();
@@ -105,7 +105,7 @@ pub(crate) fn merged(list: &[Ports]) -> Vec<Ports> {
     ranges
 }
 
-/// How many ports a set admits; an empty one means any.
+/// How many ports a set admits. An empty set admits any port, and counts one more than all.
 fn breadth(set: &[Ports]) -> u32 {
     if set.is_empty() {
         return 65_537;
@@ -134,7 +134,8 @@ impl Tried {
                 .sides_fit(Some(port), None)
                 .or(self.sides_fit(None, Some(port))),
         };
-        // An unknown protocol may have no ports, unless the rule names one or a port is known.
+        // A packet of unknown protocol has ports if one is known. It also has ports if the rule
+        // names TCP or UDP: `protocol_fits` says that the packet may be of another protocol.
         let has_ports = packet.protocol.is_some()
             || packet.ports.is_known()
             || self.rule.protocol != abi::ANY_PROTOCOL;
@@ -145,7 +146,7 @@ impl Tried {
         }
     }
 
-    /// Whether the ports are in the rule's sets, for all pairs that the unknown sides allow.
+    /// Whether the ports are in the rule's sets. A side that is unknown may have any port.
     fn sides_fit(&self, local: Option<u16>, remote: Option<u16>) -> Holds {
         let (locals, remotes) = (candidates(local), candidates(remote));
         let fit_locals = both(&locals, self.local_ports.as_deref());
@@ -153,7 +154,7 @@ impl Tried {
         if is_empty(&fit_locals) || is_empty(&fit_remotes) {
             return Holds::Never;
         }
-        // Every pair of such ports has one in the set if all ports of one side are in it.
+        // Every pair of ports has one in the set if all ports of one side are in the set.
         let local_hits = both(&fit_locals, self.ports.as_deref());
         let remote_hits = both(&fit_remotes, self.ports.as_deref());
         if is_empty(&local_hits) && is_empty(&remote_hits) {
@@ -171,7 +172,7 @@ impl Tried {
 /// The bits of a [`PortSet`].
 type Bits = [u64; 1_024];
 
-/// The ports that a side may have.
+/// The ports that a side may have: the known one, else all.
 fn candidates(known: Option<u16>) -> Bits {
     let Some(port) = known else {
         return [u64::MAX; 1_024];
@@ -181,7 +182,7 @@ fn candidates(known: Option<u16>) -> Bits {
     bits
 }
 
-/// Those of the ports that are also in a set.
+/// The ports that are also in a set; no set: all of them.
 fn both(ports: &Bits, set: Option<&PortSet>) -> Bits {
     let mut bits = *ports;
     if let Some(set) = set {

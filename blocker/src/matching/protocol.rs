@@ -1,4 +1,4 @@
-//! The IP protocol of a packet.
+//! Match field: the IP protocol.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use blocker_ebpf::headers::protocol::{ICMP, ICMPV6, TCP, UDP};
 use super::text::{schemas, text_serde};
 use super::{Holds, Packet, RuleError, Tried};
 
-/// The protocol that a rule is narrowed to.
+/// The protocol that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Protocol {
     /// Every protocol.
@@ -38,7 +38,7 @@ impl FromStr for Protocol {
                 _ if !number.bytes().all(|b| b.is_ascii_digit()) => {
                     return Err(RuleError::Protocol(text.to_owned()));
                 }
-                // One form for what has a name: equal rules are to be equal.
+                // TCP and UDP have one form each, so that equal rules compare equal.
                 Ok(6) => Self::Tcp,
                 Ok(17) => Self::Udp,
                 Ok(n) => Self::Number(n),
@@ -61,13 +61,13 @@ impl fmt::Display for Protocol {
 }
 
 impl Protocol {
-    /// Whether it narrows nothing.
+    /// Whether every protocol matches.
     pub(crate) const fn is_any(self) -> bool {
         matches!(self, Self::Any)
     }
 
-    /// How the datapath knows it. With ports, "any" means TCP and UDP: the datapath finds ports in
-    /// no other packet.
+    /// The protocol's number in a compiled rule. With ports, "any" means TCP and UDP: the datapath
+    /// reads ports of no other protocol.
     pub(crate) fn number(self) -> u16 {
         match self {
             Self::Any => abi::ANY_PROTOCOL,
@@ -83,7 +83,7 @@ impl Protocol {
         matches!(self, Self::Any | Self::Tcp | Self::Udp)
     }
 
-    /// How it reads in a sentence: `tcp`, `protocol 47`.
+    /// The protocol in words: `tcp`, `protocol 47`.
     pub(crate) fn words(self) -> String {
         match self {
             Self::Number(number) => format!("protocol {number}"),
@@ -114,7 +114,7 @@ impl Tried {
     }
 }
 
-// Numbers, too: `protocol: 47` needs no quotes.
+// Also accepts numbers, so that `protocol: 47` needs no quotes.
 text_serde!(Protocol, deserialize_any);
 
 schemas! {

@@ -1,8 +1,8 @@
 //! Targets: addresses and prefixes of remotes, and their text.
 //!
-//! Rules may have a million of them, so neither direction of the text allocates, and IPv4 in its usual
-//! form has a parser of its own. What that does not take goes to the standard library's, which
-//! settles what is valid, and to the error that says why it isn't.
+//! A rule may have a million targets. So neither printing a target nor parsing a valid one
+//! allocates, and IPv4 in plain form has a fast parser. The parsers of the standard library and of
+//! `ipnet` decide whether any other text is valid.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -26,19 +26,19 @@ impl Target {
         self.0
     }
 
-    /// An IPv4 target in its usual form. `None` says only that it is not that: what it is, and why
-    /// it may be none, [`Target::from_str`] says.
+    /// Parses an IPv4 target in plain form. For any other text the result is `None`, and
+    /// [`Target::from_str`] tells whether it is a target.
     pub(crate) fn plain(text: &[u8]) -> Option<Self> {
         plain_v4(text).map(|net| Self(IpNet::V4(net)))
     }
 
-    /// Writes its text and an end of line.
+    /// Writes the target's text and a newline.
     ///
     /// # Errors
     /// The writer's.
     pub(crate) fn write_line(self, writer: &mut impl io::Write) -> io::Result<()> {
         let mut text = Text::of(self);
-        // There is room: `Text::LONGEST` is more than any text has.
+        // Cannot fail: `Text::LONGEST` has room for the newline after any target.
         let _ = text.push(b'\n');
         writer.write_all(&text.bytes[..text.length])
     }
@@ -51,7 +51,7 @@ impl Target {
 }
 
 impl From<IpNet> for Target {
-    /// Bits behind the prefix length are cleared.
+    /// Clears the bits after the prefix length.
     fn from(net: IpNet) -> Self {
         Self(net.trunc())
     }
@@ -103,13 +103,13 @@ impl FromStr for Target {
 /// The longest text of an IPv4 target: 255.255.255.255/32.
 const LONGEST_V4: usize = 18;
 
-/// An IPv4 target in its usual form: no number begins with a zero that it could do without, no
-/// bit is set behind the length. `None` says only that it is not that.
+/// Parses an IPv4 target in plain form: no number has a leading zero, and no bit is set after the
+/// prefix length. `None` says only that the text has another form.
 fn plain_v4(text: &[u8]) -> Option<Ipv4Net> {
     if text.len() > LONGEST_V4 {
         return None;
     }
-    // With room for a word that begins at the last byte; zeros are no digits.
+    // `number` reads four bytes, also at the end of the text: the zeros there are not digits.
     let mut bytes = [0; LONGEST_V4 + size_of::<u32>()];
     bytes[..text.len()].copy_from_slice(text);
     let mut address = 0;
@@ -144,13 +144,13 @@ fn plain_v4(text: &[u8]) -> Option<Ipv4Net> {
     Ipv4Net::new(Ipv4Addr::from(address), u8::try_from(length).ok()?).ok()
 }
 
-/// A decimal number of one to three digits without needless zeros, and how many they are.
+/// Parses a decimal number of one to three digits without leading zeros. Returns the number and how
+/// many digits it has.
 ///
-/// How many digits a number has, no processor predicts: no branch here depends on it, but where
-/// this is no such number.
+/// The digit count is hard to predict, so the only branch on it is the one that rejects the text.
 fn number(text: &[u8]) -> Option<(u32, usize)> {
-    // The first byte is the lowest. A digit's is its value now, every other's is 10 or more, which
-    // shows in its top bit; a carry reaches only what is behind the first of these.
+    // The first character is the lowest byte. XOR makes a digit its value, other bytes 10 or more.
+    // The addition sets the top bit of those. It carries only into bytes after the first of them.
     let word = u32::from_le_bytes(*text.first_chunk()?) ^ 0x3030_3030;
     let others = (word.wrapping_add(0x7676_7676) | word) & 0x8080_8080;
     let digits = others.trailing_zeros() / 8;
@@ -169,7 +169,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// The digits of every octet, and how many they are: cheaper to look up than to divide for.
+/// The digits of every octet, and how many they are: a lookup is cheaper than divisions.
 const DECIMAL: [([u8; 3], usize); 256] = {
     let mut table = [([0; 3], 0); 256];
     let mut number = 0;
@@ -193,8 +193,8 @@ struct Text {
 }
 
 impl Text {
-    /// An IPv6 address is at most 39 characters long (RFC 5952; its mixed form is for mapped ones
-    /// and shorter), a length four more.
+    /// An IPv6 address has at most 39 characters (RFC 5952; the mixed notation of mapped addresses
+    /// is shorter), a prefix length at most four.
     const LONGEST: usize = 48;
 
     fn of(target: Target) -> Self {
@@ -202,7 +202,7 @@ impl Text {
             bytes: [0; Self::LONGEST],
             length: 0,
         };
-        // It fails only where there is no room, and there is.
+        // Cannot fail: `LONGEST` has room for any target.
         let _ = text.write(target);
         text
     }
@@ -230,7 +230,7 @@ impl Text {
         let (digits, count) = &DECIMAL[usize::from(number)];
         let end = self.length + digits.len();
         let room = self.bytes.get_mut(self.length..end).ok_or(fmt::Error)?;
-        room.copy_from_slice(digits); // what is behind the last digit is overwritten, or not read
+        room.copy_from_slice(digits); // bytes after the last digit are overwritten or not read
         self.length += count;
         Ok(())
     }
@@ -301,7 +301,7 @@ mod tests {
         Target::from(IpNet::new(address, length).unwrap())
     }
 
-    /// Whose text has every form: runs of zeros, of every length and in every place.
+    /// Addresses whose texts have every form: runs of zeros of every length and position.
     fn sparse() -> impl Strategy<Value = Ipv6Addr> {
         let group = prop_oneof![Just(0u16), Just(0), any::<u16>(), 0u16..0x20];
         proptest::array::uniform8(group).prop_map(Ipv6Addr::from)
@@ -321,7 +321,7 @@ mod tests {
             }
         }
 
-        /// What the fast parser takes is what the standard library reads there.
+        /// The fast parser accepts only what the standard parsers accept, with the same result.
         #[test]
         fn plain_ipv4_is_what_it_is_to_the_standard_library(text in "[0-9./]{0,20}|([0-9]{1,3}\\.){3}[0-9]{1,3}(/[0-9]{1,3})?") {
             let slow = text

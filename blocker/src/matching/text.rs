@@ -1,4 +1,4 @@
-//! Text both ways: serde by `Display` and `FromStr`, and enums of words.
+//! Macros for types that are written as text: serde, enums of words, JSON Schemas.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +7,8 @@ use serde::de;
 
 use super::RuleError;
 
-/// An enum of words: text both ways, serde both ways, its JSON Schema, and one error that lists the
-/// words.
+/// Declares an enum of words with `FromStr`, `Display`, serde, a JSON Schema, and an error that
+/// lists the words.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident, $what:literal, $expected:literal, { $($(#[$vmeta:meta])* $variant:ident = $word:literal),* $(,)? }) => {
         $(#[$meta])*
@@ -16,7 +16,7 @@ macro_rules! words {
         pub enum $name { $($(#[$vmeta])* $variant),* }
 
         impl $name {
-            /// Every value, in the order in which they are documented.
+            /// Every value, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             /// The word that names it in YAML, JSON and flags.
@@ -54,8 +54,8 @@ macro_rules! words {
     };
 }
 
-/// Serde by `Display` and `FromStr`, from text alone: an id written `1_000` or `12.50` is not to
-/// become `1000` or `12.5` on its way through a number.
+/// Implements serde by `Display` and `FromStr`. By default only text is accepted: an id written
+/// `1_000` or `12.50` must not be parsed as a number and become `1000` or `12.5`.
 macro_rules! text_serde {
     ($name:ident) => {
         text_serde!($name, deserialize_str);
@@ -76,7 +76,7 @@ macro_rules! text_serde {
     };
 }
 
-/// The JSON Schema of types that are text with a grammar.
+/// Implements `JsonSchema` for types that are text with a grammar.
 macro_rules! schemas {
     ($($name:ident: $schema:tt;)+) => {$(
         impl schemars::JsonSchema for $name {
@@ -91,7 +91,7 @@ macro_rules! schemas {
     )+};
 }
 
-/// Reads text, and numbers as their text.
+/// Parses text. A number is parsed as its decimal text.
 pub(crate) struct TextVisitor<T>(pub(crate) std::marker::PhantomData<T>);
 
 impl<T: FromStr<Err = RuleError>> de::Visitor<'_> for TextVisitor<T> {

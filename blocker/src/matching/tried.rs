@@ -1,42 +1,42 @@
-//! Whether one compiled rule takes a packet, of which only a part may be known: the same as
-//! `matches` of `blocker-ebpf`'s `matches.rs`. The file of each field decides whether it fits in that one.
+//! Whether a compiled rule takes a packet, some of whose properties may be unknown. The answer is
+//! that of `blocker-ebpf/src/matches.rs`. Each match field's file compares that field.
 
 use blocker_ebpf::{self as abi, PortSet};
 use ipnet::IpNet;
 
 use super::{Match, Packet};
 
-/// A compiled rule and the sets that it names; `None`: any.
+/// A compiled rule and the sets that it names. A set that is `None` admits anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tried {
     /// The rule.
     pub rule: abi::Rule,
-    /// Ports, one of which either side's must be.
+    /// Ports: the local or the remote port must be one of them.
     pub ports: Option<Box<PortSet>>,
-    /// Ports, one of which the local side's must be.
+    /// Ports: the local port must be one of them.
     pub local_ports: Option<Box<PortSet>>,
-    /// Ports, one of which the remote's must be.
+    /// Ports: the remote port must be one of them.
     pub remote_ports: Option<Box<PortSet>>,
     /// Indexes of devices.
     pub interfaces: Option<Vec<u32>>,
-    /// Prefixes, in one of which the local address must be.
+    /// Prefixes: one of them must contain the local address.
     pub locals: Option<Vec<IpNet>>,
 }
 
 /// Whether a rule takes a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
-    /// It takes every such packet.
+    /// It takes every packet with the known properties.
     Takes,
-    /// It takes a part of them: its percentage, by packet or by flow.
+    /// It takes its percentage of them, sampled by packet or by flow.
     Share,
-    /// It takes some of them, depending on what is not known of the packet.
+    /// It takes some of them, depending on unknown properties of the packet.
     Depends(Unknown),
-    /// It takes none.
+    /// It takes none of them.
     Not(Miss),
 }
 
-/// The unknown properties of a packet on which it depends whether a rule takes it.
+/// The unknown properties of a packet that decide whether a rule takes the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unknown {
     /// Its device.
@@ -72,18 +72,18 @@ impl Unknown {
     }
 }
 
-/// What keeps a rule from taking a packet; the first that does, in the order of the datapath.
+/// Why a rule does not take a packet: the first condition that fails, in the datapath's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {
-    /// It goes the other way.
+    /// The packet goes in the other direction.
     Direction,
-    /// It is of another protocol.
+    /// The packet is of another protocol.
     Protocol,
-    /// Its ports are not in the rule's sets, or its protocol has no ports.
+    /// The packet's ports are not in the rule's sets, or its protocol has no ports.
     Ports,
-    /// It is on another device.
+    /// The packet is on another device.
     Interface,
-    /// Its local address is another.
+    /// The packet has another local address.
     Local,
     /// The rule's deadline has passed.
     Deadline,
@@ -103,7 +103,7 @@ impl Miss {
     }
 }
 
-/// Whether something holds for the packets in question.
+/// Whether a condition holds for the packets with the known properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
     /// For all of them.
@@ -115,8 +115,8 @@ pub enum Holds {
 }
 
 impl Tried {
-    /// Whether the rule takes a packet of an address that it lists, at a time in nanoseconds of
-    /// `CLOCK_BOOTTIME`.
+    /// Whether the rule takes a packet whose remote address its targets cover. `now` is in
+    /// nanoseconds of `CLOCK_BOOTTIME`.
     #[must_use]
     pub fn fit(&self, packet: &Packet, now: u64) -> Fit {
         if !self.direction_fits(packet) {
@@ -165,7 +165,7 @@ impl From<bool> for Holds {
 }
 
 impl Holds {
-    /// For packets that are of one kind or of another.
+    /// The value for packets of two kinds, each with its own value.
     pub(super) fn or(self, other: Self) -> Self {
         if self == other { self } else { Self::Sometimes }
     }

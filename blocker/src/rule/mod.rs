@@ -1,9 +1,9 @@
-//! What a rule is: its parts, how each is read from text, and how it is written back.
+//! Rules: their parts, and how each part is parsed from text and written back.
 //!
-//! Pure. A [`RuleSpec`] is what a person or a program asked for (YAML, JSON or flags, the same
-//! fields everywhere); [`RuleSpec::resolve`] turns it into a [`Rule`], in which every default is
-//! made explicit. Whether a rule is wise is [`crate::safety`]'s question, whether it fits the
-//! datapath is [`crate::compile`]'s.
+//! Pure. A [`RuleSpec`] is a rule as requested, with the same fields in YAML, JSON and flags.
+//! [`RuleSpec::resolve`] turns it into a [`Rule`], in which every default is explicit.
+//! [`crate::safety`] checks whether a rule would cut off the host or the caller;
+//! [`crate::compile`] checks whether the rules fit the datapath.
 
 mod parts;
 #[cfg(test)]
@@ -29,25 +29,25 @@ pub use targets::Targets;
 pub use words::{Established, Mode, OnLift, Owner};
 
 with_match! {
-    /// A rule as it is asked for. Absent fields take the defaults that [`Defaults`] and the mode give.
+    /// A rule as requested. [`Defaults`] and the mode give the defaults of absent fields.
     #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
     #[serde(from = "RuleSpecForm")]
     pub struct RuleSpec from asked #[derive(Deserialize, JsonSchema)] RuleSpecForm {
-        /// Its name; made up if absent.
+        /// The rule's id; generated if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub id: Option<RuleId>,
-        /// The remotes.
+        /// The remotes: addresses and prefixes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub targets: Vec<Target>,
-        /// A file with more of them (see [`crate::lists`]). Whoever reads the text that the rule is
-        /// written in reads the file as well, by [`crate::lists::List::take`], and then there is none: a
-        /// rule that still names one is refused.
+        /// A file with more targets (see [`crate::lists`]). The program that parses the rule loads
+        /// the file with [`crate::lists::List::take`], which clears this field. A rule that still
+        /// names a file is refused.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub targets_file: Option<PathBuf>,
-        /// Parts of the targets that the rule leaves alone.
+        /// Addresses and prefixes to which the rule does not apply.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub except: Vec<Target>,
-        /// What is done.
+        /// What is done with the packets that the rule decides.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub mode: Option<Mode>,
         @match {
@@ -55,29 +55,29 @@ with_match! {
             #[schemars(with = "Match")]
             pub matching
         }
-        /// What becomes of established flows.
+        /// What happens to flows that are established when the rule starts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub established: Option<Established>,
-        /// What becomes of blocked flows at the end.
+        /// What happens to blocked flows when the rule ends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub on_lift: Option<OnLift>,
-        /// How long the rule lives.
+        /// How long the rule is in force.
         #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
         pub lifetime: Option<Lifetime>,
         /// When the rule ends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<String>", extend("format" = "date-time"))]
         pub expires: Option<Timestamp>,
-        /// How long the rule lives unless it is confirmed.
+        /// How long the rule is in force unless it is confirmed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub confirm_within: Option<Lifetime>,
-        /// Why it is there.
+        /// Why the rule exists.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub comment: Option<String>,
     }
 }
 
-/// What the configuration's `defaults:` gives to rules that leave it out.
+/// The configuration's `defaults:`, for fields that a rule leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Defaults {
@@ -94,55 +94,55 @@ impl Default for Defaults {
 with_match! {
     /// A rule with every default made explicit.
     ///
-    /// `targets` and `except` are sorted and free of duplicates; equal rules mean the same. Copies share
-    /// their targets.
+    /// `targets` and `except` are sorted and without duplicates, so equality does not depend on the
+    /// order in which they were written. Clones share the targets.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
     #[serde(from = "RuleForm")]
     pub struct Rule from whole #[derive(Deserialize, JsonSchema)] RuleForm {
-        /// Its name.
+        /// The rule's id.
         pub id: RuleId,
-        /// The remotes.
+        /// The remotes: addresses and prefixes.
         pub targets: Targets,
-        /// Parts of the targets that the rule leaves alone, carve-outs included.
+        /// Addresses and prefixes to which the rule does not apply, carve-outs included.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub except: Vec<Target>,
-        /// What is done.
+        /// What is done with the packets that the rule decides.
         pub mode: Mode,
         @match {
             #[serde(flatten)]
             pub matching
         }
-        /// What becomes of established flows.
+        /// What happens to flows that are established when the rule starts.
         pub established: Established,
-        /// What becomes of blocked flows at the end.
+        /// What happens to blocked flows when the rule ends.
         pub on_lift: OnLift,
-        /// When the rule ends (wall clock; the datapath keeps boot time).
+        /// When the rule ends (wall clock; the datapath compares `CLOCK_BOOTTIME`).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<String>", extend("format" = "date-time"))]
         pub expires: Option<Timestamp>,
-        /// That it is yet to be confirmed: `expires` is when it ends if it is not.
+        /// Present while the rule is unconfirmed: it ends at `expires` unless it is confirmed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub unconfirmed: Option<Unconfirmed>,
-        /// Why it is there.
+        /// Why the rule exists.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub comment: Option<String>,
     }
 }
 
-/// What becomes of a rule once it is confirmed.
+/// What changes in a rule when it is confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unconfirmed {
-    /// When it ends then (wall clock).
+    /// When the rule ends after it is confirmed (wall clock); absent: no deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires: Option<Timestamp>,
 }
 
 impl RuleSpec {
-    /// Makes every default explicit and checks what only the whole rule can tell.
+    /// Makes every default explicit and checks the fields against each other.
     ///
-    /// `id` names the rule if the spec does not; `now` is the wall clock.
+    /// `id` generates an id if the spec has none; `now` is the wall clock.
     ///
     /// # Errors
     /// The first [`RuleError`] found.
@@ -208,8 +208,8 @@ impl RuleSpec {
 }
 
 impl Rule {
-    /// Checks what [`RuleSpec::resolve`] checks, for a rule that came another way than through
-    /// it. A deadline in the past is none of its business.
+    /// Makes the checks of [`RuleSpec::resolve`] on a rule that it did not make. Deadlines are not
+    /// checked: they may be in the past.
     ///
     /// # Errors
     /// The first [`RuleError`] found.
@@ -232,28 +232,28 @@ impl Rule {
         self.matching.interfaces.is_empty() || self.matching.interfaces.iter().any(matches)
     }
 
-    /// Whether it kills them before it blocks: its mode would drop the RST that ends a flow.
+    /// Whether the rule kills flows before it blocks: its mode would drop the RST that ends a flow.
     #[must_use]
     pub fn kills_first(&self) -> bool {
         self.kills() && !self.mode.ends_flows()
     }
 
-    /// Whether its flows are killed when it ends. A `reset` rule leaves none to kill.
+    /// Whether the rule's flows are killed when it ends. A `reset` rule leaves none to kill.
     #[must_use]
     pub fn lifts_by_reset(&self) -> bool {
         self.on_lift == OnLift::Reset && self.mode.blocks() && !self.mode.ends_flows()
     }
 
-    /// Whether two rules do the same to packets: all but the id, the comment and the deadline.
+    /// Whether two rules are equal except for the id, the comment and the deadlines.
     #[must_use]
     pub fn same_effect(&self, other: &Self) -> bool {
         self.same_action(other) && self.except == other.except && self.targets == other.targets
     }
 
-    /// Whether two rules do the same to packets of a remote that both cover.
+    /// Whether two rules do the same to packets and flows of a remote that both cover.
     #[must_use]
     pub fn same_action(&self, other: &Self) -> bool {
-        // Fields are named one by one, so that the compiler finds this when one is added.
+        // Every field is named, so that a new field is a compile error here.
         let Self {
             id: _,
             targets: _,
@@ -274,8 +274,8 @@ impl Rule {
 }
 
 impl From<Rule> for RuleSpec {
-    /// The specification that resolves to the rule, whatever the defaults; to it as it is now, if it
-    /// is yet to be confirmed.
+    /// The specification that resolves to the rule, whatever the defaults. `unconfirmed` is left
+    /// out: the specification has only the present deadline.
     fn from(rule: Rule) -> Self {
         Self {
             id: Some(rule.id),

@@ -1,4 +1,4 @@
-//! The parts of a rule that have a grammar and are not its match: ids and lifetimes.
+//! A rule's id and lifetime, with their grammars.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use super::RuleError;
 use crate::matching::text::text_serde;
 
-/// A rule's name: `[a-z0-9][a-z0-9._-]{0,62}`.
+/// A rule's id: `[a-z0-9][a-z0-9._-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(String);
 
@@ -63,7 +63,7 @@ impl FromStr for Lifetime {
 
     fn from_str(text: &str) -> Result<Self, RuleError> {
         let error = || RuleError::Duration(text.to_owned());
-        // A day here is 24 hours: a deadline counts time, not calendars.
+        // A day is 24 hours: a lifetime does not follow the calendar.
         let span: jiff::Span = text.parse().map_err(|_| error())?;
         let duration = span
             .to_duration(jiff::SpanRelativeTo::days_are_24_hours())

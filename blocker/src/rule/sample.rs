@@ -2,7 +2,7 @@
 
 use super::{Defaults, Rule, RuleSpec};
 
-/// A rule on targets (separated by blanks), with the other fields as YAML.
+/// A rule on targets (separated by spaces), with the other fields as YAML.
 pub(crate) fn rule(id: &str, targets: &str, fields: &str) -> Rule {
     let mut spec: serde_json::Value = serde_yaml::from_str(fields).unwrap();
     let fields = spec.as_object_mut().unwrap();

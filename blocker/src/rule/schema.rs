@@ -1,9 +1,9 @@
-//! JSON Schema of a rule's parts that are text with a grammar.
+//! JSON Schemas of a rule's id and lifetime.
 
 use super::{Lifetime, RuleId};
 use crate::matching::text::schemas;
 
-/// What an id looks like.
+/// The pattern of a rule's id.
 pub(crate) const ID_PATTERN: &str = "^[a-z0-9][a-z0-9._-]{0,62}$";
 
 schemas! {

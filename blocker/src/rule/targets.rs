@@ -1,4 +1,4 @@
-//! The targets of a rule, as many as there are.
+//! The set of a rule's targets.
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,25 +8,25 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Target;
 
-/// Targets, sorted and free of duplicates. They never change, and copies share them: a rule may
-/// have a million, and is copied whenever another one changes.
+/// Targets, sorted and without duplicates. They are immutable, and clones share them: a rule may
+/// have a million targets, and every change of the ruleset clones all rules.
 #[derive(Clone, Default, Eq)]
 pub struct Targets(Arc<Vec<Target>>);
 
 impl Targets {
-    /// Whether two are the very same, not just equal. Never costs more than a look.
+    /// Whether two sets share one allocation. Compares only pointers.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Whether this is one of them.
+    /// Whether the set contains a target.
     #[must_use]
     pub fn have(&self, target: Target) -> bool {
         self.binary_search(&target).is_ok()
     }
 
-    /// The targets that `keep` keeps.
+    /// The targets for which `keep` returns true.
     #[must_use]
     pub fn only(&self, keep: impl Fn(&Target) -> bool) -> Self {
         self.iter().copied().filter(keep).collect()
@@ -35,7 +35,7 @@ impl Targets {
 
 impl From<Vec<Target>> for Targets {
     fn from(mut targets: Vec<Target>) -> Self {
-        // Most are sorted before they come here.
+        // Most lists are sorted already.
         if !targets.is_sorted_by(|one, next| one < next) {
             targets.sort_unstable();
             targets.dedup();

@@ -1,4 +1,4 @@
-//! Rules and their parts: text both ways, defaults, and what is refused in which words.
+//! Rules and their parts: parsing and printing, defaults, and error texts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -443,7 +443,7 @@ fn lifetime(seconds: i64) -> Lifetime {
 fn any_target() -> impl Strategy<Value = Target> {
     let v4 = (any::<u32>(), 0..=32_u8)
         .prop_map(|(bits, length)| IpNet::from(ipnet::Ipv4Net::new_assert(bits.into(), length)));
-    // Mapped prefixes are no targets.
+    // IPv4-mapped prefixes are not valid targets.
     let v6 = (1_u128 << 64.., 0..=128_u8)
         .prop_map(|(bits, length)| IpNet::from(ipnet::Ipv6Net::new_assert(bits.into(), length)));
     prop_oneof![v4, v6].prop_map(Target::from)

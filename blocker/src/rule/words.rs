@@ -1,4 +1,4 @@
-//! The parts of a rule that are one of a few words, and its owner.
+//! Enumerated fields of a rule, and its owner.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,9 +11,9 @@ words! {
     Mode, "mode", "drop, reset, reject or audit", {
         /// Silently dropped.
         Drop = "drop",
-        /// RST to both ends of TCP, ICMP port unreachable for the rest; established flows die.
+        /// RST to both ends of TCP, else ICMP port unreachable. By default kills established flows.
         Reset = "reset",
-        /// ICMP administratively prohibited.
+        /// Dropped, and answered by ICMP administratively prohibited.
         Reject = "reject",
         /// Counted, and passed.
         Audit = "audit",
@@ -21,20 +21,20 @@ words! {
 }
 
 impl Mode {
-    /// Whether a packet that the rule decides goes no further.
+    /// Whether a packet that the rule decides is stopped.
     #[must_use]
     pub const fn blocks(self) -> bool {
         !matches!(self, Self::Audit)
     }
 
-    /// Whether the sender is answered.
+    /// Whether the datapath replies to the sender.
     #[must_use]
     pub const fn replies(self) -> bool {
         matches!(self, Self::Reset | Self::Reject)
     }
 
-    /// Whether a flow that meets the rule ends. Such a mode kills established flows by default, lets
-    /// a RST pass, and leaves no flow to kill when the rule ends.
+    /// Whether the mode ends the flows whose packets it decides. Such a mode kills established
+    /// flows by default, passes RSTs, and leaves no flow to kill when the rule ends.
     #[must_use]
     pub const fn ends_flows(self) -> bool {
         matches!(self, Self::Reset)
@@ -42,34 +42,33 @@ impl Mode {
 }
 
 words! {
-    /// What becomes of the flows that were established when the rule starts.
+    /// What happens to flows that are established when the rule starts.
     Established, "established", "kill or keep", {
-        /// Killed at both ends.
+        /// The flows are killed at both ends.
         Kill = "kill",
-        /// Kept; what they send meets the rule.
+        /// The flows are not killed; the rule applies to their packets.
         Keep = "keep",
     }
 }
 
 words! {
-    /// What becomes of the blocked flows when the rule ends.
+    /// What happens to blocked flows when the rule ends.
     OnLift, "on_lift", "resume or reset", {
-        /// They may resume, and what is retransmitted is delivered.
+        /// The flows may resume: retransmitted data is delivered.
         Resume = "resume",
-        /// They are killed at both ends first, so that nothing sent during the block is delivered.
+        /// The flows are killed at both ends first: data sent during the block is not delivered.
         Reset = "reset",
     }
 }
 
-/// Who put a rule there.
+/// Who put a rule in force.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// The configuration file.
     Config,
     /// A request over the control API.
     Api,
-    /// A lease over the control API, by its id: the rule holds as long as whoever asked for it is
-    /// there.
+    /// A lease over the control API, by its id: the rule is lifted when the client disconnects.
     Lease(String),
     /// The fleet's etcd.
     Fleet,
