@@ -1,10 +1,9 @@
 //! Compiles a ruleset into a snapshot: the tables that the datapath reads, as plain memory.
 //!
-//! Pure: no maps, no clock, no interfaces by name. [`compile`] either gives a whole [`Snapshot`]
-//! that fits the [`Limits`], or a [`CompileError`] and nothing. Writing it into a bank is
-//! [`crate::datapath`]'s.
+//! Pure: no maps, no clock, no interface names. [`compile`] returns a [`Snapshot`] that fits the
+//! [`Limits`], or a [`CompileError`]. [`crate::datapath`] writes the snapshot into a bank.
 //!
-//! # What an address's rules are
+//! # The rules of an address
 //!
 //! For every address, the rules whose targets cover it are listed in the order in which the
 //! datapath tries them; the first that matches the packet decides:
@@ -13,20 +12,19 @@
 //! 2. among equals, the narrower match ([`mod@rank`]);
 //! 3. among equals, the smaller id.
 //!
-//! An `except` prefix takes its rule off the list for every address inside it, whatever else of
-//! that rule covers the address or lies inside the exception: an exception always wins over the
-//! targets of its own rule, and never touches another rule. Inside a `protect` prefix the list is
-//! empty, whatever is nested there.
+//! An `except` prefix removes its rule from the lists of all addresses inside it, even where a
+//! target of the rule is more specific. It does not affect other rules. Inside a `protect` prefix
+//! the list is empty, even where targets are more specific.
 //!
-//! # How
+//! # Algorithm
 //!
-//! Prefixes either nest or are disjoint, so one pass over them in order, with a stack of those
-//! that are open, cuts the address space into segments (`sweep`); what applies in a segment is
-//! a state that depends on the parent's state and on what the prefix adds (`states`), computed
-//! once for each such pair. Equal lists are kept once (`lists`). IPv4 segments become a range
-//! table (`v4`), IPv6 segments a static search tree (`v6`).
+//! Prefixes either nest or are disjoint, so one pass over the sorted prefixes, with a stack of the
+//! open ones, cuts the address space into segments (`sweep`). The rules of a segment are a state.
+//! It follows from the state of the enclosing prefix and from what the prefix adds, and is computed
+//! once for each such pair (`states`). Equal lists are stored once (`lists`). IPv4 segments become
+//! a range table (`v4`), IPv6 segments a static search tree (`v6`).
 //!
-//! Which of an address's rules decides a packet is told by [`crate::matching::Decider`].
+//! [`crate::matching::Decider`] finds the rule of a list that decides a packet.
 
 mod fill;
 mod lists;
@@ -63,12 +61,12 @@ pub struct Input<'a> {
     pub rules: &'a [RuleInput<'a>],
     /// Prefixes that no rule may touch.
     pub protect: &'a [IpNet],
-    /// Whether XDP runs in the kernel's generic path. It meets blocker's own replies there, on their
-    /// way into the stack, and has no mark to know them by.
+    /// Whether XDP runs in the kernel's generic path. There XDP sees blocker's own replies on their
+    /// way into the stack, and cannot read the mark that identifies them.
     pub generic_xdp: bool,
 }
 
-/// A rule and what the rule itself does not say.
+/// A rule, with its values that the daemon assigns.
 #[derive(Debug, Clone)]
 pub struct RuleInput<'a> {
     /// The rule.
@@ -77,15 +75,15 @@ pub struct RuleInput<'a> {
     pub deadline: u64,
     /// Slot of its counters.
     pub counter: u32,
-    /// Indexes of the devices that the rule's `interfaces` mean now; `None`: every device.
-    /// An empty list is no mistake: none of them is there now, and the rule matches nothing.
+    /// Indexes of the devices that the rule's `interfaces` match now; `None`: every device.
+    /// An empty list is valid: none of the devices exists now, and the rule matches nothing.
     pub interfaces: Option<Vec<u32>>,
 }
 
-/// What a bank holds. A snapshot that does not fit is refused as a whole.
+/// The capacity of a bank. A ruleset that does not fit is refused as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Prefixes: targets, exceptions and local addresses of all rules, and protected ones.
+    /// Prefixes: targets, exceptions and local addresses of all rules, and protected prefixes.
     pub prefixes: u32,
     /// Rules; at most [`abi::MAX_RULES`].
     pub rules: u32,
@@ -100,9 +98,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits of a bank that has room for any `rules` and `prefixes`, of which `prefixes_v6` may be
-    /// IPv6, as the configuration's `limits:` ask for. Overlaps have their own bounds: rules that
-    /// overlap in many ways may need more rule lists than there is room for, and are refused then.
+    /// Limits of a bank with room for this many rules, and prefixes, of which `prefixes_v6` may be
+    /// IPv6, as the configuration's `limits:` say. Rule lists have a bound of their own: rules that
+    /// overlap in many different ways may exceed it, and are refused.
     #[must_use]
     pub fn sized(prefixes: u32, prefixes_v6: u32, rules: u32) -> Self {
         Self {
@@ -141,7 +139,7 @@ pub struct Snapshot {
     pub v6: V6Table,
     /// How many of [`Limits::prefixes`] are used.
     pub prefixes: u64,
-    /// How many of them are IPv6 and in the tree.
+    /// How many IPv6 prefixes the tree is made from: all but local addresses.
     pub prefixes_v6: u64,
 }
 
@@ -186,7 +184,7 @@ impl Snapshot {
     }
 }
 
-/// Why a ruleset does not compile. Nothing was changed.
+/// Why a ruleset does not compile.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
     /// Too many rules.
@@ -227,7 +225,7 @@ pub enum CompileError {
         "the rules overlap in more than {limit} different ways (the first that does not fit is at {address}): let fewer rules overlap, or merge rules that do the same"
     )]
     Lists {
-        /// Where the first rule list that does not fit begins.
+        /// An address of the first rule list that does not fit.
         address: IpAddr,
         /// How many different lists are allowed.
         limit: u32,
@@ -267,9 +265,9 @@ pub enum CompileError {
         "{ranges} IPv4 ranges do not fit the {limit} blocks that the datapath was loaded with: raise limits.prefixes and restart"
     )]
     RangeBlocks {
-        /// Ranges there are.
+        /// How many ranges there are.
         ranges: usize,
-        /// Blocks there are.
+        /// How many blocks there are.
         limit: u32,
     },
     /// The IPv6 ranges do not fit.
@@ -277,9 +275,9 @@ pub enum CompileError {
         "the IPv6 prefixes make {ranges} ranges (two for each prefix that stands alone), more than the {limit} that the datapath was loaded for: raise limits.prefixes_v6 and restart"
     )]
     V6Ranges {
-        /// Ranges there are.
+        /// How many ranges there are.
         ranges: usize,
-        /// Ranges there is room for.
+        /// How many ranges fit.
         limit: usize,
     },
 }
@@ -295,7 +293,7 @@ fn some_of(rules: &[RuleId]) -> String {
 /// Compiles a ruleset.
 ///
 /// # Errors
-/// A [`CompileError`] if the ruleset does not fit the limits; it names what and where.
+/// A [`CompileError`] if the ruleset does not fit the limits; it names the exceeded limit.
 pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileError> {
     let prefixes = check_counts(input, limits)?;
     let compiled = rules::compile(input, limits)?;
@@ -320,7 +318,7 @@ pub fn compile(input: &Input<'_>, limits: &Limits) -> Result<Snapshot, CompileEr
     })
 }
 
-/// Checks the counts that need no compiling; gives that of prefixes.
+/// Checks the numbers of rules and of prefixes. Returns the number of prefixes.
 fn check_counts(input: &Input<'_>, limits: &Limits) -> Result<u64, CompileError> {
     let allowed = limits.rules.min(abi::MAX_RULES);
     if input.rules.len() as u64 > u64::from(allowed) {
@@ -342,7 +340,7 @@ fn check_counts(input: &Input<'_>, limits: &Limits) -> Result<u64, CompileError>
     Ok(prefixes as u64)
 }
 
-/// Every prefix with what it asks for, by family.
+/// The claims of all targets, exceptions and protected prefixes, by address family.
 fn claims(input: &Input<'_>, order: &[u16]) -> (Vec<Claim<u32>>, Vec<Claim<u128>>) {
     let mut v4 = Vec::new();
     let mut v6 = Vec::new();

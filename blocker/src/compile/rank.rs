@@ -4,7 +4,7 @@ use crate::rule::Rule;
 
 use super::RuleInput;
 
-/// How narrow a rule's match is; the smaller, the narrower, the earlier it is tried.
+/// How narrow a rule's match is. A narrower match has a smaller rank and is tried earlier.
 ///
 /// The criteria, in the order in which they decide:
 ///
@@ -14,7 +14,7 @@ use super::RuleInput;
 /// 3. a rule limited to interfaces before one that isn't;
 /// 4. a rule limited to local addresses before one that isn't;
 /// 5. a rule for one direction before a rule for both;
-/// 6. the smaller percentage first, since the other way round it would never see a packet.
+/// 6. the smaller percentage first: after a rule that takes everything, it would see no packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     any_protocol: bool,
@@ -39,9 +39,9 @@ pub fn rank(rule: &Rule) -> Rank {
     }
 }
 
-/// The numbers of the rules in trial order, as far as their targets are equally specific.
+/// The numbers of the rules in their trial order where their targets are equally specific.
 pub(super) fn trial_order(rules: &[RuleInput<'_>]) -> Vec<u16> {
-    // As many as the caller has checked to be at most `abi::MAX_RULES`.
+    // `check_counts` has refused more than `abi::MAX_RULES` rules, so every number is a u16.
     let mut order: Vec<u16> = (0..=u16::MAX).take(rules.len()).collect();
     order.sort_by_cached_key(|number| {
         let rule = rules[usize::from(*number)].rule;

@@ -1,4 +1,4 @@
-//! One rule's match and mode in the datapath's terms. Which addresses it applies to is not here.
+//! Compiles the match and the mode of each rule. `v4` and `v6` compile the targets.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -87,8 +87,8 @@ fn mode(mode: Mode) -> u8 {
     }
 }
 
-/// A rule whose mode ends flows passes the RST that ends one. A rule that kills flows when it ends
-/// records them.
+/// A rule whose mode ends flows passes RSTs, and takes a percentage by flow. A rule whose flows are
+/// killed when it ends records them.
 fn flags(rule: &Rule) -> u16 {
     let mut flags = 0;
     if rule.mode.ends_flows() {
@@ -103,7 +103,7 @@ fn flags(rule: &Rule) -> u16 {
     flags
 }
 
-/// Whether a rule is what [`abi::flag::PLAIN`] says.
+/// Whether a rule drops every incoming packet: see [`abi::flag::PLAIN`].
 fn is_plain(rule: &abi::Rule) -> bool {
     rule.flags == abi::flag::AT_XDP
         && rule.directions & abi::direction::INGRESS != 0
@@ -113,11 +113,11 @@ fn is_plain(rule: &abi::Rule) -> bool {
         && rule.locals == abi::ANY_LOCALS
 }
 
-/// [`abi::ANY_INTERFACES`], and [`abi::ANY_LOCALS`].
+/// [`abi::ANY_INTERFACES`] and [`abi::ANY_LOCALS`], which are equal.
 const ANY: u16 = abi::ANY_INTERFACES;
 const _: () = assert!(ANY == abi::ANY_LOCALS);
 
-/// The interface sets of a snapshot, or its local address sets; equal ones kept once.
+/// The interface sets or the local address sets of a snapshot. Equal sets are stored once.
 struct Sets<T> {
     sets: Vec<Vec<T>>,
     numbers: HashMap<Vec<T>, u16>,
@@ -133,8 +133,8 @@ impl<T> Default for Sets<T> {
 }
 
 impl<T: Clone + Ord + Hash> Sets<T> {
-    /// The number of the set of these members, [`ANY`] for none given; `None` if the set is one
-    /// too many.
+    /// The number of the set with these members, or [`ANY`] if `members` is `None`. The result is
+    /// `None` if there is no number left.
     fn number(&mut self, members: Option<Vec<T>>) -> Option<u16> {
         let Some(mut members) = members else {
             return Some(ANY);

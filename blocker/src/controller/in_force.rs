@@ -1,4 +1,4 @@
-//! The rules in force, as a teardown asks them: read from the live bank, as the datapath reads it.
+//! The rules in force for a teardown, read from the live bank as the datapath reads it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -39,7 +39,7 @@ impl Rules for InForce {
     fn tried(&self, remote: IpAddr) -> io::Result<Vec<(Tried, bool)>> {
         let live = self.controller.live();
         let tried = live.datapath.lookup(remote).map_err(io::Error::other)?;
-        // Another change may have ended the rule meanwhile, or given its slot to another one.
+        // Meanwhile, another change may have ended the rule or given its slot to another rule.
         let kills = |slot: u32| {
             let entry = self
                 .killing

@@ -1,10 +1,9 @@
-//! All rules of an owner replaced by others, whether the owner is the configuration, the API, a feed
-//! or the fleet.
+//! Replaces all rules of an owner: of the configuration, the API, a feed or the fleet.
 //!
-//! Rules are compared by targets. A target that the owner blocks before and after stays blocked, so
-//! its flows are neither killed as at the start of a rule nor as at its end, even if it moves from one
-//! rule to another. Targets are compared as they are written: a prefix that another one covers is a
-//! target of its own, since a more specific rule may decide its packets.
+//! Rules are compared by targets. A target that the owner blocks with the same action before and
+//! after stays blocked, even if it moves from one rule to another. Its flows are not killed as at
+//! the start or the end of a rule. Targets are compared as they are written: a prefix inside another
+//! one is a target of its own, since a more specific rule may decide its packets.
 
 use std::collections::HashSet;
 
@@ -23,12 +22,12 @@ use crate::wire::Account;
 /// A change that replaces all rules of some owners.
 pub(super) struct Replacement {
     pub(super) change: Change,
-    /// What changes of each owner's rules. Owners of whose rules nothing changes are left out.
+    /// What changes in each owner's rules. Owners without a change are left out.
     pub(super) diffs: Vec<(Owner, Diff)>,
 }
 
 impl Replacement {
-    /// A replacement of nothing yet.
+    /// A replacement that changes nothing yet.
     pub(super) fn new(live: &Live) -> Self {
         Self {
             change: Change::to(live.wanted()),
@@ -36,7 +35,7 @@ impl Replacement {
         }
     }
 
-    /// Makes these rules all that an owner has. Returns what that changes.
+    /// Replaces all rules of an owner by these rules. Returns what changes.
     ///
     /// # Errors
     /// If an id is another owner's, or is used twice.
@@ -74,8 +73,9 @@ impl Replacement {
 }
 
 impl Writer {
-    /// Carries a replacement out, if it changes anything, and tells of it. Returns what was killed on
-    /// the way, and the rules whose flows are yet to be killed.
+    /// Carries out a replacement if it changes anything, and reports it as events and to the log.
+    /// Returns the account of flows killed, and the rules that start and kill established flows.
+    /// The flows of those that are `reset` rules are yet to be killed.
     pub(super) async fn replace(
         &mut self,
         Replacement { change, diffs }: Replacement,
@@ -95,7 +95,7 @@ impl Writer {
     }
 }
 
-/// How many targets come and how many go.
+/// How many targets a difference adds and how many it lifts.
 pub(super) fn targets_changed(diff: &Diff) -> (usize, usize) {
     let (before, after) = (Blocked::by(diff.before()), Blocked::by(diff.after()));
     let count = |parts: &mut dyn Iterator<Item = Rule>| -> usize {
@@ -204,7 +204,7 @@ mod tests {
         ] {
             let a = with("a", "11.0.0.1 11.0.0.2 11.0.0.3", fields);
             let b = with("b", "11.0.0.4", fields);
-            // One target moves from rule to rule, one leaves, one comes.
+            // One target moves to another rule, one is removed, one is added.
             let less = with("a", "11.0.0.1", fields);
             let c = with("c", "11.0.0.2 11.0.0.4 11.0.0.5", fields);
             let (before, after) = ([&a, &b], [&less, &c]);

@@ -1,4 +1,4 @@
-//! Sorting a list's targets, and leaving out those that change nothing.
+//! Sorts a list's targets, and leaves out duplicates and covered targets.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -6,10 +6,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::rule::Target;
 
-/// Targets as they are read.
+/// Targets as they are parsed.
 ///
-/// Kept as whole numbers, an address and behind it a length: these sort several times as fast as
-/// targets do, and into the same order.
+/// Each is stored as integers, an address before a prefix length: these sort several times as fast
+/// as [`Target`] does, and into the same order.
 #[derive(Default)]
 pub(super) struct Collected {
     v4: Vec<u64>,
@@ -34,7 +34,7 @@ impl Collected {
         }
     }
 
-    /// Sorts what was read so far.
+    /// Sorts the targets that were parsed so far.
     pub(super) fn sort(&mut self) {
         self.v4.sort_unstable();
         self.v6.sort_unstable();
@@ -46,7 +46,7 @@ impl Collected {
     }
 
     pub(super) fn compact(mut self) -> Compacted {
-        // By a sort that takes parts that are sorted as they are.
+        // Stable sort: merges the two already sorted halves.
         self.v4.sort();
         self.v6.sort();
         let all = self.v4.len() + self.v6.len();
@@ -54,8 +54,8 @@ impl Collected {
         self.v6.dedup();
         let distinct = self.v4.len() + self.v6.len();
         let mut targets = Vec::with_capacity(distinct);
-        // What covers a prefix comes before it, and behind that only what it covers, too: looking
-        // at the last one kept is enough.
+        // A covering prefix sorts before the prefixes that it covers, with no other prefix between
+        // them. So it is enough to compare each prefix with the last one kept.
         let mut last: Option<(u32, u32)> = None;
         for key in self.v4 {
             // The length is the lowest byte, the address the four above.

@@ -1,16 +1,16 @@
-//! What can be wrong with a list, and with its lines.
+//! Errors of lists and of their lines.
 
 use std::io;
 
-/// How many bad lines are told in full.
+/// How many invalid lines are reported in full.
 const TOLD: usize = 10;
-/// How many characters of a bad line are told.
+/// How many characters of an invalid line are quoted.
 const CLIP: usize = 60;
 
-/// Why a list is of no use.
+/// Why a list cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// It cannot be read.
+    /// The list cannot be read.
     #[error("cannot read the target list {name}: {source}")]
     Read {
         /// Its name.
@@ -18,7 +18,7 @@ pub enum ListError {
         /// Why not.
         source: io::Error,
     },
-    /// It has bad lines.
+    /// The list has invalid lines.
     #[error("{}", .bad.messages(name).join("\n"))]
     Invalid {
         /// Its name.
@@ -26,7 +26,7 @@ pub enum ListError {
         /// The lines.
         bad: Bad,
     },
-    /// It has no target.
+    /// The list has no target.
     #[error(
         "{name}: the list has no target{}: nothing would be blocked",
         of(skipped)
@@ -47,7 +47,7 @@ fn of(skipped: &Bad) -> String {
 }
 
 impl ListError {
-    /// The error in one line, which names no more than three bad lines.
+    /// The error as one line, which names at most three invalid lines.
     #[must_use]
     pub fn brief(&self) -> String {
         let Self::Invalid { name, bad } = self else {
@@ -60,7 +60,7 @@ impl ListError {
         some.messages(name).join("; ")
     }
 
-    /// The error in messages of a line each.
+    /// The error as messages of one line each.
     #[must_use]
     pub fn messages(&self) -> Vec<String> {
         match self {
@@ -70,23 +70,23 @@ impl ListError {
     }
 }
 
-/// Lines of a list that cannot be read.
+/// The invalid lines of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bad {
     /// How many there are.
     pub count: u64,
-    /// The first of them.
+    /// The first few of them.
     pub first: Vec<BadLine>,
 }
 
-/// A line that cannot be read.
+/// An invalid line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadLine {
     /// Its number, from 1.
     pub number: u64,
-    /// What stands there, clipped and without control characters.
+    /// Its text, clipped and without control characters.
     pub text: String,
-    /// Why it cannot be read, and what to write.
+    /// Why the line is invalid.
     pub reason: String,
 }
 
@@ -102,7 +102,7 @@ impl Bad {
         }
     }
 
-    /// Adds those of a part that comes behind so many lines.
+    /// Adds the invalid lines of a part that follows the first `lines` lines.
     pub(super) fn append(&mut self, part: Self, lines: u64) {
         self.count += part.count;
         let room = TOLD.saturating_sub(self.first.len());
@@ -120,7 +120,7 @@ impl Bad {
                 text,
                 reason,
             } = line;
-            // A reason that quotes the target need not be told the line as well.
+            // A reason that quotes the whole line needs no second quotation.
             match reason.contains(text.as_str()) {
                 true => format!("{name}:{number}: {reason}"),
                 false => format!("{name}:{number}: {reason}, in {text:?}"),
@@ -135,9 +135,9 @@ impl Bad {
     }
 }
 
-/// The beginning of a text, and nothing that moves a cursor.
+/// The beginning of a text, with spaces for control characters, which could control a terminal.
 pub(super) fn clipped(text: &[u8]) -> String {
-    // A character is four bytes at most, and one that is cut in two becomes a replacement.
+    // A UTF-8 character has at most four bytes. A character that is cut in two becomes U+FFFD.
     let start = &text[..text.len().min(4 * CLIP)];
     let whole = String::from_utf8_lossy(start);
     let mut clipped: String = whole.chars().take(CLIP).collect();

@@ -1,4 +1,4 @@
-//! One line of a list, in whichever form it is written.
+//! One line of a list, in any of the formats.
 
 use std::borrow::Cow;
 
@@ -7,14 +7,14 @@ use serde::Deserialize;
 use super::error::clipped;
 use crate::rule::{RuleError, Target};
 
-/// No target's text is longer; what is, is not worth a message of that length.
+/// No target's text is longer. The error for a longer text quotes only its beginning.
 const LONGEST: usize = 64;
 
-/// The target that a line names; `None` if it names none and need not. The error is why a line
-/// that should name one does not.
+/// The target that a line names; `None` for an empty line, a comment or metadata. The error says
+/// why the line is invalid.
 pub(super) fn target(line: &[u8]) -> Result<Option<Target>, String> {
     let line = line.trim_ascii();
-    // What most lines are, first.
+    // The fast path: most lines are plain IPv4 targets.
     if let Some(target) = Target::plain(line) {
         return Ok(Some(target));
     }
@@ -35,7 +35,7 @@ pub(super) fn target(line: &[u8]) -> Result<Option<Target>, String> {
     }
 }
 
-/// A line of Spamhaus' NDJSON. What else an object has (`sblid`, `rir`) is not ours to check.
+/// A line of Spamhaus' NDJSON. An object's other fields (`sblid`, `rir`) are ignored.
 #[derive(Deserialize)]
 struct Object<'a> {
     #[serde(default)]
@@ -47,7 +47,7 @@ struct Object<'a> {
 fn json(line: &[u8]) -> Result<Option<Target>, String> {
     let object: Object<'_> = serde_json::from_slice(line).map_err(|error| {
         let message = error.to_string();
-        // The line is always 1: each is read by itself.
+        // The error's line is always 1, because each line is parsed alone: only the column is told.
         let place = format!(" at line {} column {}", error.line(), error.column());
         let message = message.strip_suffix(&place).unwrap_or(&message);
         format!("column {}: {message}", error.column())

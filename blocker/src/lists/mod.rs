@@ -1,16 +1,16 @@
-//! Target lists: files with an address or prefix a line, as blocklists are published.
+//! Target lists: files with one address or prefix per line, as blocklists are published.
 //!
-//! The forms are told apart line by line, so no file has to say which it is:
+//! The format is detected for each line:
 //!
-//! | form | a line |
+//! | format | a line |
 //! |---|---|
-//! | plain; FireHOL's `.netset` and `.ipset`; Spamhaus' `drop.txt` | a target; `#` and `;` begin a comment, at the start or behind it |
+//! | plain; FireHOL's `.netset` and `.ipset`; Spamhaus' `drop.txt` | a target; `#` and `;` begin a comment, on its own line or after the target |
 //! | Spamhaus' `drop_v4.json` (NDJSON) | an object with a `cidr`; one whose `type` is `metadata` is ignored |
 //!
-//! Pure but for [`List::load`] and its like, which read the file. What comes out is sorted. Of targets that are written twice, and
-//! of those that another target of the same list covers, only one is left: they would take room in
-//! the datapath and change nothing. Neighbours are not merged into a wider prefix, so that every
-//! target is still one that stands in the list, and can be found and lifted by that name.
+//! Pure, except that [`List::load`], [`List::take`] and [`List::load_stdin`] read a file. A parsed
+//! list is sorted, without duplicates and without targets that another target of the list covers:
+//! these would take room in the datapath and change nothing. Neighbours are not merged into a wider
+//! prefix, so that each target can be found and lifted as the list names it.
 
 mod compact;
 mod error;
@@ -31,41 +31,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::rule::{RuleSpec, Target};
 
-/// Reading fewer takes no longer than starting a thread.
+/// Lists below this size are parsed by one thread: starting a second one takes as long.
 const MANY_BYTES: usize = 64 * 1024;
 
-/// Whether lines that cannot be read are left out, or refuse the whole list.
+/// What happens to a list with invalid lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Invalid {
-    /// They refuse it.
+    /// The list is refused.
     Refuse,
-    /// They are left out, and counted.
+    /// The lines are left out and counted.
     Skip,
 }
 
-/// A list that was read.
+/// A parsed list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List {
-    /// What to call it: its path, or "standard input".
+    /// Its name in messages: a path, a feed's source, or "standard input".
     pub name: String,
-    /// Its targets: sorted, none covering another. Not empty, until [`List::give_to`].
+    /// Its targets: sorted, none covering another. Empty only after [`List::give_to`].
     pub targets: Vec<Target>,
-    /// How many these are.
+    /// How many targets were parsed and not left out.
     pub kept: u64,
-    /// Its lines, comments and empty ones included.
+    /// How many lines it has, comments and empty lines included.
     pub lines: u64,
-    /// Targets left out because they had been written before.
+    /// How many targets were left out as duplicates.
     pub duplicates: u64,
-    /// Targets left out because another one covers them.
+    /// How many targets were left out because another one covers them.
     pub covered: u64,
-    /// Lines left out because they could not be read.
+    /// Lines that were left out as invalid.
     pub skipped: Bad,
     /// Targets in private and special ranges, which a public blocklist is not expected to have.
     pub special: Special,
 }
 
-/// Lines that were read, and what came out of them.
+/// The result of parsing a part of a list.
 #[derive(Default)]
 struct Part {
     read: compact::Collected,
@@ -74,7 +74,7 @@ struct Part {
 }
 
 impl Part {
-    /// Of lines, the last one without an end. Of many, a half is read on a thread of its own.
+    /// Parses lines, the last one without its newline. A second thread parses half of a long list.
     fn of(body: &[u8]) -> Self {
         let middle = body.len() / 2;
         let end = body[middle..].iter().position(|byte| *byte == b'\n');
@@ -106,7 +106,7 @@ impl Part {
         part
     }
 
-    /// With what came behind it.
+    /// Appends the part that follows this one.
     fn and(mut self, next: Self) -> Self {
         self.read.append(next.read);
         self.bad.append(next.bad, self.lines);
@@ -116,10 +116,10 @@ impl Part {
 }
 
 impl List {
-    /// Reads a list; `name` names it in errors.
+    /// Parses a list; `name` is its name in messages.
     ///
     /// # Errors
-    /// [`ListError::Invalid`] if there are bad lines, unless they are skipped;
+    /// [`ListError::Invalid`] if lines are invalid, unless they are to be skipped;
     /// [`ListError::Empty`] if there is no target.
     pub fn parse(name: &str, bytes: &[u8], invalid: Invalid) -> Result<Self, ListError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes); // a byte order mark
@@ -149,7 +149,7 @@ impl List {
         })
     }
 
-    /// Reads a list's file.
+    /// Reads and parses a list's file.
     ///
     /// # Errors
     /// [`ListError::Read`], or as [`List::parse`].
@@ -161,9 +161,9 @@ impl List {
         }
     }
 
-    /// Puts the targets of the file that a rule names as `targets_file` into the rule, and the
-    /// name out of it; a relative path starts at `directory`. Gives what else was read, or `None`
-    /// if the rule names no file.
+    /// Moves the targets of a rule's `targets_file` into the rule, and clears that field. A
+    /// relative path starts at `directory`. Returns the list without its targets, or `None` if the
+    /// rule names no file.
     ///
     /// # Errors
     /// As [`List::load`].
@@ -180,7 +180,7 @@ impl List {
         Ok(Some(list))
     }
 
-    /// Moves its targets to the end of others.
+    /// Moves the list's targets to the end of `targets`.
     pub fn give_to(&mut self, targets: &mut Vec<Target>) {
         if targets.is_empty() {
             *targets = std::mem::take(&mut self.targets);
@@ -189,7 +189,7 @@ impl List {
         }
     }
 
-    /// Reads a list from standard input.
+    /// Reads and parses a list from standard input.
     ///
     /// # Errors
     /// As [`List::load`].

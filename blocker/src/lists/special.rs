@@ -1,5 +1,5 @@
-//! Private and special ranges. A list of the internet's hosts is not expected to have them, and
-//! where it does, blocking it may cut off one's own network.
+//! Private and special ranges. A public list is not expected to have targets in them. Blocking such
+//! targets may cut off the host's own network.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -8,11 +8,11 @@ use ipnet::IpNet;
 
 use crate::rule::Target;
 
-/// How many are named.
+/// How many targets a warning names.
 const NAMED: usize = 3;
 
-/// The ranges of the IANA special-purpose registries (RFC 6890) and of multicast that hosts have
-/// or send to. Documentation and benchmarks have ranges as well, which harm nobody.
+/// The ranges of the IANA special-purpose registries (RFC 6890) and of multicast that hosts use.
+/// The ranges for documentation and benchmarks are left out: blocking them does no harm.
 const RANGES: [(&str, &str); 16] = [
     ("0.0.0.0/8", "this network, RFC 1122"),
     ("10.0.0.0/8", "private, RFC 1918"),
@@ -37,17 +37,17 @@ const RANGES: [(&str, &str); 16] = [
 pub struct Special {
     /// How many there are.
     pub count: u64,
-    /// The first few, and what range that is.
+    /// The first few targets, each with the name of its range.
     pub first: Vec<(Target, &'static str)>,
 }
 
 impl Special {
-    /// Those of targets that are sorted and don't cover each other.
+    /// The special ones of targets that are sorted and don't cover each other.
     pub(super) fn of(targets: &[Target]) -> Self {
         let mut special = Self::default();
-        let mut counted = 0; // targets up to here are: a wide one meets several ranges
+        let mut counted = 0; // targets before this index are: a wide one overlaps several ranges
         for (range, what) in ranges() {
-            // Neither overlaps its like, so both the first and the last addresses ascend.
+            // The targets are disjoint, so both their first and their last addresses ascend.
             let from = targets.partition_point(|target| last(target.net()) < first(range));
             let to = targets.partition_point(|target| first(target.net()) <= last(range));
             let met = targets.get(from.max(counted)..to).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What there is to say of a list that was read, in a line each.
+//! The summary of a parsed list and the warning about it, one line each.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 use super::List;
 
 impl List {
-    /// What was read, and what of it was left out and why:
+    /// What was parsed, and what was left out and why:
     /// `list.netset: 1,000,000 lines, 999,983 targets, 3 duplicates, 12 covered by others`.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -17,7 +17,7 @@ impl List {
             counted(self.lines, "line"),
             counted(self.kept, "target")
         );
-        // Writing to a String does not fail.
+        // Writing to a `String` cannot fail.
         if self.duplicates > 0 {
             let _ = write!(out, ", {}", counted(self.duplicates, "duplicate"));
         }
@@ -32,7 +32,7 @@ impl List {
         out
     }
 
-    /// That it has targets in private or special ranges, if it has: a few of them, and what to do.
+    /// The warning for a list with targets in private or special ranges: a few, and what to do.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let special = &self.special;

@@ -1,4 +1,4 @@
-//! Lists in the forms that are published, and what is wrong with others.
+//! Lists in the published formats, and the errors of invalid lists.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -127,7 +127,7 @@ fn a_long_list_is_one_list() {
         assert_eq!(list.lines, 10_004);
         let numbers: Vec<u64> = list.skipped.first.iter().map(|line| line.number).collect();
         assert_eq!(numbers, [bad as u64, 10_004]);
-        // The last four are in the prefix.
+        // The last four of the 10,000 are in 48.0.0.0/29.
         let covered = if bad > 9_996 { 3 } else { 4 };
         assert_eq!((list.duplicates, list.covered), (1, covered), "{bad}");
         assert_eq!(list.kept, 10_000 - covered);
@@ -204,7 +204,7 @@ fn any_target() -> impl Strategy<Value = Target> {
             let address = IpAddr::from(Ipv6Addr::from(bits & (1 << 127 | 1 << 64 | 1)));
             Target::from(IpNet::new(address, length).unwrap())
         })
-        // Mapped addresses are no targets.
+        // IPv4-mapped addresses are not valid targets.
         .prop_filter("it can be written", |target| {
             target.to_string().parse::<Target>().is_ok()
         });
@@ -235,7 +235,7 @@ proptest! {
         prop_assert_eq!(&read.targets, &kept);
         prop_assert_eq!(read.duplicates, (written.len() - distinct.len()) as u64);
         prop_assert_eq!(read.covered, (distinct.len() - kept.len()) as u64);
-        // What was read, written plainly, reads as itself.
+        // The parsed targets, written one per line, parse to themselves.
         let plain: String = kept.iter().map(|target| format!("{target}\n")).collect();
         prop_assert_eq!(parsed(&plain).targets, kept);
     }
