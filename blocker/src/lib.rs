@@ -1,9 +1,9 @@
 //! blocker blocks peers on a Linux host with eBPF and closes established connections at both ends.
 //!
-//! The way of a change: YAML, flags or HTTP become a [`rule`], rules make a [`ruleset`], which
-//! [`compile`] turns into a snapshot, which [`datapath`] writes into the idle bank and makes live
-//! by one word; [`teardown`] then kills the flows that were established. [`controller`] is the
-//! sole owner of state and does these steps in order, or none of them.
+//! A change passes through these modules: YAML, flags or HTTP become a [`rule`]; a [`ruleset`] holds
+//! the rules; [`compile`] turns it into a snapshot; [`datapath`] writes the snapshot to the idle bank
+//! and makes it live by a store of one word; [`teardown`] kills established flows. [`controller`]
+//! owns all state. If a change fails, it puts the rules before the change back in force.
 //!
 //! `docs/architecture.md` lists the modules, what each owns, and what it may import.
 

@@ -1,9 +1,9 @@
-//! One blocking conversation with a netlink family: single requests, dumps, and batches.
+//! A blocking socket of one netlink family: single requests, dumps, and batches.
 //!
-//! The kernel works off a request within the `send` that carries it (`netlink_unicast_kernel`), so
-//! that answers are there when `send` returns; the receive timeout only guards against a kernel
-//! that breaks this. Messages are encoded and decoded by the netlink crates; here they are only
-//! framed. Owns no knowledge of any family.
+//! The kernel processes a request within the `send` that carries it (`netlink_unicast_kernel`), so
+//! the answers are queued when `send` returns. The receive timeout only guards against a kernel that
+//! does otherwise. The netlink crates encode and decode messages; this module only frames them. It
+//! knows nothing of any family.
 
 use std::io;
 
@@ -15,11 +15,11 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-/// A conversation that failed.
+/// A netlink operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} by {family}: {source}")]
 pub(crate) struct NetlinkError {
-    /// What was tried.
+    /// The operation.
     pub(crate) action: &'static str,
     /// The netlink family.
     pub(crate) family: &'static str,
@@ -35,22 +35,22 @@ impl NetlinkError {
     }
 }
 
-/// Room for what the kernel puts into one datagram of a dump: at most 32 KiB (`netlink_dump`).
+/// Size of the receive buffer. A datagram of a dump has at most 32 KiB (`netlink_dump`).
 const RECEIVE: usize = 64 * 1024;
-/// Room for the answers to one batch, for as long as nobody reads them. An error message of 36
-/// bytes is charged with the whole buffer that holds it, some 800 bytes.
+/// Size of the socket's receive queue, which must hold the answers to one batch. The kernel charges
+/// an error message of 36 bytes with the whole buffer that holds it, some 800 bytes.
 const BACKLOG: usize = 8 << 20;
-/// Most requests in one `send`. At 256 the kernel works some milliseconds on one, and the cost of
-/// the system call no longer shows.
+/// The most requests in one `send`. With 256, one `send` takes some milliseconds, and the cost of the
+/// system call itself is negligible.
 const BATCH: usize = 256;
 
-/// A request's body: the family's own header, and attributes behind it.
+/// A request's body: the header of the family, followed by attributes.
 pub(crate) struct Body<'a> {
     /// Type of the message.
     pub(crate) kind: u16,
-    /// Flags beside `NLM_F_REQUEST`.
+    /// Flags in addition to `NLM_F_REQUEST`.
     pub(crate) flags: u16,
-    /// Its parts, each padded to four bytes by itself.
+    /// The parts of the body. Each part pads itself to four bytes.
     pub(crate) parts: &'a [&'a dyn Emitable],
 }
 
@@ -73,11 +73,11 @@ impl Conversation {
         let mut socket = Socket::new(protocol).map_err(error)?;
         socket.bind_auto().map_err(error)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(error)?;
-        // Errors need not carry the request back: they are matched by sequence number. Kernels
-        // before 4.3 don't know the option and send more, which does no harm.
+        // Errors are matched by sequence number, so they need not carry the request. Kernels before
+        // 4.3 lack the option and send the request too, which does no harm.
         let _ = socket.set_cap_ack(true);
-        // Without CAP_NET_ADMIN the default stays, and a batch that fails throughout may lose
-        // errors: what it was to kill is then found again by the next list.
+        // Without CAP_NET_ADMIN the default size stays, and errors may be lost if all requests of a
+        // batch fail. The next dump then shows the objects that were not deleted.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))
             .map_err(|errno| error(errno.into()))?;
@@ -89,7 +89,7 @@ impl Conversation {
         })
     }
 
-    /// Reads a whole table: `each` gets the type and the payload of every message.
+    /// Reads a whole table, and calls `each` with the type and the payload of every message.
     pub(crate) fn dump(
         &mut self,
         action: &'static str,
@@ -105,7 +105,7 @@ impl Conversation {
                     continue;
                 }
                 match header.message_type {
-                    // An error that ends a dump comes as a negative number in either.
+                    // Both may end a dump with an error, as a negative number.
                     NLMSG_DONE | NLMSG_ERROR => {
                         return match leading_errno(payload) {
                             0 => Ok(()),
@@ -119,7 +119,7 @@ impl Conversation {
         }
     }
 
-    /// Asks one question and hands its one answer to `read`.
+    /// Sends one request and calls `read` with its one answer.
     pub(crate) fn ask<T>(
         &mut self,
         action: &'static str,
@@ -144,10 +144,10 @@ impl Conversation {
         }
     }
 
-    /// Sends many requests, a few hundred a system call, and tells which failed.
+    /// Sends many requests, up to 256 per system call, and returns an errno for each.
     ///
-    /// The answer has an errno for each request, 0 where the kernel had nothing to complain of: it
-    /// is asked for no acknowledgments, only errors come back.
+    /// The errno is 0 where the kernel reported no error: the requests ask for no acknowledgments, so
+    /// only errors are answered.
     pub(crate) fn batch<T>(
         &mut self,
         action: &'static str,
@@ -178,8 +178,8 @@ impl Conversation {
                 match self.receive(libc::MSG_DONTWAIT) {
                     Ok(()) => {}
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                    // Errors were lost for want of room: those requests count as done, and the
-                    // list that is read afterwards tells otherwise.
+                    // The queue was full and errors were lost. Their requests count as done; the
+                    // dump that the caller reads afterwards shows that they failed.
                     Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => continue,
                     Err(e) => return Err(self.error(action, e)),
                 }
@@ -246,7 +246,7 @@ impl Emitable for Raw {
     }
 }
 
-/// Encodes the parts of a body one behind the other.
+/// Encodes the parts of a body, one after the other.
 pub(crate) fn encode(parts: &[&dyn Emitable]) -> Vec<u8> {
     let mut bytes = Vec::new();
     append(&mut bytes, parts);
@@ -268,13 +268,13 @@ fn frame(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, parts: &[&dy
     bytes.resize(start + header_length, 0);
     append(bytes, parts);
     let mut header = NetlinkHeader::default();
-    // Nothing built here comes near 4 GiB.
+    // No message that is built here is as long as 4 GiB.
     header.length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
     header.message_type = kind;
     header.flags = flags;
     header.sequence_number = sequence;
     header.emit(&mut bytes[start..start + header_length]);
-    // Messages begin at multiples of four (NLMSG_ALIGN).
+    // A message begins at a multiple of four bytes (NLMSG_ALIGN).
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 

@@ -1,4 +1,4 @@
-//! How much kernel memory the maps use.
+//! The kernel memory that the maps use.
 
 use std::fs;
 use std::io;
@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use aya::Ebpf;
 use aya::maps::Map;
 
-/// Every map of a loaded object, held open to ask for its memory.
+/// A file descriptor of each map of a loaded object, through which its memory is read.
 pub struct Maps(Vec<(String, OwnedFd)>);
 
 impl Maps {
-    /// The maps of an object of which none was taken yet; globals are none.
+    /// The maps of an object of which no map was taken yet, without the maps of its globals.
     ///
     /// # Errors
     /// If the process has no file descriptor left.
@@ -35,7 +35,7 @@ impl Maps {
         Ok(Self(maps))
     }
 
-    /// By name, the memory of each map, in bytes, as the kernel tells it (`bpf_map_show_fdinfo`).
+    /// The name of each map and its memory in bytes, as `bpf_map_show_fdinfo` reports it.
     pub fn memory(&self) -> Vec<(String, u64)> {
         let memory = |(name, fd): &(String, OwnedFd)| (name.clone(), memory_of(fd.as_raw_fd()));
         self.0.iter().map(memory).collect()

@@ -2,9 +2,9 @@
 //!
 //! A link is pinned under `PIN_DIR/links/INDEX-HOOK` (generic XDP: `INDEX-xdp-generic`), so that it
 //! outlives the daemon. A daemon that finds such a pin takes the link over by replacing its program,
-//! which the kernel does between two packets; it must have filled its own maps before. Where the
-//! kernel has no links for TC (before 6.6), a clsact filter holds the program instead, and is found
-//! by its name.
+//! which the kernel does atomically; the daemon must have filled its own maps before. Kernels before
+//! 6.6 have no links for TC. There a clsact filter keeps the program attached, and the next daemon
+//! finds the filter by its priority and handle.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,17 +27,17 @@ use super::qdisc::Qdiscs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HookChoice {
-    /// XDP in front of TC where the device's driver has it, else TC alone.
+    /// XDP and TC where the device's driver supports XDP, else TC alone.
     Auto,
     /// TC alone.
     Tc,
-    /// As `Auto`, but a device whose driver lacks XDP is logged as an error.
+    /// As `Auto`, but a device whose driver lacks XDP is reported as an error.
     XdpNative,
     /// XDP in the kernel's generic path, and TC.
     XdpGeneric,
 }
 
-/// Everything that is attached.
+/// The programs that are attached, by device.
 pub struct Attachments {
     links: PathBuf,
     qdiscs: Qdiscs,
@@ -58,22 +58,22 @@ pub struct Attached {
 
 /// One hook of one device.
 pub struct AttachedHook {
-    /// Which.
+    /// The hook.
     pub hook: Hook,
-    /// How: `native`, `generic`, `tcx`, `clsact`.
+    /// The way of attachment: `native`, `generic`, `tcx`, `clsact`.
     pub mode: &'static str,
     held: Held,
 }
 
-/// What holds a program at its hook.
+/// The kernel object that keeps a program at its hook.
 enum Held {
-    /// A pinned link: it outlives the daemon, until the pin is removed.
+    /// A pinned link, which outlives the daemon until the pin is removed.
     Pinned(PinnedLink),
-    /// A clsact filter: it outlives the daemon, until it is removed.
+    /// A clsact filter, which outlives the daemon until the filter is removed.
     Filter(SchedClassifierLink),
 }
 
-/// Modes of XDP.
+/// The modes of XDP.
 const NATIVE: &str = "native";
 const GENERIC: &str = "generic";
 
@@ -87,11 +87,11 @@ fn make(directory: &Path) -> Result<(), Error> {
 }
 
 impl Attachments {
-    /// Nothing attached yet; pins will be under `pin_dir/links`. Without `tcx` clsact filters are
-    /// used even where the kernel has TCX.
+    /// Attaches nothing yet. Links will be pinned under `pin_dir/links`. If `tcx` is false, clsact
+    /// filters are used even where the kernel has TCX.
     ///
     /// # Errors
-    /// If the directory can't be made.
+    /// If the directory can't be created.
     pub fn new(pin_dir: &Path, choice: HookChoice, tcx: bool) -> Result<Self, Error> {
         let links = pin_dir.join("links");
         make(&links)?;
@@ -109,14 +109,14 @@ impl Attachments {
         self.devices.values()
     }
 
-    /// The indexes of the devices that something is attached to.
+    /// The indexes of the devices to which programs are attached.
     pub fn indexes(&self) -> impl Iterator<Item = u32> {
         self.devices.keys().copied()
     }
 
-    /// Attaches to exactly the given devices: to new ones, and no longer to those not given.
+    /// Attaches to the given devices that are new, and detaches from the devices that are not given.
     ///
-    /// Returns what could not be attached; the devices that could are attached all the same.
+    /// Returns the errors. A device that fails does not prevent the others from being attached.
     pub fn set(&mut self, object: &mut Object, wanted: &[Device]) -> Vec<Error> {
         let mut errors = Vec::new();
         let gone: Vec<u32> = self
@@ -176,14 +176,14 @@ impl Attachments {
         {
             match hook.held {
                 Held::Pinned(_) => {}
-                // Dropping it would remove the filter.
+                // Dropping the link would remove the filter.
                 Held::Filter(link) => std::mem::forget(link),
             }
         }
     }
 
-    /// Removes pins of links that this process does not hold, and marks of qdiscs, such as those of
-    /// devices that went while no daemon was there.
+    /// Removes the pins of links and the marks of qdiscs that are not of attached devices, such as
+    /// those of devices that were removed while no daemon ran.
     ///
     /// # Errors
     /// If the pin directory can't be read or a pin can't be removed.
@@ -203,8 +203,8 @@ impl Attachments {
         self.qdiscs.sweep(&attached)
     }
 
-    /// Where a link is pinned. A link of generic XDP has another path than one in the driver: the
-    /// kernel does not tell a link's mode, and the mode can't be changed.
+    /// The path of a link's pin. Generic and native XDP have different paths, because the kernel
+    /// neither reports nor changes the mode of a link.
     fn pin(&self, index: u32, hook: Hook, mode: &str) -> PathBuf {
         let generic = if mode == GENERIC { "-generic" } else { "" };
         self.links
@@ -212,7 +212,7 @@ impl Attachments {
     }
 
     fn attach(&self, object: &mut Object, device: &Device) -> Result<Attached, Error> {
-        // The file system may have been unmounted and mounted again.
+        // The BPF file system may have been mounted anew, and is empty then.
         make(&self.links)?;
         let mut attached = Attached {
             device: device.clone(),
@@ -227,7 +227,7 @@ impl Attachments {
             match result {
                 Ok(hook) => attached.hooks.extend(hook),
                 Err(error) => {
-                    // One hook alone would let the other direction through.
+                    // The other hooks alone would leave a direction unfiltered.
                     let failed = self.release(device.index, attached.hooks);
                     return Err(failed.into_iter().next().unwrap_or(error));
                 }
@@ -298,7 +298,7 @@ impl Attachments {
             }
         }
         self.qdiscs.ensure(device)?;
-        // A filter of an earlier run is replaced in place, so that no packet slips through.
+        // An earlier run's filter is replaced in place, so that no packet passes unfiltered.
         let old = filter(&device.name, at)?;
         let id = match classifier.attach_to_link(old) {
             Ok(id) => id,
@@ -334,8 +334,8 @@ impl Attachments {
         }
         let xdp = object.xdp()?;
         let pin = self.pin(device.index, Hook::Xdp, name);
-        // What an earlier configuration asked for: a device has one of them only. The TC programs
-        // that are still there from then keep its rules in force meanwhile.
+        // A device runs XDP in one mode at a time, so a link of the other mode, from an earlier
+        // configuration, is removed. Until XDP is attached again, TC programs enforce the rules.
         let other = if name == GENERIC { NATIVE } else { GENERIC };
         match fs::remove_file(self.pin(device.index, Hook::Xdp, other)) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -390,8 +390,8 @@ impl AttachedHook {
     }
 }
 
-/// Takes over a pinned link, if there is a usable one. The pin of any other (its device is gone, or it
-/// is not a link) is removed.
+/// Takes over a pinned link if it is usable. Otherwise (its device is gone, or the pin is not of a
+/// link) removes the pin.
 fn taken_over<L>(pin: &Path, update: impl FnOnce(FdLink) -> Option<L>) -> Option<PinnedLink> {
     let link = PinnedLink::from_pin(pin).ok()?;
     if update(FdLink::from(link)).is_some()
@@ -405,13 +405,13 @@ fn taken_over<L>(pin: &Path, update: impl FnOnce(FdLink) -> Option<L>) -> Option
     None
 }
 
-/// TCX came with Linux 6.6; before, its attach types are invalid arguments.
+/// Whether the kernel has no TCX. Before Linux 6.6 its attach types are invalid arguments.
 fn lacks_tcx(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(failed) if failed.io_error.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// Priority and handle of our clsact filters: the first priority, and a handle that no one else is
-/// likely to choose.
+/// Priority and handle of blocker's clsact filters: the first priority, and a handle that other
+/// programs are unlikely to choose.
 const fn filter_options() -> NlOptions {
     NlOptions {
         priority: 1,
@@ -420,7 +420,7 @@ const fn filter_options() -> NlOptions {
     }
 }
 
-/// Our clsact filter on a device, whether it is there or not.
+/// A link value for blocker's clsact filter on a device. Does not check that the filter exists.
 fn filter(device: &str, at: TcAttachType) -> Result<SchedClassifierLink, Error> {
     let NlOptions {
         priority,
@@ -431,15 +431,15 @@ fn filter(device: &str, at: TcAttachType) -> Result<SchedClassifierLink, Error> 
         .map_err(|source| Error::Devices { source })
 }
 
-/// Removes our clsact filters from a device, if there are any.
+/// Removes blocker's clsact filters from a device, if there are any.
 pub fn remove_filters(device: &str) {
     for at in [TcAttachType::Ingress, TcAttachType::Egress] {
-        // Dropping a link removes its filter; that there is none is no news.
+        // Dropping a link removes its filter. A filter that does not exist is no error.
         drop(filter(device, at));
     }
 }
 
-/// Why a driver did not take an XDP program, in words.
+/// The reason for which an XDP program could not be attached, in words.
 fn refusal(error: &ProgramError) -> String {
     let ProgramError::SyscallError(failed) = error else {
         return error.to_string();

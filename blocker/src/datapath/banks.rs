@@ -1,8 +1,8 @@
-//! The two banks: a snapshot is written whole into the idle one, then one word makes it live.
+//! The two banks: a snapshot is written to the idle bank, then a store of one word makes it live.
 //!
-//! A live bank is never written. Programs that began before the flip may still read the bank that
-//! was live; so after each flip a thread waits for a grace period, and the bank is written again only
-//! when it has ended.
+//! A live bank is never written. Programs that began before the switch may still read the bank that
+//! was live. So after each switch a thread waits for a grace period, and only after its end is that
+//! bank written again.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::tags::Tags;
 use crate::compile::{Limits, Snapshot, is_named_v4, search_v4, walk_v6};
 use crate::matching::Tried;
 
-/// The maps that a snapshot is written to.
+/// The maps to which snapshots are written.
 pub struct Banks {
     limits: Limits,
     state: Mapped<State>,
@@ -40,7 +40,7 @@ pub struct Banks {
 }
 
 impl Banks {
-    /// Takes the maps from a freshly loaded object, in which bank 0 is live and empty.
+    /// Takes the maps from a newly loaded object, and makes bank 0 live and empty.
     ///
     /// # Errors
     /// If a map is missing or can't be mapped.
@@ -94,11 +94,11 @@ impl Banks {
         Ok(banks)
     }
 
-    /// Writes a snapshot and makes it live, its rules with these tags of their counter slots. Its
-    /// sizes were checked against the same limits.
+    /// Writes a snapshot, with the tags in place of its rules' counter slots, and makes it live. The
+    /// compiler has checked the snapshot's sizes against the same limits.
     ///
     /// # Errors
-    /// If the kernel refuses an entry: the live bank is as it was.
+    /// If the kernel refuses an entry. The live bank is unchanged then.
     pub fn switch(&mut self, snapshot: &Snapshot, tags: &Tags) -> Result<(), Error> {
         self.settle()?;
         let idle = 1 - self.active();
@@ -114,17 +114,17 @@ impl Banks {
             v4_named: snapshot.v4.named,
         };
         let state = self.state.at(0);
-        // SAFETY: inside the mapping. The idle bank's description is read by no program: the
-        // grace period since it was live is over.
+        // SAFETY: inside the mapping. No program reads the idle bank's description: the grace
+        // period since the bank was live is over.
         unsafe {
             (&raw mut (*state).banks)
                 .cast::<Bank>()
                 .add(idle)
                 .write_volatile(bank);
         };
-        // All writes above must be visible before the word below is.
+        // All writes above must be visible before the write of the word below.
         fence(Ordering::Release);
-        // SAFETY: inside the mapping; an aligned word, which programs read whole.
+        // SAFETY: inside the mapping; programs read this aligned word with one load.
         unsafe { (&raw mut (*state).active).write_volatile(u32::from(idle == 1)) };
         fence(Ordering::SeqCst);
         let grace = Arc::clone(&self.grace);
@@ -132,9 +132,9 @@ impl Banks {
         Ok(())
     }
 
-    /// The list of rules that the datapath tries on an address, found in the live bank the way
-    /// `blocker-ebpf`'s `table.rs` does it. No two lists have one number, of whatever snapshots.
-    /// 0 is the empty list.
+    /// The number of the rule list that the datapath tries on an address, looked up in the live bank
+    /// as `blocker-ebpf`'s `table.rs` does. A list's number is unique among all snapshots of this
+    /// process. 0 is the empty list.
     pub fn list(&self, address: IpAddr) -> u64 {
         match self.list_number(self.active(), address) {
             0 => 0,
@@ -149,10 +149,10 @@ impl Banks {
         }
     }
 
-    /// The rules that the datapath tries on an address, in its order.
+    /// The rules that the datapath tries on an address, in the order of the trial.
     ///
     /// # Errors
-    /// If the kernel refuses to read a map that is not in this process's memory.
+    /// If a map that is not mapped into this process can't be read.
     pub fn lookup(&self, address: IpAddr) -> Result<Vec<Tried>, Error> {
         let bank = self.active();
         let number = self.list_number(bank, address);
@@ -173,7 +173,7 @@ impl Banks {
 
     fn list_of_v4(&self, bank: usize, address: Ipv4Addr) -> u32 {
         let address = u32::from(address);
-        // SAFETY: inside the mapping; the live bank's description is written by nobody.
+        // SAFETY: inside the mapping; the live bank's description is never written.
         let named = unsafe { (*self.state.at(0)).banks[bank].v4_named };
         if !is_named_v4(&named, address) {
             return 0;
@@ -186,7 +186,7 @@ impl Banks {
     }
 
     fn list_of_v6(&self, bank: usize, address: Ipv6Addr) -> u32 {
-        // SAFETY: inside the mapping; the live bank's description is written by nobody.
+        // SAFETY: inside the mapping; the live bank's description is never written.
         let about = unsafe { (*self.state.at(0)).banks[bank] };
         if about.v6_levels == 0 {
             return 0;
@@ -198,7 +198,7 @@ impl Banks {
         u32::from(list)
     }
 
-    /// A rule with the sets that it names.
+    /// A rule with the port, interface and local address sets that it refers to.
     fn tried(&self, bank: usize, rule: Rule) -> Result<Tried, Error> {
         let ports = |number: u16| {
             let place = bank * self.limits.port_sets as usize + usize::from(number);
@@ -269,7 +269,7 @@ impl Banks {
     /// Waits until no program reads the idle bank.
     ///
     /// # Errors
-    /// If the kernel can't say.
+    /// If the wait for a grace period fails.
     pub fn settle(&mut self) -> Result<(), Error> {
         let Some(settling) = self.settling.take() else {
             return Ok(());
@@ -277,7 +277,7 @@ impl Banks {
         let result = settling
             .join()
             .unwrap_or_else(|_| Err(std::io::Error::other("the waiting thread panicked")));
-        // If the thread's wait failed, wait here: nothing may be written before one succeeds.
+        // If the thread's wait failed, wait here: the bank must not be written before a wait succeeds.
         result
             .or_else(|_| self.grace.wait())
             .map_err(|source| Error::Grace { source })
@@ -370,7 +370,7 @@ impl Banks {
 impl Drop for Banks {
     fn drop(&mut self) {
         if let Some(settling) = self.settling.take() {
-            // Nothing is written any more, so its result matters to nobody.
+            // The banks are not written any more, so the result of the wait is not needed.
             let _ended = settling.join();
         }
     }
@@ -381,7 +381,7 @@ fn locals(object: &mut Object) -> Result<LpmTrie<MapData, abi::LocalKey, u8>, Er
     LpmTrie::try_from(object.map(map)?).map_err(|source| Error::Map { map, source })
 }
 
-/// A prefix of a local address set: the set's number and the bits of the prefix count.
+/// The key of a prefix in a local address set. Its length counts the bits of the set's number too.
 fn local_key(bank: u32, set: u16, net: IpNet) -> Key<abi::LocalKey> {
     let (v6, address, bits) = match net {
         IpNet::V4(net) => (false, net.network().to_ipv6_mapped(), 96),

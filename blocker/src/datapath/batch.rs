@@ -1,14 +1,14 @@
-//! Reading a whole hash map: many entries a call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
+//! Reads a whole hash map, many entries per system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6).
 //!
-//! A walk by `BPF_MAP_GET_NEXT_KEY` starts over when its current key has been deleted, so in a map that
-//! evicts entries all the time it may never end. A batch walks the map's buckets, and ends.
+//! A walk by `BPF_MAP_GET_NEXT_KEY` starts over when its current key was deleted, so it may never end
+//! in a map that keeps evicting entries. A batch walks the map's buckets once, so it ends.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// `union bpf_attr`, as far as batches read it.
+/// The part of `union bpf_attr` that batch commands read.
 #[repr(C)]
 struct Attributes {
     in_batch: u64,
@@ -21,16 +21,16 @@ struct Attributes {
     flags: u64,
 }
 
-/// Entries that the first call asks for.
+/// The number of entries that the first call asks for.
 const ENTRIES: u32 = 4_096;
 
-/// Calls a function with every entry of a hash map, and returns how many there are. Entries that are
-/// inserted or deleted meanwhile may be missed.
+/// Calls `see` with every entry of a hash map, and returns the number of entries. Entries that are
+/// inserted or deleted during the walk may be missed.
 ///
-/// `K` and `V` must be types of the ABI, of the map's sizes: any bytes are a value of theirs.
+/// `K` and `V` must be ABI types (any bytes are a valid value) of the map's key and value sizes.
 ///
 /// # Errors
-/// What the kernel said.
+/// The kernel's error.
 pub fn each<K: Copy, V: Copy>(
     map: BorrowedFd<'_>,
     empty: (K, V),
@@ -53,8 +53,8 @@ pub fn each<K: Copy, V: Copy>(
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the attributes are initialised and as long as their size says; keys and values
-        // have room for `count` entries of the map's sizes, and a hash map's place is a u32.
+        // SAFETY: the attributes are initialised and as long as their size says. Keys and values have
+        // room for `count` entries of the map's sizes. A hash map's batch position is a u32.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

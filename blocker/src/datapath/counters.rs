@@ -1,4 +1,4 @@
-//! Reading counters: per CPU in the kernel, summed here.
+//! The counters of rules and hooks: per CPU in the kernel, summed over the CPUs here.
 
 use aya::Pod;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues};
@@ -10,25 +10,25 @@ use super::load::Object;
 use super::tags::Tags;
 use crate::rule::RuleId;
 
-/// A rule's two directions.
+/// A rule's counters by direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RuleCounters {
-    /// What came from the remotes.
+    /// Packets from the remotes.
     pub ingress: Totals,
-    /// What went to them.
+    /// Packets to the remotes.
     pub egress: Totals,
 }
 
-/// Sums over all CPUs.
+/// A rule's counters in one direction, summed over all CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Packets that the rule decided.
     pub packets: u64,
-    /// Their bytes, with link-layer header.
+    /// The bytes of these packets, link-layer header included.
     pub bytes: u64,
     /// Replies sent.
     pub replies: u64,
-    /// Packets left without a reply by the rate limit.
+    /// Packets that got no reply because of the rate limit.
     pub suppressed: u64,
 }
 
@@ -55,16 +55,16 @@ const fn names_error(source: MapError) -> Error {
     }
 }
 
-/// What a hook saw on a device, summed over all CPUs.
+/// The counters of a hook on a device, summed over all CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HookTotals {
-    /// Packets seen.
+    /// Packets seen, without blocker's own.
     pub seen: u64,
-    /// Packets that no rule decided.
+    /// Packets that no rule decided at this hook.
     pub passed: u64,
-    /// Packets whose headers could not be read.
+    /// Packets whose headers could not be read; they pass.
     pub malformed: u64,
-    /// Packets of our own.
+    /// Packets that blocker sent itself.
     pub own: u64,
 }
 
@@ -140,17 +140,17 @@ impl CounterMaps {
         }))
     }
 
-    /// The rules that had a slot when the maps were taken, of a daemon before this one.
+    /// The rules of an earlier daemon: those that had a slot when the maps were taken.
     pub fn counted(&self) -> &[(RuleId, u32)] {
         &self.counted
     }
 
-    /// The tags by which records name the rules of slots.
+    /// The tags by which flow records and events name rules.
     pub const fn tags(&self) -> &Tags {
         &self.tags
     }
 
-    /// Zeroes a slot and gives it to a new rule, with another tag. No live rule may use it.
+    /// Zeroes a slot and gives it, with a new tag, to a rule. No live rule may use the slot.
     ///
     /// # Errors
     /// If a map can't be written.
@@ -189,7 +189,7 @@ impl CounterMaps {
             .try_for_each(|place| set_all(&mut self.rules, maps::COUNTERS, place, zero, self.cpus))
     }
 
-    /// Zeroes the hook counters of a device, unless it shares them with others of high index.
+    /// Zeroes the hook counters of a device, unless devices with high indexes share them.
     ///
     /// # Errors
     /// If the map can't be written.
@@ -209,7 +209,7 @@ impl CounterMaps {
             .try_for_each(|place| set_all(&mut self.hooks, maps::HOOKS, place, zero, self.cpus))
     }
 
-    /// Zeroes the hook counters of all devices but these.
+    /// Zeroes the hook counters of all devices except those that are attached.
     ///
     /// # Errors
     /// If the map can't be written.
@@ -221,7 +221,7 @@ impl CounterMaps {
             .try_for_each(|index| self.clear_device(index))
     }
 
-    /// What a hook saw on a device.
+    /// The counters of a hook on a device.
     ///
     /// # Errors
     /// If the map can't be read.

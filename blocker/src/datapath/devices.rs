@@ -1,4 +1,4 @@
-//! The devices of this network namespace: which there are, and when that changes.
+//! The devices of this network namespace, and the notification of changes to them.
 
 use std::io;
 
@@ -8,32 +8,32 @@ use rtnetlink::MulticastGroup;
 
 use super::Error;
 
-/// What a device puts in front of the network header, which decides the programs that fit it.
+/// The link-layer header of a device's packets, which decides the programs that can read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkKind {
-    /// An Ethernet header.
+    /// Ethernet.
     Ethernet,
-    /// None: tun, WireGuard, IP tunnels, PPP.
+    /// No header: tun, WireGuard, IP tunnels, PPP.
     None,
-    /// Loopback, which is never attached.
+    /// The loopback device, to which programs are never attached.
     Loopback,
-    /// Something that the programs can't read.
+    /// A header that the programs can't read, by its `ARPHRD_` number.
     Other(u16),
 }
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Its index; never reused while the namespace lives, but for a wrap at 2^31.
+    /// Its index. Unless asked for a number, the kernel counts up, and reuses indexes after 2^31.
     pub index: u32,
     /// Its name, which may change.
     pub name: String,
-    /// What its packets begin with.
+    /// The header that its packets begin with.
     pub kind: LinkKind,
 }
 
 impl Device {
-    /// Whether our programs can read its packets.
+    /// Whether the programs can read its packets.
     #[must_use]
     pub const fn is_readable(&self) -> bool {
         matches!(self.kind, LinkKind::Ethernet | LinkKind::None)
@@ -43,7 +43,7 @@ impl Device {
 /// Lists the devices of this network namespace.
 ///
 /// # Errors
-/// What netlink said.
+/// The error of netlink.
 pub async fn list() -> Result<Vec<Device>, Error> {
     let error = |source: io::Error| Error::Devices { source };
     let (connection, handle, _) = rtnetlink::new_connection().map_err(error)?;
@@ -61,10 +61,10 @@ pub async fn list() -> Result<Vec<Device>, Error> {
     Ok(devices)
 }
 
-/// A stream that yields whenever a device came, went or changed.
+/// A stream that yields whenever a device is added, removed or changed.
 ///
 /// # Errors
-/// What netlink said. The stream itself ends only if the netlink socket does.
+/// The error of netlink. The stream ends only if the netlink connection ends.
 pub fn changes() -> Result<impl Stream<Item = ()> + Send + Unpin, Error> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
         .map_err(|source| Error::Devices { source })?;
@@ -87,7 +87,7 @@ fn device(link: &LinkMessage) -> Option<Device> {
     })
 }
 
-/// As the kernel's `dev_is_mac_header_xmit` (`include/linux/if_arp.h`) tells devices apart.
+/// Which types have no header: see `dev_is_mac_header_xmit` (`include/linux/if_arp.h`).
 fn kind(layer: LinkLayerType) -> LinkKind {
     match layer {
         LinkLayerType::Ether => LinkKind::Ethernet,

@@ -1,9 +1,9 @@
-//! Waiting until no program that began before a moment still runs.
+//! Waits until every program run that began earlier has ended.
 //!
-//! Programs run under the RCU read lock. `bpf(2)` waits for an RCU grace period after every
-//! update of a map-in-map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since Linux 4.20)
-//! to keep this very promise: so an array of maps of our own, of one element, is updated.
-//! `membarrier(MEMBARRIER_CMD_GLOBAL)` would do it too, but fails where CPUs run `nohz_full`.
+//! Programs run under the RCU read lock, so such a wait is an RCU grace period. `bpf(2)` waits for one
+//! after every update of a map-in-map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since
+//! Linux 4.20), so this module updates an array of maps that has one element and no other use.
+//! `membarrier(MEMBARRIER_CMD_GLOBAL)` waits too, but fails on kernels that run with `nohz_full`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -34,17 +34,17 @@ struct UpdateAttributes {
     flags: u64,
 }
 
-/// Waits for grace periods.
+/// The map-in-map whose update waits for a grace period.
 pub struct Grace {
     outer: OwnedFd,
     inner: Array<MapData, u32>,
 }
 
 impl Grace {
-    /// Makes the two small maps.
+    /// Creates the outer map and its one inner map.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The kernel's error.
     pub fn new() -> io::Result<Self> {
         let inner = Array::<MapData, u32>::create(1, 0).map_err(io::Error::other)?;
         let attributes = CreateAttributes {
@@ -56,7 +56,7 @@ impl Grace {
             inner_map_fd: u32::try_from(raw(&inner)).map_err(io::Error::other)?,
         };
         let fd = bpf(BPF_MAP_CREATE, &attributes)?;
-        // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+        // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
         let outer = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { outer, inner })
     }
@@ -64,7 +64,7 @@ impl Grace {
     /// Returns when every program run that began before the call has ended.
     ///
     /// # Errors
-    /// What the kernel said; then nothing is known of running programs.
+    /// The kernel's error. Programs that began before the call may still run then.
     pub fn wait(&self) -> io::Result<()> {
         let key = 0_u32;
         let value = raw(&self.inner);
@@ -83,8 +83,8 @@ fn raw(map: &Array<MapData, u32>) -> RawFd {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<RawFd> {
-    // SAFETY: the attributes are initialised, as long as their size says, and what they point to
-    // outlives the call.
+    // SAFETY: the attributes are initialised and `size_of::<T>()` bytes long, and the memory that
+    // they point to outlives the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

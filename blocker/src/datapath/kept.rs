@@ -1,9 +1,9 @@
-//! Maps that outlive the daemon: counters, the names of their rules, and flows.
+//! The maps that outlive the daemon: counters, the names of their rules, and flows.
 //!
-//! They are pinned under `PIN_DIR/maps/abi-N`. A daemon that finds them loads its programs with them,
-//! so that its programs and its predecessor's count in the same maps while both are attached, and no
-//! count is lost. Pins of another ABI or size, or of another program, are not used: counting starts at
-//! zero, and they are removed once no attached program needs them.
+//! The maps are pinned under `PIN_DIR/maps/abi-N`. A daemon that finds them loads its programs with
+//! them. So its programs and its predecessor's count in the same maps while both are attached, and no
+//! count is lost. Pins of another size or program are removed at load, and pins of another ABI after
+//! the first attachment; counting then starts at zero.
 
 use std::fs;
 use std::io;
@@ -26,7 +26,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The maps of a datapath for so many rules and flows. No map may have the size 0.
+    /// The maps of a datapath for so many rules and flows. The kernel allows no map of size 0.
     pub(super) fn all(rules: u32, flows: u32) -> [Self; 8] {
         let established = if flows == 0 { FLOWS } else { flows };
         let slots = flow_slots(flows);
@@ -74,7 +74,7 @@ impl Kept {
                 size_of::<abi::FlowHigh>(),
                 slots,
             ),
-            // During a takeover two daemons' programs may write to one table.
+            // Pinned because two daemons' programs may write to one flow table during a takeover.
             Self {
                 name: maps::FLOW_LOCKS,
                 kind: MapType::Hash,
@@ -103,7 +103,7 @@ impl Kept {
     }
 }
 
-/// Slots of the table for so many flows: twice as many, so that few sets are full.
+/// Slots of a flow table: a power of two, at least twice the flows, so that few sets are full.
 pub(super) fn flow_slots(flows: u32) -> u32 {
     flows
         .saturating_mul(2)
@@ -118,9 +118,9 @@ fn directory(pin_dir: &Path) -> PathBuf {
         .join(format!("abi-{}", abi::ABI_VERSION))
 }
 
-/// Makes the directory, removes unusable pins, and returns each map's path.
+/// Creates the directory, removes unusable pins, and returns each map's path.
 ///
-/// If one map is unusable, none is used: counters without their names would be counted for other rules.
+/// If one map is unusable, none is used: old counters without their names would go to other rules.
 pub(super) fn prepare(pin_dir: &Path, kept: &[Kept]) -> Result<Vec<PathBuf>, Error> {
     let directory = directory(pin_dir);
     fs::create_dir_all(&directory).map_err(|source| Error::Pins {
@@ -160,12 +160,12 @@ pub(super) fn sweep(pin_dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes all that is kept.
+/// Removes the pins of all maps.
 pub(super) fn remove(pin_dir: &Path) -> Result<(), Error> {
     remove_tree(&pin_dir.join("maps"))
 }
 
-/// A directory that does not exist is no error.
+/// Removes a directory with its entries. A directory that does not exist is no error.
 fn remove_tree(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),

@@ -1,4 +1,4 @@
-//! Loading: the object with its globals and sizes, into the kernel. Loading is verifying.
+//! Loads the eBPF object into the kernel, with its globals and map sizes set.
 
 use std::path::Path;
 
@@ -20,41 +20,41 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BLOCKER_DATAPATH"));
 /// What the datapath is loaded with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// What a snapshot may hold; sizes the maps.
+    /// The limits of a snapshot, which give the maps' sizes.
     pub limits: Limits,
-    /// Replies a second, on each CPU.
+    /// Maximum rate of replies, per second and CPU.
     pub replies_per_second: u32,
-    /// Flows that are remembered: those that rules decided, and once more those that are killed
-    /// when their rule ends. 0 keeps none of the former, and [`FLOWS`] of the latter.
+    /// Capacity of two maps: the records of flows that rules decided, and the flows to kill when
+    /// their rule ends. With 0, no flow is recorded and the second map has [`FLOWS`] entries.
     pub flows: u32,
-    /// Flows a second, on each CPU, that are recorded anew.
+    /// Maximum rate of new flow records, per second and CPU.
     pub new_flows_per_second: u32,
-    /// Events a second, on each CPU, while somebody watches.
+    /// Maximum rate of events while a client watches, per second and CPU.
     pub events_per_second: u32,
-    /// The mark of our own packets; not 0.
+    /// The mark of blocker's own packets; not 0.
     pub mark: u32,
     /// Level of the datapath's diagnostics; `Off` removes them from the programs.
     pub log: log::LevelFilter,
 }
 
-/// Flows that are remembered, unless settings say otherwise.
+/// Default of [`Settings::flows`].
 pub const FLOWS: u32 = 65_536;
-/// New flows a second, unless settings say otherwise. A new record costs half a microsecond more than
-/// one that is there; so a flood of a million new flows a second pays 5 ns a packet for them.
+/// Default of [`Settings::new_flows_per_second`]. A new record costs half a microsecond more than a
+/// known one, so this rate adds 5 ns per packet to a flood of a million new flows per second.
 pub const NEW_FLOWS: u32 = 10_000;
-/// Events a second, unless settings say otherwise.
+/// Default of [`Settings::events_per_second`].
 pub const EVENTS: u32 = 10_000;
-/// Size of the ring buffer of events, in bytes: some 14,000 events, a second's worth of a CPU. A
-/// power of two, and of whole pages.
+/// Size of the ring buffer of events, in bytes: some 14,000 events, more than one CPU sends in a
+/// second at the default rate. Must be a power of two and a multiple of the page size.
 const EVENT_BYTES: u32 = 1 << 20;
-/// Flows that one teardown may watch at once.
+/// The most flows that may be under teardown at once.
 pub const WATCHED_FLOWS: u32 = 65_536;
 
 impl Settings {
-    /// Settings for so many prefixes (IPv6 ones among them) and rules, with a mark of this start.
+    /// Settings for `rules` rules and `prefixes` prefixes, `prefixes_v6` of them IPv6.
     ///
     /// # Errors
-    /// Where the kernel gives no randomness.
+    /// If the kernel gives no random number.
     pub fn new(
         prefixes: u32,
         prefixes_v6: u32,
@@ -80,18 +80,18 @@ impl Settings {
     }
 }
 
-/// The loaded object. Its programs hold its maps; dropping it unloads what is not attached.
+/// The loaded object. Dropping it unloads the programs that are not attached.
 pub struct Object {
     ebpf: Ebpf,
     maps: Maps,
 }
 
 impl Object {
-    /// Loads every program and sizes every map. Those that are kept are taken from the pin directory,
-    /// or pinned there.
+    /// Loads every program and sizes every map. The maps that outlive the daemon are reused from the
+    /// pin directory, or created and pinned there.
     ///
     /// # Errors
-    /// What the kernel said, with the verifier's log if it was the verifier.
+    /// The kernel's error; with the verifier's log if the verifier rejects a program.
     pub fn load(settings: &Settings, pin_dir: &Path) -> Result<Self, Error> {
         let limits = &settings.limits;
         let new_flows_per_second = match settings.flows {
@@ -134,7 +134,7 @@ impl Object {
             .map_max_entries(maps::RULES, limits.rules * 2)
             .map_max_entries(maps::PORT_SETS, limits.port_sets * 2)
             .map_max_entries(maps::INTERFACES, limits.rules.saturating_mul(8))
-            // Both banks'; entries take memory only as they are written.
+            // For both banks. The map allocates an entry only when it is inserted.
             .map_max_entries(maps::LOCALS, limits.prefixes.saturating_mul(2))
             .map_max_entries(maps::EVENTS, EVENT_BYTES)
             .map_max_entries(maps::KILLS, WATCHED_FLOWS);
@@ -165,22 +165,22 @@ impl Object {
     /// Takes a map out of the object.
     ///
     /// # Errors
-    /// If it is not there (any more).
+    /// If the object has no such map, or the map was taken already.
     pub fn map(&mut self, name: &'static str) -> Result<Map, Error> {
         self.ebpf
             .take_map(name)
             .ok_or(Error::Missing { what: name })
     }
 
-    /// By name, the kernel memory of every map, in bytes, whoever took it.
+    /// The name of each map, and its kernel memory in bytes. Maps that were taken are included.
     pub fn maps(&self) -> Vec<(String, u64)> {
         self.maps.memory()
     }
 
-    /// An array's values as memory. The array itself stays in the object.
+    /// Maps an array's values into this process. The array itself stays in the object.
     ///
     /// # Errors
-    /// If there is no such array, or what `mmap` said.
+    /// If there is no such array, or `mmap` fails.
     pub fn mapped<T: Copy>(&self, name: &'static str, values: usize) -> Result<Mapped<T>, Error> {
         let Some(Map::Array(map)) = self.ebpf.map(name) else {
             return Err(Error::Missing { what: name });
@@ -191,7 +191,7 @@ impl Object {
     /// A TC program.
     ///
     /// # Errors
-    /// If there is none of that name.
+    /// If the object has no TC program of that name.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
         let program = self
             .ebpf
@@ -205,7 +205,7 @@ impl Object {
     /// The XDP program.
     ///
     /// # Errors
-    /// If there is none.
+    /// If the object has no XDP program.
     pub fn xdp(&mut self) -> Result<&mut Xdp, Error> {
         let program = self.ebpf.program_mut(programs::XDP).ok_or(Error::Missing {
             what: programs::XDP,
@@ -215,7 +215,7 @@ impl Object {
         })
     }
 
-    /// The programs' diagnostics; `None` if they are off.
+    /// The reader of the programs' diagnostics; `None` if diagnostics are off.
     ///
     /// # Errors
     /// If the ring buffer can't be opened.

@@ -1,4 +1,4 @@
-//! Maps as memory: an mmapable array (`BPF_F_MMAPABLE`, Linux 5.5), mapped for writing.
+//! Arrays that are mapped into this process for writing (`BPF_F_MMAPABLE`, Linux 5.5).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -6,27 +6,27 @@ use std::ptr::NonNull;
 
 /// An `ARRAY` map's values, mapped into this process.
 ///
-/// The kernel's array holds its values one after the other, each rounded up to 8 bytes
-/// (`array_map_alloc`); types of the ABI that live in such arrays are multiples of 8.
+/// The kernel stores the values one after the other, each rounded up to 8 bytes (`array_map_alloc`).
+/// The ABI's types in such arrays have sizes that are multiples of 8.
 pub struct Mapped<T> {
     start: NonNull<T>,
     values: usize,
 }
 
-// SAFETY: the mapping is shared memory without thread affinity; writing needs `&mut`.
+// SAFETY: the mapping is shared memory without thread affinity, and `write` needs `&mut self`.
 unsafe impl<T: Send> Send for Mapped<T> {}
-// SAFETY: by `&self` values are only copied, and addresses given, whose use is their user's promise.
+// SAFETY: methods with `&self` only copy values and return addresses. Dereferencing is the caller's.
 unsafe impl<T: Sync> Sync for Mapped<T> {}
 
 impl<T: Copy> Mapped<T> {
     /// Maps the `values` values of the array behind `fd`, which must hold `T`s.
     ///
     /// # Errors
-    /// What `mmap` said.
+    /// The error of `mmap`.
     pub fn new(fd: impl AsFd, values: usize) -> io::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 8) };
         let length = size_of::<T>() * values;
-        // SAFETY: a fresh mapping of a file descriptor that is open; the kernel picks the place.
+        // SAFETY: a new mapping of an open file descriptor, at an address that the kernel chooses.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -45,7 +45,7 @@ impl<T: Copy> Mapped<T> {
         Ok(Self { start, values })
     }
 
-    /// How many values there are.
+    /// The number of values.
     #[must_use]
     pub fn len(&self) -> usize {
         self.values
@@ -54,14 +54,14 @@ impl<T: Copy> Mapped<T> {
     /// Copies values to indexes `first..`.
     ///
     /// # Panics
-    /// If they do not fit, which the compiler of the snapshot has checked.
+    /// If the values do not fit. The snapshot's compiler has checked that they do.
     pub fn write(&mut self, first: usize, values: &[T]) {
         assert!(
             first <= self.values && values.len() <= self.values - first,
             "values beyond the map's end"
         );
-        // SAFETY: the range was checked; the datapath may read these bytes at any time, which is
-        // why callers write only to the idle bank; the source is ordinary memory.
+        // SAFETY: the range was checked, and the source is ordinary memory. The datapath may read
+        // these bytes at any time, so callers write only to the idle bank.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 values.as_ptr(),
@@ -71,7 +71,7 @@ impl<T: Copy> Mapped<T> {
         };
     }
 
-    /// A copy of a value of the live bank, which nobody writes.
+    /// A copy of a value of the live bank, which is never written.
     ///
     /// # Panics
     /// If there is no such value.
@@ -82,7 +82,7 @@ impl<T: Copy> Mapped<T> {
         unsafe { self.start.as_ptr().add(place).read() }
     }
 
-    /// The address of a value, for single words that the datapath reads while they change.
+    /// The address of a value, for access to words that this process and the datapath share.
     ///
     /// # Panics
     /// If there is no such value.
@@ -96,7 +96,7 @@ impl<T: Copy> Mapped<T> {
 
 impl<T> Drop for Mapped<T> {
     fn drop(&mut self) {
-        // SAFETY: this very mapping, made in `new`; no reference into it outlives `self`.
+        // SAFETY: `new` made this mapping, and no reference into the mapping outlives `self`.
         unsafe { libc::munmap(self.start.as_ptr().cast(), size_of::<T>() * self.values) };
     }
 }

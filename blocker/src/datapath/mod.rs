@@ -1,7 +1,7 @@
 //! The kernel side, as the controller sees it: load, switch snapshots, attach, count.
 //!
-//! Owns programs, maps, links and pins. Knows nothing of why a rule is there, and does nothing
-//! on its own: no thread, no timer (but the one that waits for a grace period).
+//! Owns programs, maps, links and pins. Does not know why a rule is in force. Acts only when it is
+//! called; its one thread waits for the grace period after a switch.
 
 mod accounting;
 pub mod attach;
@@ -44,89 +44,89 @@ use crate::rule::RuleId;
 use attach::{Attachments, HookChoice};
 use devices::Device;
 
-/// What went wrong between us and the kernel.
+/// An operation of the datapath that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The object could not be read or its maps not be made.
+    /// The object cannot be parsed, or its maps cannot be created.
     #[error("the eBPF object cannot be loaded: {source}{}", hint(.lacking))]
     Object {
-        /// What aya said.
+        /// aya's error.
         source: Box<EbpfError>,
-        /// Whether a permission was lacking.
+        /// Whether the cause is a missing privilege.
         lacking: bool,
     },
-    /// A program was refused.
+    /// The kernel does not load a program.
     #[error("the kernel refuses the eBPF program {program}: {source}")]
     Load {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
-        /// What the kernel said, with the verifier's log.
+        /// The kernel's error, with the verifier's log.
         source: Box<ProgramError>,
     },
-    /// The object lacks something: it is not ours.
+    /// The object has no program or map of a name, so it does not fit this daemon.
     #[error("the eBPF object has no {what}: the daemon was built with another object")]
     Missing {
-        /// What it lacks.
+        /// The name of the program or map.
         what: &'static str,
     },
     /// A map operation failed.
     #[error("map {map}: {source}")]
     Map {
-        /// Its name.
+        /// The map's name.
         map: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: MapError,
     },
-    /// The flows that are to be killed when their rule ends can't be read.
+    /// The map of the flows to kill when their rule ends can't be read.
     #[error("the established flows that rules blocked cannot be read: {source}")]
     Flows {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A map can't be mapped into memory.
     #[error("map {map} cannot be mapped into memory: {source}")]
     Memory {
-        /// Its name.
+        /// The map's name.
         map: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The maps can't be held for their memory to be told.
+    /// No file descriptor is left to read the maps' memory through.
     #[error("the maps' memory cannot be accounted for: {source}")]
     Accounting {
-        /// Why not.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// No grace period could be waited for.
+    /// The wait for a grace period failed.
     #[error("the kernel cannot say when running programs have ended: {source}")]
     Grace {
-        /// What it said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The number of CPUs is unknown.
     #[error("{file} cannot be read: {source}")]
     Cpus {
-        /// Where it stands.
+        /// The file that has the number.
         file: String,
-        /// Why not.
+        /// The error of reading the file.
         source: io::Error,
     },
-    /// No randomness.
+    /// The kernel gives no random numbers.
     #[error("the kernel gives no random numbers: {source}")]
     Random {
-        /// Why not.
+        /// The kernel's error.
         source: getrandom::Error,
     },
-    /// The diagnostics' ring buffer.
+    /// The ring buffer of the programs' diagnostics can't be opened.
     #[error("the datapath's diagnostics cannot be read: {detail}")]
     Diagnostics {
-        /// Why not.
+        /// aya's error.
         detail: Cow<'static, str>,
     },
     /// Devices can't be listed or followed.
     #[error("network devices cannot be listed: {source}")]
     Devices {
-        /// What netlink said.
+        /// The error of netlink.
         source: io::Error,
     },
     /// A program can't be attached.
@@ -136,15 +136,15 @@ pub enum Error {
         device: String,
         /// The hook.
         hook: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Box<ProgramError>,
     },
-    /// A device has no XDP, and the configuration asks for it.
+    /// The configuration asks for native XDP, and a device has none.
     #[error("{device}: {why}")]
     NoXdp {
         /// The device.
         device: String,
-        /// Why not, and what serves there.
+        /// The reason, and the hook that is used instead.
         why: String,
     },
     /// The clsact qdisc can't be added.
@@ -152,57 +152,57 @@ pub enum Error {
     Clsact {
         /// The device.
         device: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Box<aya::programs::tc::TcError>,
     },
     /// A clsact qdisc that blocker added can't be removed.
     #[error("the clsact qdisc of the device with index {index} cannot be removed: {source}")]
     ClsactLeft {
-        /// The device.
+        /// The device's index.
         index: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A link is not what it should be.
+    /// A link of aya has no file descriptor to pin.
     #[error("an attached link cannot be held: {source}")]
     Link {
-        /// What aya said.
+        /// aya's error.
         source: LinkError,
     },
     /// A link can't be pinned.
     #[error("{} cannot be pinned: {source}", .path.display())]
     Pin {
-        /// Where.
+        /// The path of the pin.
         path: PathBuf,
-        /// Why not.
+        /// aya's error.
         source: aya::pin::PinError,
     },
     /// A pin can't be removed.
     #[error("a pin cannot be removed: {source}")]
     Unpin {
-        /// Why not.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The pin directory.
+    /// The pin directory, or an entry of it, can't be read, created, locked or removed.
     #[error("pins: {}: {source}", .path.display())]
     Pins {
-        /// Where.
+        /// The directory or entry.
         path: PathBuf,
-        /// Why not.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The pin directory is on an ordinary file system.
+    /// The pin directory is not on a BPF file system.
     #[error("pin_dir {} is not on a bpf file system: `mount -t bpf bpf /sys/fs/bpf`, or set pin_dir", .path.display())]
     NotBpffs {
-        /// Where.
+        /// The pin directory.
         path: PathBuf,
     },
-    /// Another process holds the pin directory.
+    /// Another process has locked the pin directory.
     #[error("pin_dir {} is held by {by}: stop it, or set another pin_dir", .path.display())]
     Held {
-        /// Where.
+        /// The pin directory.
         path: PathBuf,
-        /// By whom.
+        /// The other process: its name and pid.
         by: String,
     },
 }
@@ -249,18 +249,18 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads programs and maps. Nothing is attached, and no rule is live.
+    /// Loads programs and maps. No program is attached yet, and no rule is live.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// If the kernel refuses a program or a map.
     pub fn load(settings: Settings, pin_dir: &Path, choice: HookChoice) -> Result<Self, Error> {
         Self::load_with(settings, pin_dir, choice, true)
     }
 
-    /// As [`load`](Self::load); without `tcx`, as if the kernel had none.
+    /// As [`load`](Self::load), but uses no TCX if `tcx` is false.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// If the kernel refuses a program or a map.
     pub fn load_with(
         settings: Settings,
         pin_dir: &Path,
@@ -282,32 +282,32 @@ impl Datapath {
         })
     }
 
-    /// What it was loaded with.
+    /// The settings that the datapath was loaded with.
     #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The datapath's diagnostics, once.
+    /// Takes the reader of the programs' diagnostics; `None` if they are off or taken already.
     pub const fn take_diagnostics(&mut self) -> Option<Diagnostics> {
         self.diagnostics.take()
     }
 
-    /// Makes a snapshot live, whole.
+    /// Makes a snapshot live as a whole.
     ///
     /// # Errors
-    /// If the kernel refuses a part of it; the one before it stays live then.
+    /// If the kernel refuses a part of the snapshot. The previous snapshot then stays live.
     pub fn switch(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         self.banks.switch(snapshot, self.counters.tags())
     }
 
-    /// The number of the list of those rules, in every snapshot another one; 0 for the empty list.
+    /// The number of a remote's rule list; 0 for the empty list. No two snapshots share a number.
     #[must_use]
     pub fn list(&self, remote: IpAddr) -> u64 {
         self.banks.list(remote)
     }
 
-    /// The rules that are tried on packets of a remote, in their order, as the live bank has them.
+    /// The rules that the live bank tries on packets of a remote, in the order of the trial.
     ///
     /// # Errors
     /// If a map can't be read.
@@ -315,11 +315,11 @@ impl Datapath {
         self.banks.lookup(remote)
     }
 
-    /// Attaches to exactly these devices, and tells what could not be.
+    /// Attaches to exactly these devices, and returns the errors of those that failed.
     pub fn attach(&mut self, devices: &[Device]) -> Vec<Error> {
         let before: Vec<u32> = self.attachments.indexes().collect();
         let mut errors = self.attachments.set(&mut self.object, devices);
-        // Who gets the index next begins at zero.
+        // A later device with the same index must start with zeroed counters.
         for index in before {
             if self.attachments.indexes().all(|attached| attached != index) {
                 errors.extend(self.counters.clear_device(index).err());
@@ -328,11 +328,11 @@ impl Datapath {
         errors
     }
 
-    /// Removes pins that are nobody's any more, and what was counted on devices that are gone. For
-    /// after the first [`attach`](Self::attach).
+    /// Removes stale pins, and zeroes the hook counters of devices that are not attached. Must be
+    /// called after the first [`attach`](Self::attach), which takes over the pins that are in use.
     ///
     /// # Errors
-    /// If a pin can't be removed.
+    /// If a pin can't be removed or a counter can't be written.
     pub fn sweep(&mut self) -> Result<(), Error> {
         self.attachments.sweep()?;
         kept::sweep(&self.pin_dir)?;
@@ -340,24 +340,24 @@ impl Datapath {
         self.counters.clear_devices_but(&attached)
     }
 
-    /// Detaches everything, and keeps nothing of what was counted.
+    /// Detaches every program, and removes the pins of counters and flows.
     pub fn detach(&mut self) -> Vec<Error> {
         let mut errors = self.attachments.detach_all();
         errors.extend(kept::remove(&self.pin_dir).err());
         errors
     }
 
-    /// Leaves programs where they are, beyond this process's life.
+    /// Leaves the programs attached when this process exits.
     pub fn leave(&mut self) {
         self.attachments.leave();
     }
 
-    /// The devices and their hooks.
+    /// The attached devices and their hooks.
     pub fn attached(&self) -> impl Iterator<Item = &attach::Attached> {
         self.attachments.devices()
     }
 
-    /// What a rule did.
+    /// The counters of the rule that has a slot.
     ///
     /// # Errors
     /// If the counters can't be read.
@@ -365,13 +365,13 @@ impl Datapath {
         self.counters.rule(slot)
     }
 
-    /// The rules that a daemon before this one counted for, and their slots.
+    /// The rules that had a slot when the maps were loaded (those of an earlier daemon), and the slots.
     #[must_use]
     pub fn counted(&self) -> &[(RuleId, u32)] {
         self.counters.counted()
     }
 
-    /// Zeroes a slot for a new rule, and makes it the rule's.
+    /// Zeroes a counter slot and gives it to a new rule.
     ///
     /// # Errors
     /// If the counters can't be written.
@@ -379,27 +379,27 @@ impl Datapath {
         self.counters.begin_rule(slot, rule)
     }
 
-    /// Makes a slot nobody's.
+    /// Frees a counter slot.
     ///
     /// # Errors
-    /// If its name can't be written.
+    /// If the map of rule names can't be written.
     pub fn end_counting(&mut self, slot: u32) -> Result<(), Error> {
         self.counters.end_rule(slot)
     }
 
-    /// How the rule of a slot is named in what is recorded of it.
+    /// The tag by which flow records and events name the rule that has a slot.
     #[must_use]
     pub fn tag(&self, slot: u32) -> u32 {
         self.counters.tags().of(slot)
     }
 
-    /// Flows and events.
+    /// The maps of flow records and events.
     #[must_use]
     pub fn seen(&self) -> Arc<Seen> {
         Arc::clone(&self.seen)
     }
 
-    /// What a hook saw on a device.
+    /// The counters of a hook on a device.
     ///
     /// # Errors
     /// If the counters can't be read.
@@ -407,7 +407,7 @@ impl Datapath {
         self.counters.hook(hook, ifindex)
     }
 
-    /// What the datapath sees of flows under teardown.
+    /// The map of flows under teardown.
     #[must_use]
     pub fn kills(&self) -> Arc<Kills> {
         Arc::clone(&self.kills)
@@ -426,7 +426,7 @@ impl Datapath {
         self.recorded.of(&tags)
     }
 
-    /// Forgets such flows.
+    /// Removes flows from the map that [`recorded`](Self::recorded) reads.
     ///
     /// # Errors
     /// If the map can't be written.
@@ -434,12 +434,12 @@ impl Datapath {
         self.recorded.forget(flows)
     }
 
-    /// The object, for running its programs on packets of a test.
+    /// The object, so that tests can run its programs on packets.
     pub const fn object(&mut self) -> &mut Object {
         &mut self.object
     }
 
-    /// The maps, by name, and the kernel memory of each, in bytes.
+    /// The name of each map, and its kernel memory in bytes.
     #[must_use]
     pub fn maps(&self) -> Vec<(String, u64)> {
         self.object.maps()

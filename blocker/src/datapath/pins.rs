@@ -1,4 +1,4 @@
-//! The pin directory: where links outlive the daemon, who holds it, and how it is emptied.
+//! The pin directory, in which links and maps outlive the daemon: its lock and its removal.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::qdisc::{self, Qdiscs};
 use super::{Error, attach, devices, kept};
 
-/// The pin directory, held by this process alone.
+/// The pin directory, locked by this process.
 pub struct PinDir {
     path: PathBuf,
     made: bool,
@@ -19,10 +19,10 @@ pub struct PinDir {
 }
 
 impl PinDir {
-    /// Makes the directory if need be and locks it.
+    /// Creates the directory if it does not exist, and locks it.
     ///
     /// # Errors
-    /// If it is not on a bpffs, or another process holds it (which is named).
+    /// If it is not on a BPF file system, or another process, which the error names, has locked it.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let error = |source| Error::Pins {
             path: path.to_owned(),
@@ -35,7 +35,7 @@ impl PinDir {
                 path: path.to_owned(),
             });
         }
-        // The service's user is given the directory, since it may not make it.
+        // An empty directory counts as made here: the service's user is given one.
         let made = entries(path)?.is_empty();
         fs::create_dir_all(path).map_err(error)?;
         let directory = File::open(path).map_err(error)?;
@@ -54,16 +54,16 @@ impl PinDir {
         }
     }
 
-    /// Where it is.
+    /// The path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes what a daemon that could not start has left, unless another one's work is there.
+    /// Cleans up after a failed start: removes the maps' pins if the directory was empty before.
     ///
     /// # Errors
-    /// If it can't be removed.
+    /// If the pins can't be removed.
     pub fn give_up(&self) -> Result<(), Error> {
         if self.made {
             kept::remove(&self.path)?;
@@ -72,24 +72,24 @@ impl PinDir {
         Ok(())
     }
 
-    /// Removes the directory, if nothing is left in it.
+    /// Removes the directory and its known subdirectories, each if it is empty.
     pub fn remove_if_empty(&self) {
         for path in [
             &self.path.join("links"),
             &self.path.join(qdisc::MARKS),
             &self.path,
         ] {
-            // Not empty, or gone already: both are fine.
+            // A directory that is not empty stays, and one that does not exist is no error.
             let _removed = fs::remove_dir(path);
         }
     }
 }
 
-/// Removes every trace of a datapath without a daemon: pins, and clsact filters of this network
-/// namespace, with the qdiscs that blocker added for them. Returns how many links were removed.
+/// Removes a datapath whose daemon does not run: the pins, and in this network namespace the clsact
+/// filters and the qdiscs that blocker added for them. Returns how many pinned links were removed.
 ///
 /// # Errors
-/// If a daemon holds the directory, or something can't be removed.
+/// If a daemon has locked the directory, or a pin or qdisc can't be removed.
 pub async fn unload(path: &Path) -> Result<usize, Error> {
     let mut removed = 0;
     let mut pins = None;
@@ -114,7 +114,7 @@ pub async fn unload(path: &Path) -> Result<usize, Error> {
     Ok(removed)
 }
 
-/// Removes all entries of a directory but the given ones; that there is no directory is fine.
+/// Removes all entries of a directory except those in `keep`. A missing directory is no error.
 pub(super) fn remove_except(directory: &Path, keep: &[PathBuf]) -> Result<(), Error> {
     for path in entries(directory)?
         .into_iter()
@@ -150,7 +150,7 @@ fn existing_ancestor(path: &Path) -> &Path {
         .unwrap_or_else(|| Path::new("/"))
 }
 
-/// Who holds a lock on an inode, from `/proc/locks` (`proc_locks(5)`).
+/// The process that has locked an inode, from `/proc/locks` (`proc_locks(5)`).
 fn holder(inode: u64) -> String {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
     let Some(pid) = holder_in(&locks, inode) else {

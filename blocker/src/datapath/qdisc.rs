@@ -1,8 +1,8 @@
-//! The clsact qdiscs that filters hang on where the kernel has no TCX: added, and removed again
-//! where nobody else uses them.
+//! The clsact qdiscs to which filters are attached where the kernel has no TCX. Adds them, and
+//! removes those that blocker added once they have no filters.
 //!
-//! The kernel does not record who added a qdisc. So a directory `PIN_DIR/qdiscs/INDEX` marks one that
-//! blocker added; it outlives the daemon, as the filters do.
+//! The kernel does not record which program added a qdisc. So a directory `PIN_DIR/qdiscs/INDEX`
+//! marks a qdisc that blocker added. The mark outlives the daemon, as the filters do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,17 +19,17 @@ use crate::netlink::{Body, Conversation, NetlinkError};
 // include/uapi/linux/rtnetlink.h
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETTFILTER: u16 = 46;
-/// The handle of a clsact qdisc; those of its directions begin with the same number.
+/// The handle of a clsact qdisc. The handles of its two directions have the same major number.
 const FIRST: TcHandle = TcHandle {
     major: 0xffff,
     minor: 0,
 };
 const CLSACT: &str = "clsact";
 
-/// The directory below the pin directory.
+/// The directory of the marks, below the pin directory.
 pub(super) const MARKS: &str = "qdiscs";
 
-/// Which clsact qdiscs are blocker's.
+/// The marks of the clsact qdiscs that blocker added.
 pub(super) struct Qdiscs {
     marks: PathBuf,
 }
@@ -48,7 +48,7 @@ impl Qdiscs {
                 let path = self.mark(device.index);
                 fs::create_dir_all(&path).map_err(|source| Error::Pins { path, source })
             }
-            // The device has one: ours for the other direction, or another program's.
+            // The device has a clsact qdisc: for the other direction, or of another program.
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
                 Ok(())
             }
@@ -59,11 +59,11 @@ impl Qdiscs {
         }
     }
 
-    /// Removes the qdisc of a device, if blocker added it and no filter is on it. For after our
-    /// own filters are gone. A device that is gone took its qdisc along.
+    /// Removes the qdisc of a device if blocker added it and it has no filter. Must be called after
+    /// blocker's own filters are removed. The kernel removes the qdisc of a device with the device.
     ///
-    /// A filter that is added between the check and the removal is lost: the kernel has no atomic
-    /// operation for both.
+    /// A filter that another program adds between the check and the removal is lost: the kernel has
+    /// no atomic operation for both.
     pub(super) fn release(&self, index: u32) -> Result<(), Error> {
         let mark = self.mark(index);
         if !mark.is_dir() {
@@ -76,7 +76,7 @@ impl Qdiscs {
         fs::remove_dir(&mark).map_err(|source| Error::Pins { path: mark, source })
     }
 
-    /// Forgets the qdiscs of devices that are not among these.
+    /// Removes the marks of devices that are not attached.
     pub(super) fn sweep(&self, attached: &[u32]) -> Result<(), Error> {
         let keep: Vec<PathBuf> = attached.iter().map(|index| self.mark(*index)).collect();
         super::pins::remove_except(&self.marks, &keep)
@@ -104,7 +104,7 @@ fn remove_unused(index: u32) -> Result<(), NetlinkError> {
     }
     let mut request = message(index, TcHandle::CLSACT);
     request.header.handle = FIRST;
-    // An ingress qdisc has the same place and handle; with a kind the kernel compares it.
+    // An ingress qdisc has the same parent and handle. With a kind the kernel deletes only that kind.
     request
         .attributes
         .push(TcAttribute::Kind(CLSACT.to_owned()));
@@ -114,7 +114,7 @@ fn remove_unused(index: u32) -> Result<(), NetlinkError> {
         parts: &[&request],
     };
     match route.ask("removing a clsact qdisc", &body, |_, _| Ok(())) {
-        // The qdisc is gone or replaced by another kind, so nothing of ours is left.
+        // The device or its qdisc is gone, or the qdisc is of another kind: blocker's is removed.
         Err(error)
             if matches!(
                 error.errno(),

@@ -1,5 +1,5 @@
-//! The datapath's records of packets that rules decided: their flows, and events while a client
-//! watches. The other side is `blocker-ebpf`'s `record.rs`.
+//! Reads what the datapath records of packets that rules decided: their flows, and events while a
+//! client watches. `record.rs` of `blocker-ebpf` writes the records.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,13 +14,13 @@ use super::load::Object;
 use super::memory::Mapped;
 use super::{Error, kept};
 
-/// The upper address halves of an IPv4 flow, which has none.
+/// The upper 12 bytes of an IPv4 flow's addresses, which are not recorded.
 const NO_HIGH: FlowHigh = FlowHigh {
     remote: [0; 3],
     local: [0; 3],
 };
 
-/// The table of flows, as the datapath fills it.
+/// The flow table, which the datapath fills.
 struct Flows {
     slots: Mapped<FlowSlot>,
     high: Mapped<FlowHigh>,
@@ -35,13 +35,13 @@ impl Flows {
         })
     }
 
-    /// The flow and record of a slot, if it has a flow. The datapath may give the slot to another flow
-    /// meanwhile: then its tag differs after the copy, and the slot is read once more.
+    /// The flow and record of a slot; `None` if the slot is empty. If the datapath gives the slot to
+    /// another flow during the copy, the tag has changed after the copy, and the slot is read again.
     fn at(&self, place: usize) -> Option<(FlowId, FlowRecord)> {
         loop {
             let slot = self.slots.at(place);
-            // SAFETY: inside the mapping. Programs write there at any time, whole words; of what is
-            // read, any bytes are a slot.
+            // SAFETY: inside the mapping. Programs may write to the slot at any time, by whole words,
+            // and any bytes are a valid slot.
             let (before, copy) = unsafe {
                 let before = (&raw const (*slot).tag).read_volatile();
                 fence(Ordering::Acquire);
@@ -50,7 +50,7 @@ impl Flows {
             if before == 0 {
                 return None;
             }
-            // Read for IPv6 flows alone, so that the table of an IPv4 host takes no memory.
+            // The datapath does not write this part for IPv4 flows.
             let high = match copy.kind & FLOW_V6 {
                 0 => NO_HIGH,
                 // SAFETY: as above.
@@ -65,19 +65,19 @@ impl Flows {
     }
 }
 
-/// The maps of flows and events.
+/// The maps of flow records and events.
 pub struct Seen {
     flows: Flows,
     recording: bool,
     tally: PerCpuArray<MapData, Tally>,
     ring: Mutex<RingBuf<MapData>>,
-    /// The same memory as the banks'. Only its `watching` word is written here.
+    /// The map that the banks' `state` also maps. Only the word `watching` is written through this one.
     state: Mutex<Mapped<State>>,
 }
 
 impl Seen {
-    /// Takes the maps from a loaded object;
-    /// `flows` is how many the object was loaded for.
+    /// Takes the maps from a loaded object. `flows` is the number of flows for which the object was
+    /// loaded.
     ///
     /// # Errors
     /// If a map is missing or can't be mapped.
@@ -100,7 +100,7 @@ impl Seen {
         self.recording
     }
 
-    /// Calls a function with every flow that rules decided, and returns how many there are.
+    /// Calls `see` with every recorded flow, and returns the number of flows.
     pub fn flows(&self, mut see: impl FnMut(&FlowId, &FlowRecord)) -> u64 {
         let flows = (0..self.flows.slots.len()).filter_map(|place| self.flows.at(place));
         flows.fold(0, |count, (id, record)| {
@@ -109,7 +109,7 @@ impl Seen {
         })
     }
 
-    /// What was recorded and what was not, of all CPUs together.
+    /// The counts of recorded flows, packets not recorded and events lost, summed over all CPUs.
     ///
     /// # Errors
     /// If the map can't be read.
@@ -133,11 +133,11 @@ impl Seen {
     /// Tells the datapath whether a client watches. Earlier events stay in the ring buffer.
     pub fn watch(&self, on: bool) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: inside the mapping; an aligned word, which programs read whole.
+        // SAFETY: inside the mapping; programs read this aligned word with one load.
         unsafe { (&raw mut (*state.at(0)).watching).write_volatile(u32::from(on)) };
     }
 
-    /// A file descriptor that is readable while there are events.
+    /// A file descriptor that is readable while the ring buffer has events.
     ///
     /// # Errors
     /// If there are no more file descriptors.
@@ -146,15 +146,15 @@ impl Seen {
         ring.as_fd().try_clone_to_owned()
     }
 
-    /// Takes the events that are there, the oldest first.
+    /// Takes the events out of the ring buffer, the oldest first.
     pub fn drain(&self, mut see: impl FnMut(&Event)) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(item) = ring.next() {
             if item.len() != size_of::<Event>() {
                 continue;
             }
-            // SAFETY: as many bytes as an event has, of which any are one; the read needs no
-            // alignment.
+            // SAFETY: the item is as long as an event, any bytes are a valid event, and
+            // `read_unaligned` needs no alignment.
             let event = unsafe { from_ref(&*item).cast::<Event>().read_unaligned() };
             see(&event);
         }

@@ -1,5 +1,5 @@
-//! Tags of counter slots: slots are reused, so the datapath's records name a rule by its slot and the
-//! number of rules that had the slot before.
+//! Tags of counter slots. Slots are reused, so the datapath's records name a rule by a tag: its slot,
+//! and the number of rules that had the slot before (modulo 2^16).
 
 /// The tags of all slots.
 #[derive(Debug, Default)]
@@ -12,13 +12,13 @@ impl Tags {
         blocker_ebpf::tag(slot, self.incarnation(slot))
     }
 
-    /// How many rules had a slot before the one that has it now.
+    /// The number of rules that had a slot before its present rule, modulo 2^16.
     #[must_use]
     pub fn incarnation(&self, slot: u32) -> u16 {
         self.0.get(slot as usize).copied().unwrap_or(0)
     }
 
-    /// Sets how many rules had a slot before.
+    /// Sets the number of rules that had a slot before.
     pub fn set(&mut self, slot: u32, incarnation: u16) {
         let place = slot as usize;
         if self.0.len() <= place {
@@ -27,7 +27,7 @@ impl Tags {
         self.0[place] = incarnation;
     }
 
-    /// Gives a slot to another rule.
+    /// Gives a slot a new tag, for another rule.
     pub fn renew(&mut self, slot: u32) {
         self.set(slot, self.incarnation(slot).wrapping_add(1));
     }
