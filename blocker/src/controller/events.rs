@@ -29,7 +29,7 @@ use crate::wire::{Account, EventsRequest};
 const WAITING: usize = 16_384;
 /// How many bytes are written to a watcher at once.
 const WRITE: usize = 64 << 10;
-/// How many targets an event names of a rule.
+/// The most targets of a rule that an event lists.
 const TARGETS: usize = 8;
 
 /// An event and its line of JSON, which is made once, when the first watcher wants it.
@@ -120,7 +120,7 @@ impl Events {
         self.woken.notify_one();
     }
 
-    /// Publishes an event of now, if there are watchers.
+    /// Publishes an event with the current time, if there are watchers.
     pub(super) fn publish(&self, what: impl FnOnce() -> What) {
         self.publish_all(|| vec![what()]);
     }
@@ -138,7 +138,7 @@ impl Events {
         };
         for event in events() {
             let line = OnceLock::new();
-            // Fails only if the last watcher is gone meanwhile.
+            // Sending fails only if the last watcher has left meanwhile.
             let _nobody = sender.send(Arc::new(Published { event, line }));
         }
     }
@@ -188,7 +188,7 @@ impl Events {
         });
     }
 
-    /// Takes note of the attached devices, and publishes which came and which went.
+    /// Stores the attached devices, and publishes which were attached and which were detached.
     pub(super) fn devices(&self, attached: &[&Attached]) {
         let now: Devices = attached
             .iter()
@@ -223,14 +223,14 @@ impl Events {
         });
     }
 
-    /// A device's name: as it was when it was attached, else as the kernel knows it, else its
-    /// number.
+    /// A device's name: the one at its attachment, else the kernel's present one, else the index as
+    /// a number.
     pub(super) fn device(&self, index: u32) -> String {
         if let Some((name, _)) = lock(&self.devices).get(&index) {
             return name.clone();
         }
         let mut name = [0; libc::IF_NAMESIZE];
-        // SAFETY: the buffer is as long as the call demands.
+        // SAFETY: the buffer has the length that the call requires.
         let found = unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() };
         let name = name.map(libc::c_char::cast_unsigned);
         match CStr::from_bytes_until_nul(&name) {
@@ -290,14 +290,14 @@ impl Controller {
 pub struct Watcher {
     events: broadcast::Receiver<Arc<Published>>,
     request: EventsRequest,
-    /// As [`Events::lost`], and how many of these this watcher was told of.
+    /// The counter `lost` of [`Events`], and its value when this watcher was last told.
     lost: Arc<AtomicU64>,
     told: u64,
 }
 
 impl Watcher {
-    /// Waits for the next events that were asked for; one line of JSON each. `None` once the daemon
-    /// stops.
+    /// Waits for the next events that the request asks for, as one line of JSON each. `None` once the
+    /// daemon stops.
     pub async fn next(&mut self) -> Option<Bytes> {
         let mut lines = BytesMut::new();
         loop {
@@ -324,7 +324,7 @@ impl Watcher {
                 }
                 Err(broadcast::error::RecvError::Lagged(events)) => {
                     lines.extend_from_slice(&lost_line(events, LostAt::Watcher));
-                    // The event on lost events may be among those missed.
+                    // The missed events may include one that reports lost events.
                     self.tell_lost(&mut lines);
                 }
                 Err(broadcast::error::RecvError::Closed) => return None,

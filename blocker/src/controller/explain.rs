@@ -1,7 +1,7 @@
-//! What becomes of a packet, and why: read from the live bank, as the datapath reads it.
+//! Explains what the datapath does with a packet, and why, from the rules in the live bank.
 //!
-//! Which rule decides is [`crate::matching`]'s; here its answers get names, reasons and devices.
-//! Changes nothing.
+//! [`crate::matching`] finds the rule that decides. This module adds names, reasons and devices to
+//! its answers. It changes no state.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::ruleset::Entry;
 use crate::wire::{ExplainRequest, ExplainResponse, Explanation, Fate, Outcome, Spared, TriedRule};
 
 impl Controller {
-    /// Explains what becomes of a packet, of which only a part may be known.
+    /// Explains what the datapath does with a packet, some of whose fields may be unknown.
     ///
     /// # Errors
     /// If the request contradicts itself or names a device that is not attached, or if the live
@@ -34,8 +34,8 @@ impl Controller {
         let listed = listed(&live, &decider, address)?;
         let ids: Vec<&RuleId> = listed.iter().map(|listed| &listed.rule.id).collect();
         let spared_by = spared_by(&live, address, &ids);
-        // A protected prefix empties the list. One that the configuration has from this moment on
-        // may not have reached the datapath yet.
+        // The addresses of a protected prefix have an empty list. If the list is not empty, a newly
+        // configured prefix has not reached the datapath yet, and protects nothing.
         let protected_by = live.config.protect.iter().copied();
         let protected_by = protected_by
             .filter(|prefix| listed.is_empty() && prefix.net().contains(&address))
@@ -63,7 +63,7 @@ impl Controller {
                 let xdp = device.hooks.iter().any(|hook| hook.hook == Hook::Xdp);
                 let rules = trials(&decider, &listed, &packet, xdp, now);
                 let name = device.device.name.clone();
-                // Two answers that agree in these agree in everything else.
+                // The rest of an answer follows from its direction and rules.
                 let alike = |answer: &&mut Explanation| {
                     answer.direction == direction && answer.rules == rules
                 };
@@ -86,7 +86,7 @@ impl Controller {
     }
 }
 
-/// A rule on the address's list.
+/// A rule of the address's list, and its target that covers the address.
 struct Listed<'l> {
     rule: &'l Rule,
     target: Target,
@@ -102,7 +102,7 @@ fn host(target: Target) -> Result<IpAddr, Error> {
     )))
 }
 
-/// The local address, which is of the remote's family.
+/// The requested local address, if any. It must be of the remote's family.
 fn local(request: &ExplainRequest, remote: IpAddr) -> Result<Option<IpAddr>, Error> {
     let local = request.local.map(host).transpose()?;
     match local {
@@ -196,7 +196,7 @@ fn listed<'l>(
     rules.iter().map(listed).collect()
 }
 
-/// The most specific of some prefixes that covers an address.
+/// The most specific of these prefixes that cover an address.
 fn covering(prefixes: &[Target], address: IpAddr) -> Option<Target> {
     let covering = prefixes
         .iter()
@@ -231,7 +231,7 @@ fn nothing_decides(protected_by: Option<Target>, spared_by: &[Spared], unlisted:
     }
 }
 
-/// What becomes of the trial of each rule by a packet, on a device with XDP or without.
+/// The outcome of each listed rule's trial on a packet, on a device with or without XDP.
 fn trials(
     decider: &Decider,
     listed: &[Listed<'_>],
@@ -265,7 +265,7 @@ fn trials(
     trials.zip(listed).map(row).collect()
 }
 
-/// What follows from the trials. Direction and devices are the caller's to add.
+/// The explanation that follows from the trials. The caller sets direction and devices.
 fn conclusion(rules: Vec<TriedRule>, packet: &Packet, nothing: &str) -> Explanation {
     let having_a_say: Vec<&TriedRule> = rules.iter().filter(|row| row.hook.is_some()).collect();
     let decided = having_a_say
@@ -305,7 +305,7 @@ fn share(tried: &Tried, rule: &Rule) -> String {
     rule.matching.percent.words(what)
 }
 
-/// What the datapath lets through although a rule takes it.
+/// Notes on packets that pass although a rule matches them.
 fn notes(packet: &Packet, having_a_say: &[&TriedRule]) -> Vec<String> {
     let may_be = |number| packet.protocol.is_none_or(|protocol| protocol == number);
     let mut notes = Vec::new();

@@ -15,7 +15,7 @@ impl Controller {
     /// The flows that rules decided.
     ///
     /// # Errors
-    /// If they can't be read.
+    /// If the datapath's count of recorded flows can't be read.
     pub async fn flows(&self, request: FlowsRequest) -> Result<FlowsResponse, Error> {
         let this = self.clone();
         // A large table takes a while to read.
@@ -26,7 +26,7 @@ impl Controller {
         self.learn_names();
         let clock = self.0.wall.clock();
         let seen = &self.0.seen;
-        // Before the flows, so that a flow that is recorded meanwhile does not count as evicted.
+        // Read before the flows: a flow that is recorded meanwhile must not count as evicted.
         let tally = seen.tally()?;
         let tags: Option<HashSet<u32>> = (!request.rule.is_empty())
             .then(|| self.0.names.tags(&request.rule).into_iter().collect());
@@ -68,8 +68,8 @@ impl Controller {
     }
 }
 
-/// The first `limit` of many flows in an order, and how many others there are. Its memory is bounded by
-/// `limit`, not by the table's size.
+/// The first `limit` flows in an order, and the number of the others. Its memory is bounded by
+/// `limit`, not by the size of the flow table.
 struct Top {
     order: FlowOrder,
     limit: usize,

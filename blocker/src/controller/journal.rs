@@ -48,7 +48,7 @@ pub(super) fn expired(rules: &[Rule]) {
     }
 }
 
-/// All rules of an owner were replaced. A feed has too many for a line each.
+/// All rules of an owner were replaced. A feed has too many rules for a line each.
 pub(super) fn replaced(owner: &Owner, who: Who, diff: &Diff) {
     if let Owner::Feed(_) = owner {
         let (targets_added, targets_lifted) = targets_changed(diff);
@@ -74,7 +74,7 @@ pub(super) fn replaced(owner: &Owner, who: Who, diff: &Diff) {
     }
 }
 
-/// How many of the flows that a teardown left have a line each.
+/// The most flows left by a teardown that are logged with a line each.
 const NAMED: usize = 50;
 
 /// A teardown ended.
@@ -107,7 +107,7 @@ pub(super) fn killed(account: &Account) {
     }
 }
 
-/// The attached devices changed: logs which came, how they are attached and why, and which went.
+/// Logs the devices that were attached, with the mode and its reason, and those that were detached.
 pub(super) fn devices(before: &[(u32, String)], now: &[&Attached]) {
     let was_there = |index| before.iter().any(|(other, _)| *other == index);
     for attached in now

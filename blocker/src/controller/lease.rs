@@ -1,4 +1,4 @@
-//! Leases: rules that are in force as long as the client that asked for them stays connected.
+//! Leases: rules that are in force while the client that asked for them stays connected.
 //!
 //! The connection is the lease: when it closes, because the client is done or died, the rules are
 //! lifted. If the daemon dies, the datapath ends them: their deadline is at most [`TERM`] away, and
@@ -28,13 +28,13 @@ const TERM: SignedDuration = SignedDuration::from_secs(30);
 const RENEWAL: Duration = Duration::from_secs(10);
 /// How often to check that the rules are still in force.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often to tell the client that they are.
+/// How often to tell the client that the rules are still in force.
 const TELL: Duration = Duration::from_secs(1);
 
 /// A lease's rules, and the deadlines that were asked for.
 type Limits = BTreeMap<RuleId, Option<Timestamp>>;
 
-/// Rules that are in force until this is dropped.
+/// A lease. Its rules are in force until it is dropped.
 pub struct Lease {
     controller: Controller,
     owner: Owner,
@@ -51,7 +51,7 @@ impl Controller {
     /// Puts rules in force for as long as the lease lives.
     ///
     /// # Errors
-    /// See [`Error`]. A rule whose id is in use is one.
+    /// See [`Error`]. A rule with an id that is in use is refused.
     pub async fn hold(&self, specs: Vec<RuleSpec>, asking: Asking) -> Result<Lease, Error> {
         let this = self.clone();
         finished(async move { this.hold_now(specs, &asking).await }).await
@@ -149,7 +149,7 @@ impl Controller {
         Ok((rules, carved))
     }
 
-    /// Moves the deadline of a lease's rules again and again.
+    /// Moves the deadline of a lease's rules at each [`RENEWAL`].
     async fn keep_renewing(self, owner: Owner, limits: Limits) {
         loop {
             tokio::time::sleep(RENEWAL).await;
@@ -164,7 +164,7 @@ impl Controller {
         }
     }
 
-    /// Lifts what is left of a lease.
+    /// Lifts the rules of a lease that are still in force.
     async fn release(&self, owner: &Owner, who: Who) -> Result<(), Error> {
         let mut writer = self.writer().await;
         let left = self.rules_of(owner);
@@ -214,7 +214,7 @@ impl Writer {
     }
 }
 
-/// The deadline of a rule from now on.
+/// A rule's next deadline: [`TERM`] from now, but not after its own limit.
 fn term(limit: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
     let term = now.checked_add(TERM).ok();
     match (limit, term) {

@@ -31,7 +31,7 @@ impl Names {
             names.clear();
         }
         for (id, entry) in live.ruleset() {
-            // A tag is never given to another rule.
+            // A slot's tags repeat only after 65,536 rules have had the slot.
             names.entry(tagged(entry)).or_insert_with(|| id.clone());
         }
     }
@@ -65,7 +65,7 @@ impl Controller {
 #[derive(Default)]
 pub(super) struct Wall(AtomicI64);
 
-/// The error of the offset that is tolerated.
+/// The tolerated error of the offset, in nanoseconds.
 const SLACK: i64 = 1_000_000;
 
 impl Wall {
@@ -128,7 +128,7 @@ pub(super) fn is_protocol(asked: Protocol, name: &str) -> bool {
     }
 }
 
-/// Whether an address is in one of the prefixes, if there are any.
+/// Whether an address is in one of the prefixes. Without prefixes, any address is.
 pub(super) fn is_in(prefixes: &[Target], address: IpAddr) -> bool {
     prefixes.is_empty()
         || prefixes
@@ -136,7 +136,7 @@ pub(super) fn is_in(prefixes: &[Target], address: IpAddr) -> bool {
             .any(|prefix| prefix.net().contains(&address))
 }
 
-/// What became of a packet, by the datapath's number.
+/// The decision on a packet, by the datapath's number for the verdict.
 pub(super) const fn decision(number: u8) -> Decision {
     match number {
         verdict::RESET => Decision::Reset,

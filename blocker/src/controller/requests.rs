@@ -40,7 +40,7 @@ impl Controller {
         .await
     }
 
-    /// Confirms a rule that would end otherwise: from now on it ends when it was to, if at all.
+    /// Confirms a rule on trial. The rule then ends at the deadline that was asked for, if any.
     ///
     /// # Errors
     /// See [`Error`]. A rule that was not confirmed in time does not exist any more.
@@ -73,7 +73,7 @@ impl Controller {
         Ok(ConfirmResponse { rule, confirmed })
     }
 
-    /// Deletes a target from every rule that has exactly it; a rule left with none is deleted.
+    /// Deletes a target from every rule that lists it. A rule that has no target left is deleted.
     ///
     /// # Errors
     /// See [`Error`].
@@ -112,7 +112,7 @@ impl Controller {
         .await
     }
 
-    /// Deletes all rules of the API; with `all`, everybody's.
+    /// Deletes all rules of the API; with `all`, the rules of every owner.
     ///
     /// # Errors
     /// See [`Error`].
@@ -165,7 +165,7 @@ impl Controller {
         let mut rules: Vec<Rule> = Vec::with_capacity(specs.len());
         for asked in self.review_all(specs, asking, now)? {
             let mut rule = asked.rule;
-            // A rule without an id is the one that is there already, if one does the same.
+            // A rule without an id gets the id of a rule in force that has the same effect.
             if !asked.named
                 && let Some(old) = self.same(&rule)
             {
@@ -207,7 +207,7 @@ impl Controller {
         Ok(response)
     }
 
-    /// The rules in force and these, which replace those of the same id.
+    /// The rules in force, with `rules` added or put in place of those with the same id.
     pub(super) fn with<'r>(
         &self,
         rules: impl IntoIterator<Item = &'r Rule>,
@@ -223,7 +223,7 @@ impl Controller {
         wanted
     }
 
-    /// The rule in force that has the same id as the one that is asked for, or the same effect.
+    /// The rule in force that has the same effect as `rule` and, if `named`, the same id.
     pub(super) fn existing(&self, rule: &Rule, named: bool) -> Result<Option<Rule>, Error> {
         if !named {
             return Ok(self.same(rule));
@@ -238,7 +238,7 @@ impl Controller {
         }
     }
 
-    /// A rule of the API that does the same.
+    /// A rule of the API in force that has the same effect.
     fn same(&self, rule: &Rule) -> Option<Rule> {
         let live = self.live();
         let mut api = live
@@ -249,10 +249,10 @@ impl Controller {
             .map(|entry| entry.rule.clone())
     }
 
-    /// Six hexadecimal digits that no rule is called yet.
+    /// An id of six hexadecimal digits that no rule in force has.
     pub(super) fn fresh_id(&self) -> RuleId {
         loop {
-            // Only uniqueness is asked of it, which is checked; the clock does where randomness fails.
+            // The id need only be unique, which is checked, so the clock may replace a random number.
             let number = getrandom::u32().unwrap_or_else(|_| boot_time() as u32);
             let id: Option<RuleId> = format!("{:06x}", number & 0xff_ffff).parse().ok();
             if let Some(id) = id.filter(|id| self.live().ruleset().get(id).is_none()) {
@@ -262,7 +262,7 @@ impl Controller {
     }
 }
 
-/// How much of a rule is left after a deletion.
+/// The part of a rule that is left after a deletion.
 pub(super) enum Keep {
     All,
     Only(Targets),

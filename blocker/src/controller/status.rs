@@ -98,7 +98,7 @@ impl Controller {
         })
     }
 
-    /// Totals of rules and hooks.
+    /// The sums of the counters of rules and hooks.
     ///
     /// # Errors
     /// If counters can't be read.

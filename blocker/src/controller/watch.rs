@@ -26,8 +26,8 @@ impl Controller {
     /// Passes packet events on while there are watchers, until the daemon stops.
     pub(super) async fn pass_events_on(self) {
         let ready = self.0.seen.readiness().and_then(|fd| {
-            // SAFETY: an `OwnedFd` gives the same descriptor as long as it lives, and lives inside
-            // the `AsyncFd`.
+            // SAFETY: an `OwnedFd` gives the same descriptor for its whole life, and the `AsyncFd`
+            // owns it.
             let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
             Ok(ready?)
         });
@@ -62,7 +62,7 @@ impl Controller {
                 }
                 sleep(GATHER).await;
             }
-            // The next watcher must not get events from before it began.
+            // The next watcher must not get events from before its start.
             self.0.seen.drain(&mut |_| {});
         }
     }
@@ -78,14 +78,14 @@ impl Controller {
         }
     }
 
-    /// Publishes the events that are waiting.
+    /// Publishes the events that are in the ring buffer.
     async fn pass_on(&self) {
         let mut raw = Vec::new();
         self.0.seen.drain(&mut |event| raw.push(*event));
         if raw.is_empty() {
             return;
         }
-        // A new rule's first packet may arrive before the rule's name was learnt.
+        // A new rule's first packet may arrive before the rule's name is known.
         if raw
             .iter()
             .any(|event| self.0.names.of(event.rule).is_none())

@@ -277,7 +277,7 @@ impl Banks {
         let result = settling
             .join()
             .unwrap_or_else(|_| Err(std::io::Error::other("the waiting thread panicked")));
-        // If the thread's wait failed, wait here: the bank must not be written before a wait succeeds.
+        // If the thread's wait failed, wait here: no bank may be written before a wait succeeds.
         result
             .or_else(|_| self.grace.wait())
             .map_err(|source| Error::Grace { source })

@@ -1,7 +1,7 @@
 //! Waits until every program run that began earlier has ended.
 //!
-//! Programs run under the RCU read lock, so such a wait is an RCU grace period. `bpf(2)` waits for one
-//! after every update of a map-in-map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since
+//! Programs run under the RCU read lock, so such a wait is an RCU grace period. `bpf(2)` waits for
+//! one after every update of a map-in-map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since
 //! Linux 4.20), so this module updates an array of maps that has one element and no other use.
 //! `membarrier(MEMBARRIER_CMD_GLOBAL)` waits too, but fails on kernels that run with `nohz_full`.
 

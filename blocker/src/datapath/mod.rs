@@ -365,7 +365,7 @@ impl Datapath {
         self.counters.rule(slot)
     }
 
-    /// The rules that had a slot when the maps were loaded (those of an earlier daemon), and the slots.
+    /// The rules of an earlier daemon that had a slot when the maps were loaded, and the slots.
     #[must_use]
     pub fn counted(&self) -> &[(RuleId, u32)] {
         self.counters.counted()

@@ -71,7 +71,7 @@ pub struct Seen {
     recording: bool,
     tally: PerCpuArray<MapData, Tally>,
     ring: Mutex<RingBuf<MapData>>,
-    /// The map that the banks' `state` also maps. Only the word `watching` is written through this one.
+    /// The array that the banks' `state` also maps. Only its word `watching` is written here.
     state: Mutex<Mapped<State>>,
 }
 
