@@ -1,5 +1,5 @@
-//! The kernel objects of one datapath, by the ids of bpf(2): programs, maps, links; and its pins and
-//! the daemon's file descriptors. After a fault there must be as many as before.
+//! Counts the kernel objects of one datapath (programs, maps, links), its pins, and the daemon's file
+//! descriptors. After a fault, tests expect the same counts as before.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use crate::hosts::{Daemon, poll};
 
-/// How long the kernel may take to free what nobody holds any more.
+/// The time within which the kernel must free objects without references.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many there are of each.
+/// The number of each kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelObjects {
     /// Programs that are loaded.
@@ -31,10 +31,10 @@ pub struct KernelObjects {
 }
 
 impl KernelObjects {
-    /// Of a daemon that runs, and whatever of its predecessors is left.
+    /// Counts the objects of a running daemon, and those that its predecessors left.
     ///
-    /// Programs of one pin directory, old and new, share its map of counters: that tells them from
-    /// those of other daemons.
+    /// All programs of one pin directory, old and new, use its map of counters. So that map tells
+    /// them from the programs of other daemons.
     pub fn of(daemon: &Daemon) -> Result<Self> {
         let mut pins = Vec::new();
         files(daemon.pins(), &mut pins)?;
@@ -69,8 +69,8 @@ impl KernelObjects {
         })
     }
 
-    /// Checks that there is just as much again, once the kernel has freed what is to go. Descriptors
-    /// come and go with requests: there must be no more than some beyond.
+    /// Waits until the counts equal these again. Some more descriptors are allowed, because requests
+    /// open them for a moment.
     pub fn check(&self, daemon: &Daemon, what: &str) -> Result<()> {
         const SOME: usize = 4;
         let mut last = None;

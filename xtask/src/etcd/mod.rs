@@ -1,5 +1,5 @@
-//! What an etcd of three members with TLS is made of: its certificates, its addresses, the arguments
-//! of a member. Whoever starts them adds where they log, and at what level.
+//! An etcd of three members with TLS: its certificates, its addresses, and the arguments of a member.
+//! The caller that starts the members adds the destination and level of their logs.
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
-/// How many members there are.
+/// The number of members.
 pub const MEMBERS: usize = 3;
 
-/// Where clients reach the members, of which all listen on one address.
+/// The URLs at which clients reach the members. All members listen on one address.
 pub fn endpoints(address: &str) -> Vec<String> {
     (0..MEMBERS)
         .map(|member| url(address, 2379, member))
@@ -21,8 +21,8 @@ fn url(address: &str, first: usize, member: usize) -> String {
     format!("https://{address}:{}", first + 100 * member)
 }
 
-/// The command that makes an authority, a certificate for the members and one for each user, in this
-/// directory.
+/// The command that makes, in a directory, a certificate authority, a certificate for the members and
+/// one for each user.
 pub fn certificates(files: &Path, address: &str, users: &[String]) -> Result<Command> {
     let script = files.join("certificates.sh");
     fs::write(&script, include_str!("certificates.sh"))?;
@@ -35,7 +35,7 @@ pub fn certificates(files: &Path, address: &str, users: &[String]) -> Result<Com
     Ok(command)
 }
 
-/// Gives a command the arguments of a member; `state` is `new`, or `existing` for one that was killed.
+/// Adds a member's arguments to a command. `state` is `new`, or `existing` to start a killed member.
 pub fn member(command: &mut Command, files: &Path, address: &str, member: usize, state: &str) {
     let (client, peer) = (url(address, 2379, member), url(address, 2380, member));
     let cluster: Vec<String> = (0..MEMBERS)

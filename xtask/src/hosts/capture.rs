@@ -1,4 +1,4 @@
-//! What is on a wire: tcpdump on a device of a namespace.
+//! Captures packets by tcpdump on a device of a namespace.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -21,19 +21,19 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures what a filter of `pcap-filter(7)` lets through, and returns once it does.
+    /// Starts to capture packets that match a `pcap-filter(7)`, and returns once tcpdump listens.
     ///
     /// # Errors
-    /// tcpdump is missing, or refuses the filter: with what it said.
+    /// tcpdump is missing, or ends at once. The error then has its standard error.
     pub fn start(host: &Namespace, device: &str, filter: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let said = directory.path().join("stderr");
         let mut command = Command::new("tcpdump");
         command
-            // -Z: as root, so that it may write into our directory.
+            // -Z: tcpdump stays root, so that it may write to the directory.
             .args(["-n", "-U", "--immediate-mode", "-c", "100000", "-Z", "root"])
-            // In immediate mode each packet has a slot of the most that is kept of any. By default
-            // there is room for eight, and what finds none is lost.
+            // In immediate mode each packet takes a slot of the snapshot length. With the defaults the
+            // buffer has eight slots, and packets that find none are lost.
             .args(["-s", "70000", "-B", "8192"])
             .args(["-i", device, "-w"])
             .arg(directory.path().join("pcap"))
@@ -56,10 +56,10 @@ impl Capture {
         Ok(capture)
     }
 
-    /// Ends the capture and gives its packets, each with its link-layer header.
+    /// Ends the capture and returns its packets, each with its link-layer header.
     ///
     /// # Errors
-    /// tcpdump does not end, or what it wrote cannot be read.
+    /// tcpdump does not end, or its file cannot be read.
     pub fn finish(mut self) -> Result<Vec<Vec<u8>>> {
         let pid = Pid::from_raw(self.tcpdump.id().cast_signed());
         kill(pid, Signal::SIGINT).context("tcpdump cannot be told to end")?;
@@ -72,17 +72,17 @@ impl Capture {
     /// The packets so far.
     ///
     /// # Errors
-    /// What tcpdump wrote cannot be read.
+    /// tcpdump's file cannot be read.
     pub fn packets(&self) -> Result<Vec<Vec<u8>>> {
         let path: PathBuf = self.directory.path().join("pcap");
         let bytes = fs::read(&path).with_context(|| format!("{} is lost", path.display()))?;
         Ok(records(&bytes))
     }
 
-    /// Waits until there are at least so many packets.
+    /// Waits until at least `count` packets are captured, and returns them.
     ///
     /// # Errors
-    /// There are fewer when the time is over.
+    /// Fewer packets are captured within the time.
     pub fn wait_for(&self, count: usize, within: Duration) -> Result<Vec<Vec<u8>>> {
         poll(&format!("{count} packets on the wire"), within, || {
             self.packets().ok().filter(|packets| packets.len() >= count)
@@ -102,8 +102,8 @@ impl Drop for Capture {
     }
 }
 
-/// The whole records of a pcap file (libpcap's `savefile` format, in this host's byte order): a
-/// header of 24 bytes, then for each packet 16 bytes, of which the third word is its length here.
+/// The complete packets of a pcap file (`pcap-savefile(5)`, in this host's byte order): a header of
+/// 24 bytes, then for each packet 16 bytes, whose third word is the captured length, and its bytes.
 fn records(file: &[u8]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     let mut rest = file.get(24..).unwrap_or_default();
@@ -111,7 +111,7 @@ fn records(file: &[u8]) -> Vec<Vec<u8>> {
         let [.., a, b, c, d, _, _, _, _] = *header;
         let length = u32::from_ne_bytes([a, b, c, d]) as usize;
         let Some(packet) = body.get(..length) else {
-            break; // it is being written
+            break; // the last record is not complete yet
         };
         packets.push(packet.to_vec());
         rest = &body[length..];

@@ -1,4 +1,4 @@
-//! Real TCP between namespaces, and what each end sees of its death.
+//! TCP connections between namespaces, and how each end learns that its connection has ended.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -10,10 +10,10 @@ use nix::errno::Errno;
 
 use super::{Namespace, poll};
 
-/// How long something may take that takes a millisecond when all is well.
+/// The time limit of steps that usually take a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An established connection, both of whose ends are ours.
+/// An established connection with both of its ends.
 #[derive(Debug)]
 pub struct Connection {
     /// The end that connected.
@@ -29,12 +29,12 @@ pub struct End {
     death: Option<Death>,
 }
 
-/// How and when an end learnt that its connection is no more.
+/// How and when an end learnt that its connection has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Death {
-    /// What a read or write there fails with; none if it ended without an error.
+    /// The socket's error; `None` if the connection ended without an error.
     pub error: Option<Errno>,
-    /// When it was seen.
+    /// When the end was observed.
     pub at: Instant,
 }
 
@@ -42,12 +42,12 @@ pub struct Death {
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
-    /// Where it listens.
+    /// The address and port of the socket.
     pub address: SocketAddr,
 }
 
 impl Listener {
-    /// Listens on an address of the namespace; port 0 takes a free one.
+    /// Listens on an address of the namespace. Port 0 chooses a free port.
     ///
     /// # Errors
     /// The address is not the namespace's, or the port is taken.
@@ -60,16 +60,16 @@ impl Listener {
         Ok(Self { listener, address })
     }
 
-    /// Connects to it from a namespace.
+    /// Connects to the listener from a namespace.
     ///
     /// # Errors
-    /// The connection is refused, or not there in time.
+    /// The connection is refused, or not established in time.
     pub fn connect(&self, client: &Namespace) -> Result<Connection> {
         let (stream, _) = connect_timed(client, self.address, PATIENCE)?;
         let client = stream.with_context(|| format!("{} cannot be reached", self.address))?;
         let from = client.local_addr()?;
         let server = poll("the connection to be accepted", PATIENCE, || {
-            // Anything else that arrives here is none of this connection's.
+            // Other connections are not of this client.
             let (stream, peer) = self.listener.accept().ok()?;
             (peer == from).then_some(stream)
         })?;
@@ -80,10 +80,10 @@ impl Listener {
     }
 }
 
-/// Connects from a namespace, and says how long that, or its failure, took.
+/// Connects from a namespace, and returns the result and the time that the attempt took.
 ///
 /// # Errors
-/// The namespace cannot be entered. What becomes of the connection is within the answer.
+/// The namespace cannot be entered. A failed connection is part of the result.
 pub fn connect_timed(
     host: &Namespace,
     address: SocketAddr,
@@ -105,8 +105,8 @@ impl Connection {
         Listener::new(server, address, 0)?.connect(client)
     }
 
-    /// Waits until both ends are dead, at most until the deadline. What each saw is in
-    /// [`End::death`].
+    /// Waits until both ends are dead, at most until the deadline, and returns whether they are.
+    /// [`End::death`] tells how.
     ///
     /// # Errors
     /// The sockets cannot be polled.
@@ -114,11 +114,11 @@ impl Connection {
         wait_dead(&mut [&mut self.client, &mut self.server], deadline)
     }
 
-    /// Sends a byte each way and sees that it arrives: the connection lives, and holds nothing
-    /// back.
+    /// Checks that a byte sent from each end arrives at the other, and is the next one there, so that
+    /// no earlier data was left.
     ///
     /// # Errors
-    /// A byte did not arrive: says from which end, and what either end saw.
+    /// The byte of an end, which the error names, does not arrive.
     pub fn check_alive(&mut self) -> Result<()> {
         pass(&mut self.client, &mut self.server).context("from the client")?;
         pass(&mut self.server, &mut self.client).context("from the server")
@@ -135,9 +135,9 @@ fn pass(from: &mut End, to: &mut End) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all of these ends are dead, at most until the deadline; says whether they are.
+/// Waits until all of these ends are dead, at most until the deadline, and returns whether they are.
 ///
-/// Sends nothing: an end that learns of its death here learnt it from the network.
+/// Sends nothing, so an end that is dead here learnt it from the network or from its own kernel.
 ///
 /// # Errors
 /// The sockets cannot be polled.
@@ -191,12 +191,12 @@ impl End {
         })
     }
 
-    /// How it died, if that was seen yet.
+    /// How the connection ended at this end, if that was observed.
     pub fn death(&self) -> Option<Death> {
         self.death
     }
 
-    /// Looks once whether it is dead.
+    /// Polls for a millisecond whether the end is dead, and returns how it died.
     ///
     /// # Errors
     /// The socket cannot be polled.
@@ -205,34 +205,34 @@ impl End {
         Ok(self.death)
     }
 
-    /// Its own address and port.
+    /// The address and port of this end.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The kernel's error.
     pub fn local(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
     }
 
-    /// Puts bytes into its send buffer.
+    /// Writes bytes to the send buffer.
     ///
     /// # Errors
-    /// The connection is dead (which is noted as its death), or the buffer is full.
+    /// The connection is dead, which is recorded as its death, or the buffer is full.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let result = self.stream.write_all(bytes);
         self.note(result)
     }
 
-    /// Takes what arrives, until it is `length` bytes or the time is over.
+    /// Reads until `length` bytes have arrived, the other end has closed, or the time is over.
     ///
     /// # Errors
-    /// The connection is dead (which is noted as its death).
+    /// The connection is dead, which is recorded as its death.
     pub fn receive(&mut self, length: usize, within: Duration) -> io::Result<Vec<u8>> {
         let deadline = Instant::now() + within;
         let mut bytes = vec![0; length];
         let mut got = 0;
         while got < length {
             match self.stream.read(&mut bytes[got..]) {
-                Ok(0) => break, // the other end closed in order
+                Ok(0) => break, // the other end sent a FIN
                 Ok(count) => got += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if Instant::now() > deadline {
@@ -247,13 +247,13 @@ impl End {
         Ok(bytes)
     }
 
-    /// The state of the socket, in the names of `ss`.
+    /// The state of the socket, by the name that `ss` uses.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The kernel's error.
     pub fn state(&self) -> io::Result<&'static str> {
-        // `struct tcp_info` begins with the state, one byte; the kernel gives as much as is asked
-        // for.
+        // The first byte of `struct tcp_info` is the state. The kernel copies as many bytes as are
+        // asked for.
         let mut state = 0_u8;
         let mut length: libc::socklen_t = 1;
         // SAFETY: `state` is one byte, as `length` says, and both outlive the call.
@@ -289,7 +289,7 @@ impl End {
         &self.stream
     }
 
-    /// Reading or writing takes the socket's error with it: keeps it.
+    /// Records an error as the death: a read or write clears the socket's pending error.
     fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
             && error.kind() != io::ErrorKind::WouldBlock

@@ -1,4 +1,4 @@
-//! A real `blocker` in a namespace, and `blockctl` that talks to it.
+//! A real `blocker` in a namespace, and the `blockctl` that talks to it.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,9 +15,9 @@ use tempfile::TempDir;
 use super::leftovers::{self, Leftover};
 use super::{Namespace, Pins, poll};
 
-/// How long the daemon may take to answer: it verifies and loads its programs first.
+/// The time limit of a start, in which the kernel verifies and loads the programs.
 const START: Duration = Duration::from_secs(60);
-/// How long it may take to stop.
+/// The time limit of a stop.
 const STOP: Duration = Duration::from_secs(10);
 
 /// The two programs under test.
@@ -29,10 +29,10 @@ pub struct Programs {
     pub blockctl: PathBuf,
 }
 
-/// What a program said, and how it ended.
+/// The output and exit code of a program.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Its exit code; -1 if a signal ended it.
+    /// The exit code; -1 if a signal ended the program.
     pub code: i32,
     /// Its standard output.
     pub stdout: String,
@@ -41,10 +41,10 @@ pub struct Output {
 }
 
 impl Output {
-    /// Itself, if the program succeeded.
+    /// This output, if the program succeeded.
     ///
     /// # Errors
-    /// It did not: with what it said.
+    /// The program failed. The error has its output.
     pub fn success(self) -> Result<Self> {
         if self.code != 0 {
             bail!("exit code {}\n{}{}", self.code, self.stdout, self.stderr);
@@ -52,18 +52,18 @@ impl Output {
         Ok(self)
     }
 
-    /// Its standard output as JSON.
+    /// The standard output as JSON.
     ///
     /// # Errors
-    /// It is none.
+    /// The standard output is not JSON.
     pub fn json(&self) -> Result<serde_json::Value> {
         serde_json::from_str(&self.stdout)
             .with_context(|| format!("no JSON: {}{}", self.stdout, self.stderr))
     }
 }
 
-/// A daemon with files of its own. Stopped, and its pins removed, when dropped; if that is by a
-/// panic, its log is shown.
+/// A daemon with its own files and pins. Dropping it stops the daemon and removes files and pins; a
+/// panic also prints the daemon's log.
 #[derive(Debug)]
 pub struct Daemon {
     programs: Programs,
@@ -72,28 +72,28 @@ pub struct Daemon {
     files: TempDir,
     pins: Pins,
     process: Option<Child>,
-    /// As `--log-format` takes it.
+    /// The value of `--log-format`.
     pub log_format: &'static str,
 }
 
 impl Daemon {
-    /// Starts one in a namespace and returns once it answers.
+    /// Starts a daemon in a namespace and returns once the daemon answers.
     ///
-    /// `config` is YAML, added to what names its files: `control`, `state_dir` and `pin_dir` are
-    /// set already.
+    /// `config` is YAML, which is appended to settings of the daemon's own files: `control`,
+    /// `state_dir` and `pin_dir`.
     ///
     /// # Errors
-    /// It ends instead, or does not answer: with its log.
+    /// The daemon ends at once, or does not answer in time. The error has its log.
     pub fn start(host: &Namespace, programs: &Programs, config: &str) -> Result<Self> {
         let mut daemon = Self::prepare(host, programs, config)?;
         daemon.run(host)?;
         Ok(daemon)
     }
 
-    /// As [`Daemon::start`], but does not start it yet.
+    /// As [`Daemon::start`], but does not start the daemon yet.
     ///
     /// # Errors
-    /// Its files cannot be written.
+    /// The daemon's files cannot be written.
     pub fn prepare(host: &Namespace, programs: &Programs, config: &str) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("blocker-test-").tempdir()?;
         leftovers::made(Leftover::Directory(files.path().to_owned()));
@@ -111,7 +111,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Starts it, again if it was stopped or killed, and returns once it answers.
+    /// Starts the daemon, also after it was stopped or killed, and returns once it answers.
     ///
     /// # Errors
     /// As [`Daemon::start`].
@@ -150,7 +150,7 @@ impl Daemon {
         }
     }
 
-    /// Replaces its configuration file; takes effect at the next start or reload.
+    /// Replaces the configuration file. The next start or reload reads it.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -164,18 +164,18 @@ impl Daemon {
         fs::write(self.config_path(), own + config).context("the configuration cannot be written")
     }
 
-    /// Runs `blockctl` against it.
+    /// Runs `blockctl` against the daemon.
     ///
     /// # Errors
-    /// It cannot be started. That it fails is within the answer.
+    /// `blockctl` cannot be started. Its failure is part of the result.
     pub fn blockctl(&self, arguments: &[&str]) -> Result<Output> {
         output(self.blockctl_command().args(arguments))
     }
 
-    /// Runs `blockctl -o json` against it, and gives what it said.
+    /// Runs `blockctl -o json` against the daemon, and returns its output.
     ///
     /// # Errors
-    /// It fails, or what it said is no JSON.
+    /// `blockctl` fails, or its output is not JSON.
     pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         let output = output(self.blockctl_command().args(["-o", "json"]).args(arguments))?;
         output
@@ -184,12 +184,12 @@ impl Daemon {
             .json()
     }
 
-    /// `blockctl`, told where this daemon listens; arguments are the caller's.
+    /// The command `blockctl` with the daemon's socket. The caller adds arguments.
     pub fn blockctl_command(&self) -> Command {
         let mut command = Command::new(&self.programs.blockctl);
         command
             .env("BLOCKER_SOCKET", self.socket())
-            .env_remove("SSH_CONNECTION") // whoever runs the tests is no party to them
+            .env_remove("SSH_CONNECTION") // the session that runs the tests is not protected
             .stdin(Stdio::null());
         command
     }
@@ -197,67 +197,67 @@ impl Daemon {
     /// Runs the daemon's program with another verb, such as `unload`, on this configuration.
     ///
     /// # Errors
-    /// It cannot be started. That it fails is within the answer.
+    /// The program cannot be started. Its failure is part of the result.
     pub fn blocker(&self, host: &Namespace, verb: &str) -> Result<Output> {
         let mut command = Command::new(&self.programs.blocker);
         command.arg(verb).arg("--config").arg(self.config_path());
         host.enter(|| output(&mut command))?
     }
 
-    /// Tells it to read its configuration again.
+    /// Tells the daemon to read its configuration again.
     ///
     /// # Errors
-    /// It does not run.
+    /// The daemon does not run.
     pub fn reload(&self) -> Result<()> {
         self.signal(Signal::SIGHUP)
     }
 
-    /// Stops it as systemd would, and waits for it.
+    /// Stops the daemon by SIGTERM, as systemd does, and waits for its end.
     ///
     /// # Errors
-    /// It does not run, or does not stop.
+    /// The daemon does not run, or does not stop in time.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait()
             .with_context(|| format!("blocker said:\n{}", self.log()))
     }
 
-    /// Kills it, as by `kill -9`.
+    /// Kills the daemon by SIGKILL.
     ///
     /// # Errors
-    /// It does not run.
+    /// The daemon does not run.
     pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         self.wait()?;
         Ok(())
     }
 
-    /// Its process id, if it runs.
+    /// The daemon's process id, if it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
     }
 
-    /// All that it wrote so far.
+    /// The daemon's output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// Its control socket.
+    /// The daemon's control socket.
     pub fn socket(&self) -> PathBuf {
         self.files.path().join("control.sock")
     }
 
-    /// Its state directory.
+    /// The daemon's state directory.
     pub fn state(&self) -> PathBuf {
         self.files.path().join("state")
     }
 
-    /// Its directory of pins.
+    /// The daemon's pin directory.
     pub fn pins(&self) -> &Path {
         self.pins.path()
     }
 
-    /// Its configuration file.
+    /// The daemon's configuration file.
     pub fn config_path(&self) -> PathBuf {
         self.files.path().join("blocker.yaml")
     }
@@ -295,7 +295,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Runs a command to its end.
+/// Runs a command and waits for its end.
 pub fn output(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command

@@ -1,4 +1,4 @@
-//! A process that ends with its guard.
+//! A guard that kills a process.
 
 use std::process::Child;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A process, killed when dropped, even if it is stopped.
+/// A process that is killed when this is dropped, even if a signal has stopped it.
 pub struct Killed(pub Child);
 
 impl Killed {
@@ -21,7 +21,7 @@ impl Killed {
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // A process that has ended already is no error.
         let _killed = self.0.kill();
         let _ended = self.0.wait();
     }

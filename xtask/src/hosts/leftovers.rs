@@ -1,5 +1,5 @@
-//! What the laboratory has made outside of its process: a list, so that a signal can undo it,
-//! and names that tell whose it is, so that a later run can.
+//! The objects that this process has made outside itself. A list of them lets a signal handler
+//! remove them, and names with the pid let a later process remove them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,20 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What every name of ours begins with; the pid follows.
+/// The prefix of every name that this module makes. The pid follows.
 const PREFIX: &str = "blocker-test-";
 
-/// Where named network namespaces lie.
+/// The directory of named network namespaces.
 pub(super) const NAMESPACES: &str = "/run/netns";
-/// Where the kernel's BPF file system is mounted.
+/// The mount point of the BPF file system.
 pub(super) const BPF: &str = "/sys/fs/bpf";
 
-/// Something that outlives the process unless it is undone.
+/// An object that outlives this process unless it is removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Leftover {
-    /// A process that we started.
+    /// A child process.
     Process(i32),
-    /// A directory of pins.
+    /// A pin directory.
     Pins(PathBuf),
     /// A directory of files.
     Directory(PathBuf),
@@ -32,21 +32,21 @@ pub(super) enum Leftover {
 }
 
 static LEFTOVERS: Mutex<Vec<Leftover>> = Mutex::new(Vec::new());
-/// Held for as long as everything is being undone.
+/// Locked while [`clean_up`] runs.
 static CLEANING: Mutex<()> = Mutex::new(());
 static CLOSED: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 static SWEEP: Once = Once::new();
 
-/// A name that nobody else has: `blocker-test-<pid>-<number>-<label>`.
+/// A unique name: `blocker-test-<pid>-<number>-<label>`.
 pub(super) fn unique(label: &str) -> String {
     SWEEP.call_once(sweep);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{PREFIX}{}-{number}-{label}", std::process::id())
 }
 
-/// Notes that something is about to be made, or was. Once everything is being undone it does not
-/// return: the process is about to end, and nothing more is made.
+/// Lists an object that is about to be made, or was just made. Once [`clean_up`] has begun, removes
+/// the object and does not return, since the process is about to end.
 pub(super) fn made(what: Leftover) {
     let mut list = list();
     if CLOSED.load(Ordering::SeqCst) {
@@ -59,7 +59,7 @@ pub(super) fn made(what: Leftover) {
     list.push(what);
 }
 
-/// Undoes something, if it was not undone yet.
+/// Removes an object that is still listed.
 pub(super) fn undo(what: &Leftover) {
     let noted = {
         let mut list = list();
@@ -72,13 +72,13 @@ pub(super) fn undo(what: &Leftover) {
     }
 }
 
-/// Takes something off the list that is gone already.
+/// Takes an object off the list that does not exist any more.
 pub(super) fn gone(what: &Leftover) {
     list().retain(|other| other != what);
 }
 
-/// Undoes everything. For a process that is about to end, by a signal or not: nothing can be made
-/// after it. Whoever calls it while another thread is at it waits.
+/// Removes all listed objects, before the process ends. No object can be made afterwards. A second
+/// caller waits until the first one has finished.
 pub fn clean_up() {
     let _cleaning = CLEANING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut everything = {
@@ -86,7 +86,7 @@ pub fn clean_up() {
         CLOSED.store(true, Ordering::SeqCst);
         std::mem::take(&mut *list)
     };
-    // A namespace lives on as long as a process is in it.
+    // Processes first: a namespace exists as long as a process is in it.
     everything.sort_by_key(|what| match what {
         Leftover::Process(_) => 0,
         Leftover::Pins(_) => 1,
@@ -99,7 +99,7 @@ pub fn clean_up() {
 }
 
 impl Leftover {
-    /// Nothing can be done about a failure, and mostly it means that it is gone already.
+    /// Ignores failures, which mostly mean that the object does not exist any more.
     fn undo(&self) {
         match self {
             Self::Process(pid) => {
@@ -123,7 +123,7 @@ fn list() -> MutexGuard<'static, Vec<Leftover>> {
     LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Undoes what processes left that are no more: they were killed, so no guard of theirs ran.
+/// Removes the pins and namespaces of killed processes, whose guards did not run.
 fn sweep() {
     let orphans = |directory: &str| -> Vec<String> {
         let entries = fs::read_dir(directory).into_iter().flatten();

@@ -1,11 +1,11 @@
-//! Network namespaces as hosts, joined by veth; real connections between them; a real `blocker` in one
-//! of them.
+//! Hosts for tests: network namespaces joined by veth, TCP connections between them, and a real
+//! `blocker` in one of them. Needs root.
 //!
-//! Everything is a guard: what it made is gone when it is dropped, and [`clean_up`] undoes what a
-//! signal would leave. Names carry the pid and a number, so that tests and processes can run side by
-//! side; what a killed process left, the next process removes. Needs root.
+//! Every object is a guard that removes what it made when it is dropped. [`clean_up`] removes the
+//! rest before a signal ends the process. Names contain the pid and a number, so that tests can run
+//! in parallel. The next process removes the pins and namespaces that a killed process left.
 //!
-//! Owns how hosts are made and what an endpoint saw; knows nothing of what blocker promises.
+//! Knows how hosts are made and what an endpoint saw, but not what blocker promises.
 
 mod capture;
 mod connection;
@@ -29,13 +29,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How many times as long everything may take, for machines that are slow (emulated ones).
+/// Environment variable: the factor on the time limits of [`poll`], for slow (emulated) machines.
 const PATIENCE: &str = "BLOCKER_TEST_PATIENCE";
 
-/// Asks again until the answer is there. `what` is what is waited for, for the error.
+/// Calls `ask` until it returns an answer. The error names `what`, the event that is waited for.
 ///
 /// # Errors
-/// There is no answer within the time.
+/// `ask` returns no answer within the time.
 pub fn poll<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
     let patience = std::env::var(PATIENCE).ok();
     let within = within * patience.and_then(|times| times.parse().ok()).unwrap_or(1);

@@ -1,4 +1,4 @@
-//! A network namespace, and being in it.
+//! Network namespaces, and running code and commands in them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,18 +9,18 @@ use nix::sched::{CloneFlags, setns};
 
 use super::leftovers::{self, Leftover, NAMESPACES};
 
-/// A named network namespace of our own: deleted when dropped.
+/// A named network namespace, which is deleted when this is dropped.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// Makes one that does not forward, with its loopback up and IPv6 addresses usable at once. `label`
-    /// is for people.
+    /// Makes a namespace that does not forward, with loopback up and IPv6 addresses usable at once.
+    /// `label` is a part of its name, for people who read it.
     ///
     /// # Errors
-    /// We are not root, or `ip` is missing.
+    /// This process is not root, or `ip` is missing.
     pub fn new(label: &str) -> Result<Self> {
         let name = leftovers::unique(label);
         leftovers::made(Leftover::Namespace(name.clone()));
@@ -36,13 +36,13 @@ impl Namespace {
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
-        // A new namespace has the IPv4 settings of the first one (`devconf_inherit_init_net`), where
-        // Docker turns forwarding on and distributions filter by reverse path.
+        // A new namespace inherits the IPv4 settings of the initial one (`devconf_inherit_init_net`).
+        // There Docker may have turned on forwarding, and the distribution reverse path filtering.
         namespace.sysctl("net/ipv4/ip_forward", "0")?;
         for device in ["all", "default"] {
             namespace.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
         }
-        // Duplicate address detection would keep an address unusable for a second or two.
+        // Duplicate address detection would make an address unusable for a second or two.
         for device in ["all", "default"] {
             namespace.sysctl(&format!("net/ipv6/conf/{device}/accept_dad"), "0")?;
         }
@@ -50,18 +50,18 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Its name, as `ip netns` knows it.
+    /// The namespace's name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file that stands for it.
+    /// The file by which the namespace is opened.
     pub fn path(&self) -> PathBuf {
         Path::new(NAMESPACES).join(&self.name)
     }
 
-    /// Does something in it, on a thread of its own: sockets that are opened there, and processes
-    /// that are started there, stay there.
+    /// Runs a closure in the namespace, on a thread of its own. Sockets that the closure opens, and
+    /// processes that it starts, stay in the namespace.
     ///
     /// # Errors
     /// The namespace cannot be entered.
@@ -82,10 +82,10 @@ impl Namespace {
         }
     }
 
-    /// Starts a process in it. The terminal's Ctrl-C does not reach it: its guard ends it.
+    /// Starts a process in the namespace. A guard must end it: it does not get the terminal's Ctrl-C.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         use std::os::unix::process::CommandExt;
         command.process_group(0);
@@ -94,10 +94,10 @@ impl Namespace {
             .with_context(|| format!("`{program}` cannot be started"))
     }
 
-    /// Runs a command in it and gives its output.
+    /// Runs a command in the namespace and returns its output.
     ///
     /// # Errors
-    /// It cannot be started, or fails: then with what it said.
+    /// The command cannot be started, or fails. The error then has its standard error.
     pub fn run(&self, words: &[&str]) -> Result<String> {
         let (program, arguments) = words.split_first().ok_or_else(|| anyhow!("no command"))?;
         let mut command = Command::new(program);
@@ -119,7 +119,7 @@ impl Namespace {
     /// Sets a sysctl of the network; `name` is its path under `/proc/sys`.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// The kernel has no sysctl of that name, or refuses the value.
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(name);
         self.enter(|| fs::write(&path, value))?

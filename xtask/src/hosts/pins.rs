@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::daemon::output;
 use super::leftovers::{self, BPF, Leftover};
 
-/// A place for a directory of pins, which is gone when this is dropped. Whoever uses it makes it.
+/// A path for a pin directory. Its user creates the directory; dropping this removes the directory.
 #[derive(Debug)]
 pub struct Pins(PathBuf);
 
@@ -23,7 +23,7 @@ impl Pins {
         Ok(Self(path))
     }
 
-    /// Where it is, or is to be.
+    /// The path of the directory, which may not exist yet.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -35,7 +35,7 @@ impl Drop for Pins {
     }
 }
 
-/// The BPF file system is mounted by systemd; a container may lack it.
+/// Mounts the BPF file system if it is not mounted. systemd mounts it, but a container may lack it.
 fn mount_bpf() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("/proc is not mounted")?;
     let mounted = mounts

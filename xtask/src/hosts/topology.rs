@@ -1,4 +1,4 @@
-//! The topologies: two hosts; a client, a router and a server; the same with a bridge between.
+//! Topologies: two hosts; a client, a router and a server; a client, a bridge and a server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ use super::Namespace;
 /// Joins two namespaces by a veth pair and brings both of its ends up.
 ///
 /// # Errors
-/// A device of that name is there already.
+/// A device of that name exists already.
 pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     a.0.run(&[
         "ip",
@@ -30,8 +30,8 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     Ok(())
 }
 
-/// Two hosts on one wire, each with one device, `eth0`. Their IPv4 addresses are of different
-/// networks, and on-link all the same.
+/// Two hosts on one link, each with one device, `eth0`. Their IPv4 addresses look like those of
+/// different networks, but each host has an on-link route to the other's address.
 #[derive(Debug)]
 pub struct Pair {
     /// The host that blocks.
@@ -50,10 +50,10 @@ impl Pair {
     /// B's IPv6 address.
     pub const B6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xb));
 
-    /// A second address of B, which is a remote of its own; see [`Pair::second_remote`].
+    /// A second address of B, for rules a separate remote; see [`Pair::second_remote`].
     pub const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
 
-    /// Makes both and joins them.
+    /// Makes both hosts and joins them.
     ///
     /// # Errors
     /// As [`Namespace::new`].
@@ -74,7 +74,7 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Gives B its second address, and A the way there.
+    /// Gives B its second address, and A a route to that address.
     ///
     /// # Errors
     /// As [`Namespace::run`].
@@ -108,7 +108,7 @@ impl Routed {
     /// The server's IPv6 address.
     pub const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2));
 
-    /// Makes the three, joins them and lets the router forward.
+    /// Makes the three hosts, joins them and lets the router forward.
     ///
     /// # Errors
     /// As [`Namespace::new`].
@@ -162,7 +162,7 @@ impl Bridged {
     /// The server's IPv6 address.
     pub const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 2));
 
-    /// Makes the three and joins them.
+    /// Makes the three hosts and joins them.
     ///
     /// # Errors
     /// As [`Namespace::new`].
@@ -191,8 +191,8 @@ impl Bridged {
 fn address(host: &Namespace, device: &str, address: &str) -> Result<()> {
     let mut words = vec!["ip", "address", "add", address, "dev", device];
     if address.contains(':') {
-        // Else it is tentative until the kernel has noticed that the device is up, which on a busy
-        // machine takes a second.
+        // Without `nodad` the address is tentative until the kernel has noticed that the device is
+        // up, which takes a second on a busy machine.
         words.push("nodad");
     }
     host.run(&words)?;
