@@ -8,7 +8,7 @@ use crate::packets::{Bench, Program, SETTINGS, rule, udp};
 /// XDP leaves rules with random sampling to TC, so that a packet is sampled once: otherwise XDP would drop
 /// the packets that the first rule's sample leaves out, and TC would sample the rest again.
 #[test]
-fn xdp_settles_nothing_behind_a_die() -> Result<()> {
+fn xdp_settles_nothing_behind_a_sample() -> Result<()> {
     let rules = [
         rule("some", "10.48.22.221", "{mode: audit, percent: 50}"),
         rule("rest", "10.48.22.0/24", "{mode: drop}"),
